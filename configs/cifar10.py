@@ -1,0 +1,37 @@
+"""A small masked autoencoder on CIFAR-10: 32-pixel images, 4-pixel patches.
+
+    python -m mae_jax.main --config=configs/cifar10.py
+
+Data: CIFAR-10 prepared by TFDS (`tfds build cifar10`), or any folder of 32-pixel images with
+    --config.data.source=folder --config.data.root=DIR
+"""
+
+import ml_collections
+
+from configs import vit_l
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe."""
+    config = vit_l.get_config()
+    config.epochs = 200.0
+    config.batch_size = 256
+    config.model.size = "Ti"
+    config.model.image_size = (32, 32)
+    config.model.patch_size = (4, 4)
+    config.model.depth = 6
+    config.model.decoder_embed_dim = 128
+    config.model.decoder_depth = 2
+    config.model.decoder_num_heads = 4
+    config.optim.base_lr = 1e-3
+    config.optim.warmup_epochs = 10.0
+    config.data.name = "cifar10"
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.data.holdout = 5000
+    config.checkpoint.keep_every = 0
+    config.eval_every = 500
+    config.eval_images = 1024
+    config.picture_every = 500
+    config.picture_images = 12
+    return config

@@ -1,0 +1,40 @@
+"""A tiny masked autoencoder on images the project draws itself: the first thing to run.
+
+    launch/local.sh --config=configs/demo.py
+
+Hardware: anything.
+"""
+
+import ml_collections
+
+from configs import vit_l
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe."""
+    config = vit_l.get_config()
+    config.epochs = 0.0
+    config.steps = 1000
+    config.batch_size = 64
+    config.model.size = "Ti"
+    config.model.image_size = (64, 64)
+    config.model.patch_size = (8, 8)
+    config.model.embed_dim = 192
+    config.model.depth = 4
+    config.model.num_heads = 3
+    config.model.decoder_embed_dim = 128
+    config.model.decoder_depth = 2
+    config.model.decoder_num_heads = 4
+    config.target.normalize = False
+    config.optim.base_lr = 4e-3
+    config.optim.warmup_epochs = 0.1
+    config.data.source = "shapes"
+    config.data.mean = (0.5, 0.5, 0.5)
+    config.data.std = (0.25, 0.25, 0.25)
+    config.checkpoint.every_steps = 500
+    config.checkpoint.keep_every = 0
+    config.log_every = 50
+    config.eval_every = 250
+    config.eval_images = 512
+    config.picture_every = 250
+    return config

@@ -1,0 +1,30 @@
+"""Your own pictures: any folder, labelled or not; only its place has to be given.
+
+    launch/local.sh --config=configs/folder.py --config.data.root=DIR
+"""
+
+import ml_collections
+
+from configs import vit_l
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe."""
+    config = vit_l.get_config()
+    config.epochs = 400.0
+    config.batch_size = 64
+    config.model.size = "Ti"
+    config.model.decoder_embed_dim = 192
+    config.model.decoder_depth = 4
+    config.model.decoder_num_heads = 6
+    config.target.normalize = False
+    config.optim.base_lr = 2e-3
+    config.optim.warmup_epochs = 10.0
+    config.data.source = "folder"
+    config.data.holdout = 64
+    config.checkpoint.keep_every = 0
+    config.log_every = 10
+    config.eval_every = 250
+    config.eval_images = 512
+    config.picture_every = 250
+    return config

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Every check that CI makes: launch/test.sh [arguments of pytest]
+#
+#   launch/test.sh                               everything that needs no accelerator (see pyproject.toml)
+#   launch/test.sh tests/test_launch.py -k lock  some tests
+#   launch/test.sh -m slow                       the slow ones; likewise gpu, tpu, interop
+set -euo pipefail
+
+# shellcheck source-path=SCRIPTDIR source=setup.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+setup dev
+setup_environment
+cd "$root"
+
+failed=''
+check() { # NAME COMMAND...: all of them run, whatever fails
+  local name=$1
+  shift
+  printf '== %s\n' "$name"
+  "$@" || failed+="${failed:+, }$name"
+}
+check 'ruff check' "$python" -m ruff check .
+check 'ruff format' "$python" -m ruff format --check .
+export PYRIGHT_PYTHON_IGNORE_WARNINGS=1 # no look-up of newer versions on the network
+check 'pyright' "$python" -m pyright --pythonpath "$python"
+check 'pytest' "$python" -m pytest "$@"
+
+if [[ -n $failed ]]; then
+  printf '== FAILED: %s (%s s)\n' "$failed" "$SECONDS"
+  exit 1
+fi
+printf '== all passed: ruff check, ruff format, pyright, pytest (%s s)\n' "$SECONDS"

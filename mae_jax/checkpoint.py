@@ -1,0 +1,125 @@
+"""Checkpoints with Orbax: `<run>/checkpoints/<step>/{state,metadata}`.
+
+The only module that knows Orbax. A save is asynchronous; a step folder appears only when complete.
+"""
+
+import contextlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from mae_jax.errors import UsageError
+from mae_jax.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpointer:
+    """Saves and restores the state of one run.
+
+    Args:
+      workdir: folder of the run.
+      keep: how many of the newest checkpoints to keep.
+      keep_every: keep every checkpoint whose step is a multiple of this for ever; 0 for none.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0):
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every))
+        self._manager = ocp.CheckpointManager(
+            os.path.join(os.path.abspath(workdir), FOLDER),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
+        """Starts to write the state and its description; returns before it is done.
+
+        `state` may be donated as soon as this returns.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
+        )
+        step = int(state.step)
+        if step not in self._manager.all_steps() and not self._manager.save(step, args=args):
+            raise RuntimeError(f"Orbax declined to save step {step} in {self._manager.directory}")
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The description saved with a step."""
+        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["metadata"]
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of a step, laid out as `abstract` says, on however many devices."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=args)["state"]
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk, and raises what went wrong on the way."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self._manager.close()
+
+
+def find(path: str) -> tuple[str, int]:
+    """(run folder, step) of a run folder, meaning its newest step, or of one step's folder.
+
+    Raises:
+      UsageError: there is no checkpoint.
+    """
+    path = os.path.abspath(path)
+    parent, name = os.path.split(path)
+    if name.isdigit() and os.path.isdir(os.path.join(path, "state")):
+        return os.path.dirname(parent), int(name)
+    run = os.path.dirname(path) if name == FOLDER else path
+    folder = os.path.join(run, FOLDER)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = [
+        int(n) for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n, "state"))
+    ]
+    if not steps:
+        raise UsageError(
+            f"no checkpoint under {path}: give a run folder that has {FOLDER}/<step>/, or a step's "
+            "folder itself"
+        )
+    return run, max(steps)
+
+
+def load_metadata(path: str) -> dict[str, Any]:
+    """Description of the checkpoint at `path` (see `find`)."""
+    folder = _step_folder(path)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(os.path.join(folder, "metadata"))
+
+
+def load_params(path: str) -> Any:
+    """Parameters alone, as NumPy arrays, of the checkpoint at `path` (see `find`).
+
+    Works on any machine, whatever devices the run had.
+    """
+    folder = epath.Path(_step_folder(path)) / "state"
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        shapes = reader.metadata(folder).tree["params"]
+        item = {"params": jax.tree.map(lambda m: np.empty(m.shape, m.dtype), shapes)}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
+        return reader.restore(folder, args=args)["params"]
+
+
+def _step_folder(path: str) -> str:
+    run, step = find(path)
+    return os.path.join(run, FOLDER, str(step))

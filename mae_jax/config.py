@@ -1,0 +1,96 @@
+"""Questions asked of a configuration: is it whole, and is it still the one a run began with."""
+
+from typing import Any
+
+import ml_collections
+
+from mae_jax.errors import UsageError
+
+# Keys that may differ when a run continues: they change what is written, not what is computed.
+HARMLESS = (
+    "checkpoint",
+    "log_every",
+    "eval_every",
+    "eval_images",
+    "picture_every",
+    "picture_images",
+    "mesh",
+    "grad_accum",
+    "resume",
+    "init_from",
+    "data.root",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad_fraction",
+)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"model": {"size": "L"}} -> {"model.size": "L"}; tuples as lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (dict, ml_collections.ConfigDict)):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def changes(old: Any, new: Any) -> list[str]:
+    """Lines "key: old -> new" of all that differs and would change what the run computes."""
+    old, new = flatten(old), flatten(new)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        harmless = any(key == h or key.startswith(h + ".") for h in HARMLESS)
+        if not harmless and old.get(key) != new.get(key):
+            lines.append(f"{key}: {old.get(key)} -> {new.get(key)}")
+    return lines
+
+
+def pair(value: Any, name: str) -> tuple[int, int]:
+    """(height, width) from a pair, or from one number for a square.
+
+    Raises:
+      UsageError: anything else.
+    """
+    items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(items) not in (1, 2) or not all(isinstance(x, int) and x > 0 for x in items):
+        raise UsageError(f"{name}={value} must be one positive whole number or (height, width)")
+    return items[0], items[-1]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UsageError(message) unless `condition` holds."""
+    if not condition:
+        raise UsageError(message)
+
+
+def check_common(config: Any, num_devices: int) -> None:
+    """Checks the keys that every task has, before anything is built."""
+    for key in ("batch_size", "grad_accum", "log_every"):
+        require(config[key] >= 1, f"--config.{key}={config[key]} must be at least 1")
+    for key in ("eval_every", "picture_every", "eval_images", "picture_images", "steps"):
+        require(config[key] >= 0, f"--config.{key}={config[key]} must not be negative")
+    require(
+        config.steps > 0 or config.epochs > 0,
+        "the run has no length: set --config.epochs or --config.steps",
+    )
+    rows = num_devices * config.grad_accum
+    require(
+        config.batch_size % rows == 0,
+        f"--config.batch_size={config.batch_size} is not divisible by {num_devices} devices x "
+        f"grad_accum {config.grad_accum} = {rows}",
+    )
+    channels = config.model.channels
+    for key in ("mean", "std"):
+        values = config.data[key]
+        require(
+            len(values) == channels,
+            f"--config.data.{key}={values} has {len(values)} numbers, but --config.model.channels="
+            f"{channels}",
+        )
+    require(min(config.data.std) > 0, f"--config.data.std={config.data.std} must be positive")
+    require(
+        config.model.dtype in ("auto", "float32", "bfloat16"),
+        f"--config.model.dtype={config.model.dtype} must be auto, float32 or bfloat16",
+    )

@@ -1,0 +1,27 @@
+"""What our commands print: our own messages, and only the warnings of libraries."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import absl.logging
+
+from mae_jax.errors import UsageError
+
+
+def setup_logging() -> None:
+    """Plain timed lines on stderr; libraries (Orbax logs every file it touches) only warn."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("mae_jax").setLevel(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.WARNING)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Exit status of `command`; a UsageError becomes one line and status 2."""
+    try:
+        return command()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

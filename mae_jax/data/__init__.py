@@ -1,0 +1,18 @@
+"""The input pipeline. Importing it does not import TensorFlow; reading data does."""
+
+from mae_jax.data.options import DataOptions
+from mae_jax.data.pipeline import Batches, eval_batches, load_images, train_batches
+from mae_jax.data.source import Record, Source
+from mae_jax.data.sources import Sources, make_sources
+
+__all__ = [
+    "Batches",
+    "DataOptions",
+    "Record",
+    "Source",
+    "Sources",
+    "eval_batches",
+    "load_images",
+    "make_sources",
+    "train_batches",
+]

@@ -1,0 +1,143 @@
+"""Images in a folder, or in a list file, as a source."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mae_jax.data import listing as listings
+from mae_jax.data.options import DataOptions
+from mae_jax.data.source import Record
+from mae_jax.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+EVAL_FOLDERS = ("val", "validation")
+_LISTS = (".txt", ".csv")
+
+
+class FolderSource:
+    """The files of a listing. Labels follow the listing's classes."""
+
+    def __init__(self, listing: listings.Listing, *, base: str, name: str, part: str):
+        self.name = name
+        self.classes = listing.classes
+        self._listing = listing
+        self._base = base
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._listing.paths)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
+        records = []
+        for index in indices:
+            with open(self.describe(index), "rb", buffering=0) as file:
+                records.append(Record(file.read(), int(self._listing.labels[index])))
+        return records
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self._base, self._listing.paths[index])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "kind": "folder",
+            "root": self.name,
+            "split": self._part,
+            "count": len(self),
+            "hash": self._listing.digest(),
+        }
+
+
+def make_folder_sources(
+    options: DataOptions, *, workdir: str | None
+) -> tuple[FolderSource, FolderSource | None]:
+    """The training source and, where there is an evaluation split, the evaluation source.
+
+    Raises:
+      UsageError: root or a split does not exist, holds no images, or changed since the run began.
+    """
+    root = options.root
+    if not root:
+        raise UsageError("--config.data.root is empty: name a folder of images or a list file")
+    if not os.path.exists(root):
+        raise UsageError(f"--config.data.root={root} does not exist")
+    if os.path.isdir(root):
+        train_at, eval_at = _folders(options)
+    elif root.lower().endswith(_LISTS):
+        train_at, eval_at = root, _eval_list(options)
+    else:
+        raise UsageError(f"--config.data.root={root} is neither a folder nor a {'/'.join(_LISTS)}")
+    train = _source(train_at, part="train", workdir=workdir)
+    if eval_at is None:
+        return train, None
+    return train, _source(eval_at, part="eval", workdir=workdir, classes=train.classes)
+
+
+def _folders(options: DataOptions) -> tuple[str, str | None]:
+    root, split = options.root, options.split
+    train_at = os.path.join(root, split)
+    if options.eval_split:
+        eval_at = os.path.join(root, options.eval_split)
+        if not os.path.isdir(eval_at):
+            raise UsageError(f"--config.data.eval_split={options.eval_split}: no folder {eval_at}")
+    else:
+        places = [os.path.join(root, name) for name in EVAL_FOLDERS if name != split]
+        eval_at = next(filter(os.path.isdir, places), None)
+    if os.path.isdir(train_at):
+        log.info("training images: the folder %s", train_at)
+    elif split not in ("", "train"):
+        raise UsageError(f"--config.data.split={split}: no folder {train_at}")
+    elif eval_at is not None:
+        # Falling back to the root would train on the evaluation images.
+        raise UsageError(
+            f"{root} holds {os.path.basename(eval_at)} but no folder {split or 'train'}: name the "
+            f"folder of training images by --config.data.split="
+        )
+    else:
+        train_at = root
+        log.info("training images: the folder %s itself (it holds no folder 'train')", root)
+    return train_at, eval_at
+
+
+def _eval_list(options: DataOptions) -> str | None:
+    if not options.eval_split:
+        return None
+    path = os.path.join(os.path.dirname(options.root), options.eval_split)
+    if not os.path.isfile(path):
+        raise UsageError(f"--config.data.eval_split={options.eval_split}: no list file {path}")
+    return path
+
+
+def _source(
+    place: str, *, part: str, workdir: str | None, classes: list[str] | None = None
+) -> FolderSource:
+    """Lists `place`; for evaluation, numbers its labels by the training `classes`."""
+    is_folder = os.path.isdir(place)
+    found = listings.scan_folder(place) if is_folder else listings.read_list(place)
+    cache = epath.Path(workdir) / "data" / f"listing_{part}.jsonl" if workdir else None
+    found = listings.remembered(found, cache, place=place)
+    if part == "eval" and found.classes != classes:
+        found = _renumbered(found, classes, place=place)
+    base = place if is_folder else os.path.dirname(place)
+    return FolderSource(found, base=base, name=place, part=part)
+
+
+def _renumbered(
+    listing: listings.Listing, classes: list[str] | None, *, place: str
+) -> listings.Listing:
+    extra = sorted(set(listing.classes or []) - set(classes or []))
+    if extra or listing.classes is None:
+        # Wrong labels would be worse than none: whoever needs them sees `classes` is None.
+        if extra:
+            log.warning(
+                "%s has %d classes that the training images do not have (%s): its labels are "
+                "not used",
+                *(place, len(extra), ", ".join(extra[:5])),
+            )
+        return listing._replace(labels=np.full_like(listing.labels, -1), classes=None)
+    table = np.array([(classes or []).index(name) for name in listing.classes] + [-1], np.int32)
+    return listing._replace(labels=table[listing.labels], classes=classes)

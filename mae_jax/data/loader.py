@@ -1,0 +1,122 @@
+"""Reads one example on the host and keeps count of those that cannot be read."""
+
+import logging
+import threading
+
+import numpy as np
+
+from mae_jax.data import decode
+from mae_jax.data.options import DataOptions
+from mae_jax.data.source import Source
+from mae_jax.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+PADDING = -1  # a row that only fills up the last evaluation batch
+FAILED = -2  # no candidate of the row could be read
+
+
+def prepare(
+    data: bytes | np.ndarray, options: DataOptions, *, channels: int
+) -> tuple[bytes, np.ndarray]:
+    """What the transforms take: `(bytes, no pixels)` for a plain JPEG, else `(b"", pixels)`.
+
+    The pixels are [h, w, C] uint8 or float32. Raises as `decode.to_array`.
+    """
+    turn = options.exif_transpose
+    if (
+        channels == 3
+        and isinstance(data, bytes)
+        and decode.is_plain_jpeg(data, exif_transpose=turn)
+    ):
+        return data, np.zeros((0, 0, channels), options.dtype)
+    return b"", decode.to_array(data, channels=channels, dtype=options.dtype, exif_transpose=turn)
+
+
+class BadExamples:
+    """The distinct examples of one source that this process could not read, and why."""
+
+    def __init__(self, source: Source, *, max_fraction: float):
+        self._source = source
+        self._max_fraction = max_fraction
+        self._reasons: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._reasons
+
+    def add(self, index: int, reason: str) -> None:
+        """Counts and logs an example, once."""
+        with self._lock:
+            if index in self._reasons:
+                return
+            self._reasons[index] = " ".join(reason.split())
+            count = len(self._reasons)
+        log.warning("bad image %d: %s: %s", count, self._source.describe(index), reason)
+
+    def reason(self, index: int) -> str:
+        """Path and reason of a counted example."""
+        return f"{self._source.describe(index)}: {self._reasons.get(index, 'read well before')}"
+
+    def check(self) -> None:
+        """Raises UsageError, with the first 20, once too large a share of the source is bad."""
+        with self._lock:
+            bad = sorted(self._reasons)
+        total = len(self._source)
+        if len(bad) <= self._max_fraction * total:
+            return
+        files = "; ".join(self.reason(index) for index in bad[:20])
+        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise UsageError(
+            f"{len(bad)} of {total:,} images of {self._source.name} cannot be used, more than "
+            f"--config.data.max_bad_fraction={self._max_fraction} allows (mend or remove them, or "
+            f"raise it): {files}{more}"
+        )
+
+
+class Loader:
+    """From candidate indices to something TensorFlow can crop: plain JPEG bytes or an array."""
+
+    def __init__(self, source: Source, options: DataOptions, *, channels: int):
+        self.source = source
+        self.channels = channels
+        self.bad = BadExamples(source, max_fraction=options.max_bad_fraction)
+        self._options = options
+        self._blank = np.zeros((1, 1, channels), options.dtype)
+        self._rejected: set[int] = set()
+
+    def load(self, candidates: np.ndarray) -> tuple[np.int64, bytes, np.ndarray, np.int32]:
+        """The first candidate that can be read.
+
+        Args:
+          candidates: int64 [k]; the wanted example first. PADDING yields a black image.
+
+        Returns:
+          used: the candidate taken, PADDING or FAILED.
+          encoded: bytes of a plain JPEG, or b"" when `array` holds the pixels.
+          array: [h, w, C] uint8 or float32, as `data.dtype` says.
+          label: -1 for none.
+        """
+        if candidates[0] == PADDING:
+            return np.int64(PADDING), b"", self._blank, np.int32(-1)
+        for index in map(int, candidates):
+            if index in self._rejected:
+                continue
+            try:
+                (record,) = self.source.read([index])
+                encoded, array = prepare(record.data, self._options, channels=self.channels)
+            # Storage and decoders raise nearly any type on damaged input. Nothing is lost: each
+            # one is logged and counted, and `BadExamples.check` stops the run past the limit.
+            except Exception as error:
+                self.bad.add(index, f"{type(error).__name__}: {error}")
+                continue
+            return np.int64(index), encoded, array, np.int32(record.label)
+        return np.int64(FAILED), b"", self._blank, np.int32(-1)
+
+    def reject(self, index: int, reason: str) -> None:
+        """Marks an example that only TensorFlow's decoder found to be damaged."""
+        self.bad.add(index, reason)
+        self._rejected.add(index)

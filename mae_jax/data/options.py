@@ -1,0 +1,111 @@
+"""What `config.data` may hold: every key, its default and its meaning, checked at the start."""
+
+import dataclasses
+import difflib
+import os
+from typing import Any
+
+from mae_jax.errors import UsageError
+
+SOURCES = ("shapes", "folder", "tfds")
+# Keys of `config.data` that the model side reads (normalisation happens on the device).
+FOREIGN_KEYS = ("mean", "std", "channel_names")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """`config.data`, checked.
+
+    Attributes:
+      source: `shapes` (drawn by the project), `folder` (image files) or `tfds` (a prepared set).
+      root: folder: a directory, or a list file `.txt` / `.csv`. tfds: its data_dir, '' = default.
+      name: tfds: the data set, for example `imagenet2012` or `name/config:version`.
+      split: the training split: a folder in root (the root itself if it holds no `train`),
+        or a TFDS split expression such as `train[:90%]`.
+      eval_split: the split evaluated on; '' finds `val`, `validation` (tfds also `test`) or, when
+        there is none, uses `holdout`. With a list file as root: another list file.
+      holdout: number of training images set aside for evaluation when there is no evaluation split.
+        They do not depend on the run's seed and are never trained on. 0 = no evaluation source.
+      num_train, num_eval: size of the two splits of `shapes`.
+      augment: `crop` (random resized crop and flip) or `none` (the evaluation transform).
+      crop_scale: range of the crop's share of the image area.
+      crop_ratio: range of the crop's width / height.
+      hflip: mirror half of the training images.
+      resize_antialias: False is a little faster and visibly aliased (mean change 3 of 255).
+      exif_transpose: turn photos the way their EXIF orientation says.
+      dtype: `uint8`, or `float32` in the file's own units (needed for .npy other than uint8).
+      max_bad_fraction: unreadable share of a split above which the run stops.
+      workers: decoding threads, 0 = one per available core.
+      prefetch: batches prepared ahead.
+    """
+
+    source: str = "shapes"
+    root: str = ""
+    name: str = ""
+    split: str = "train"
+    eval_split: str = ""
+    holdout: int = 0
+    num_train: int = 50_000
+    num_eval: int = 1_000
+    augment: str = "crop"
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: bool = True
+    resize_antialias: bool = True
+    exif_transpose: bool = True
+    dtype: str = "uint8"
+    max_bad_fraction: float = 0.001
+    workers: int = 0
+    prefetch: int = 2
+
+    @classmethod
+    def from_config(cls, data_config: Any) -> "DataOptions":
+        """Reads a ConfigDict, a mapping or DataOptions; absent keys take their defaults.
+
+        Raises:
+          UsageError: unknown key, or a value outside its range.
+        """
+        if isinstance(data_config, cls):
+            return data_config
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {}
+        for key, value in data_config.items():
+            if key in known:
+                values[key] = tuple(value) if key in ("crop_scale", "crop_ratio") else value
+            elif key not in FOREIGN_KEYS:
+                close = difflib.get_close_matches(key, sorted(known), n=1)
+                hint = (
+                    f"did you mean {close[0]}?" if close else "known: " + ", ".join(sorted(known))
+                )
+                raise UsageError(f"unknown key config.data.{key}; {hint}")
+        return cls(**values)
+
+    def __post_init__(self):
+        _one_of("source", self.source, SOURCES)
+        _one_of("augment", self.augment, ("crop", "none"))
+        _one_of("dtype", self.dtype, ("uint8", "float32"))
+        for key in ("crop_scale", "crop_ratio"):
+            value = getattr(self, key)
+            if len(value) != 2 or not 0 < value[0] <= value[1]:
+                raise UsageError(f"--config.data.{key}={value}: needs two numbers, 0 < low <= high")
+        if self.crop_scale[1] > 1:
+            raise UsageError(f"--config.data.crop_scale={self.crop_scale}: the high end exceeds 1")
+        for key, least in (("workers", 0), ("holdout", 0), ("prefetch", 1), ("num_train", 1)):
+            if getattr(self, key) < least:
+                raise UsageError(
+                    f"--config.data.{key}={getattr(self, key)}: must be {least} or more"
+                )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UsageError(
+                f"--config.data.max_bad_fraction={self.max_bad_fraction}: needs a share in [0, 1]"
+            )
+
+    @property
+    def num_workers(self) -> int:
+        """Decoding threads: `workers`, or the cores this process may run on."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"--config.data.{key}={value!r} is not one of {', '.join(allowed)}")

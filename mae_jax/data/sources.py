@@ -1,0 +1,126 @@
+"""Picks and builds the sources that `config.data` asks for."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mae_jax.data.folder import make_folder_sources
+from mae_jax.data.options import DataOptions
+from mae_jax.data.order import held_out
+from mae_jax.data.source import Record, Source, Subset
+from mae_jax.data.tfds_source import make_tfds_sources
+from mae_jax.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+class Sources(NamedTuple):
+    """Training and evaluation examples; `eval` is None without a split or holdout for it."""
+
+    train: Source
+    eval: Source | None
+
+
+def make_sources(
+    data_config: Any,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    workdir: str | None,
+    seed: int,
+) -> Sources:
+    """Finds the data; reads no image yet.
+
+    Args:
+      data_config: `config.data` (see `DataOptions`).
+      image_size: (H, W) of the model.
+      channels: C of the model.
+      workdir: where listings and record indices are kept between starts; None keeps nothing.
+      seed: of the run. What is in a source does not depend on it, so that runs stay comparable.
+
+    Raises:
+      UsageError: the data are not there, or not those this run started with.
+    """
+    del seed
+    options = DataOptions.from_config(data_config)
+    if options.source == "shapes":
+        train, evaluation = _shapes(options, image_size=image_size, channels=channels)
+    elif options.source == "folder":
+        train, evaluation = make_folder_sources(options, workdir=workdir)
+    else:
+        train, evaluation = make_tfds_sources(options, workdir=workdir)
+    if evaluation is None and options.holdout:
+        kept, held = held_out(len(train), options.holdout)
+        train, evaluation = (
+            Subset(train, kept, part=f"all but {options.holdout} held out"),
+            Subset(train, held, part=f"{options.holdout} held out"),
+        )
+    log.info("train: %s, %s examples", train.name, f"{len(train):,}")
+    if evaluation is None:
+        log.info("eval: none (set --config.data.eval_split= or --config.data.holdout=)")
+    else:
+        log.info("eval: %s, %s examples", evaluation.name, f"{len(evaluation):,}")
+    return Sources(train, evaluation)
+
+
+class ShapesSource:
+    """The embedded set: example i of the split is drawn, from its number, whenever it is read."""
+
+    # Drawn larger than the model's input so that crops are real crops.
+    MARGIN = 1.25
+    # Validation numbers start here, out of reach of any training set's.
+    EVAL_START = 1 << 40
+
+    def __init__(self, split: str, *, start: int, count: int, image_size, channels: int):
+        from mae_jax.data import shapes
+
+        self.name = f"shapes/{split}"
+        self.classes: list[str] | None = list(shapes.CLASSES)
+        self._draw = shapes.draw
+        self._start = start
+        self._count = count
+        self._image_size = tuple(math.ceil(side * self.MARGIN) for side in image_size)
+        self._channels = channels
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
+        scenes = (
+            self._draw(
+                self._start + int(index),
+                image_size=self._image_size,
+                seed=0,
+                channels=self._channels,
+            )
+            for index in indices
+        )
+        return [Record(scene.image, scene.label) for scene in scenes]
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}#{index}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "kind": "shapes",
+            "name": "shapes",
+            "split": self.name,
+            "count": len(self),
+            "hash": f"start {self._start}, size {self._image_size}",
+        }
+
+
+def _shapes(
+    options: DataOptions, *, image_size: tuple[int, int], channels: int
+) -> tuple[ShapesSource, ShapesSource | None]:
+    if options.num_train > ShapesSource.EVAL_START:
+        raise UsageError(f"--config.data.num_train={options.num_train} is too large")
+    common: dict[str, Any] = {"image_size": image_size, "channels": channels}
+    train = ShapesSource("train", start=0, count=options.num_train, **common)
+    if options.num_eval < 1:
+        return train, None
+    start = ShapesSource.EVAL_START
+    return train, ShapesSource("eval", start=start, count=options.num_eval, **common)

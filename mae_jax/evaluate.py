@@ -1,0 +1,39 @@
+"""Exact evaluation of a finite split: sums and counts, so that every example weighs the same."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax import sharding
+
+# Metrics of a batch: name -> (sum over valid examples, number of valid examples).
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+EvalStep = Callable[[Any, dict[str, jax.Array]], Sums]
+
+
+def compile_eval_step(eval_step: EvalStep, mesh: Mesh) -> EvalStep:
+    """Jits an evaluation step so that its sums run over all devices and every host has them."""
+    return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+
+
+def evaluate(
+    eval_step: EvalStep, params: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> dict[str, float]:
+    """Means over all valid examples, plus their number as `count`.
+
+    Args:
+      eval_step: from `compile_eval_step`; must count only rows whose `valid` is true.
+      params: parameters.
+      batches: this process's rows of each padded batch.
+      mesh: the device mesh.
+    """
+    totals: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, (total, count) in eval_step(params, sharding.to_device(mesh, batch)).items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + float(total), before[1] + float(count))
+    means = {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
+    return means | {"count": max((count for _, count in totals.values()), default=0.0)}

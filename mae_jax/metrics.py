@@ -1,0 +1,176 @@
+"""Where numbers go: metrics.jsonl (the truth), TensorBoard, and one line or bar for the person."""
+
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+# Peak dense bf16 FLOP/s of a device, by jax's `device_kind`. TPU: cloud.google.com/tpu/docs
+# (system architecture pages; v2 and v3 are per core, as jax counts devices there). NVIDIA: data sheets.
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "Tesla V100": 125e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak bf16 FLOP/s of a device, or None where we do not know it."""
+    kind = device.device_kind
+    matches = [name for name in PEAK_FLOPS if kind.startswith(name)]
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None
+
+
+class MetricWriter:
+    """Appends metrics of a run; only process 0 writes.
+
+    Lines after `start_step` are removed first: they belong to steps that will be done again.
+    """
+
+    def __init__(self, workdir: str, start_step: int, *, active: bool = True):
+        self._active = active
+        if not active:
+            return
+        path = os.path.join(workdir, "metrics.jsonl")
+        _truncate(path, start_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+        self._board = tensorboardX.SummaryWriter(
+            os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
+        )
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Appends one line {"step", "split", **values} and the same to TensorBoard."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds a uint8 [H, W, 3] picture to TensorBoard."""
+        if self._active:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+
+def _truncate(path: str, last_step: int) -> None:
+    """Keeps the lines of steps up to `last_step`; a half-written last line goes too."""
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+                kept.append(line)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.writelines(kept)
+    os.replace(path + ".tmp", path)
+
+
+class Stopwatch:
+    """Speed of the steps since the last report, without compilation, evaluation and saving."""
+
+    def __init__(self, *, batch_size: int, flops_per_image: float):
+        self._batch_size = batch_size
+        self._flops = flops_per_image
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new window now."""
+        self._start = time.perf_counter()
+        self._steps, self._paused, self._waited = 0, 0.0, 0.0
+
+    def add_step(self, waited: float) -> None:
+        """Counts a step that waited so many seconds for data."""
+        self._steps += 1
+        self._waited += waited
+
+    def add_pause(self, seconds: float) -> None:
+        """Leaves time out that was spent on something else than steps."""
+        self._paused += seconds
+
+    def report(self) -> dict[str, float]:
+        """Speed of the window; begins the next one. Empty when there was no step."""
+        seconds = time.perf_counter() - self._start - self._paused
+        steps, waited = self._steps, self._waited
+        self.restart()
+        if not steps:
+            return {}
+        rate = steps * self._batch_size / seconds
+        values = {
+            "images_per_s": rate,
+            "images_per_s_per_device": rate / jax.device_count(),
+            "data_wait_ms": 1000 * waited / steps,
+        }
+        peak = peak_flops(jax.devices()[0])
+        if peak is not None:
+            values["mfu"] = rate * self._flops / (jax.device_count() * peak)
+        return {name: float(f"{value:.4g}") for name, value in values.items()}
+
+
+class Progress:
+    """One live bar on a terminal, plain lines in a batch log; silent on processes other than 0."""
+
+    def __init__(self, start_step: int, num_steps: int, *, active: bool = True):
+        self._num_steps = num_steps
+        self._active = active
+        self._last = (start_step, time.perf_counter())
+        bar = active and sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, initial=start_step, unit="step") if bar else None
+
+    def step(self) -> None:
+        """Moves the bar by one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Shows the numbers of a step."""
+        if not self._active:
+            return
+        text = " ".join(f"{name} {_short(value)}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        before, then = self._last
+        self._last = (step, time.perf_counter())
+        left = (self._num_steps - step) * (self._last[1] - then) / max(step - before, 1)
+        eta = tqdm.format_interval(left)
+        log.info("step %d/%d  %s  eta %s", step, self._num_steps, text, eta)
+
+    def message(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        if self._active:
+            log.info(text)
+
+    def close(self) -> None:
+        """Leaves the terminal clean."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _short(value: float) -> str:
+    return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"

@@ -1,0 +1,53 @@
+"""Turns `config.optim` and the length of a run into an optimiser."""
+
+import logging
+from typing import Any, NamedTuple
+
+import optax
+
+from mae_jax.optim.optimizers import adamw
+from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
+
+log = logging.getLogger(__name__)
+
+
+class Recipe(NamedTuple):
+    """An optimiser and what there is to say about it."""
+
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    lr: float
+    warmup_epochs: float
+
+
+def adamw_recipe(optim: Any, *, batch_size: int, epochs: float, steps_per_epoch: float) -> Recipe:
+    """AdamW with warm-up and cosine (paper table 8) for a run of so many epochs.
+
+    A warm-up as long as the whole run, which a short trial of a long recipe has, is cut to a tenth
+    of the run, with a warning.
+    """
+    lr = absolute_lr(optim.base_lr, batch_size)
+    warmup = optim.warmup_epochs
+    if warmup >= epochs:
+        warmup = 0.1 * epochs
+        log.warning(
+            "optim.warmup_epochs=%g is not shorter than the run (%.3g epochs): warming up for a "
+            "tenth of the run instead",
+            optim.warmup_epochs,
+            epochs,
+        )
+    schedule = warmup_cosine(
+        lr,
+        warmup_epochs=warmup,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        min_lr=optim.min_lr,
+    )
+    tx = adamw(
+        schedule,
+        b1=optim.b1,
+        b2=optim.b2,
+        weight_decay=optim.weight_decay,
+        grad_clip=optim.grad_clip,
+    )
+    return Recipe(tx, schedule, lr, warmup)

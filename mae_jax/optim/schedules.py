@@ -1,0 +1,45 @@
+"""Learning-rate schedules, computed every step from the fractional epoch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Schedule = Callable[[int | jax.Array], jax.Array]
+
+
+def absolute_lr(base_lr: float, batch_size: int) -> float:
+    """Linear scaling rule: base rate per 256 images times the global batch (paper table 8)."""
+    return base_lr * batch_size / 256
+
+
+def warmup_cosine(
+    lr: float,
+    *,
+    warmup_epochs: float,
+    epochs: float,
+    steps_per_epoch: float,
+    min_lr: float = 0.0,
+) -> Schedule:
+    """Linear warm-up from 0, then half a cosine down to `min_lr` (official `util/lr_sched.py`).
+
+    Args:
+      lr: peak learning rate.
+      warmup_epochs: length of the warm-up.
+      epochs: length of the whole run.
+      steps_per_epoch: optimiser steps in an epoch; may be fractional.
+      min_lr: rate at the end.
+
+    Returns:
+      Function of the number of completed steps: the float32 rate of the next one.
+    """
+
+    def schedule(step: int | jax.Array) -> jax.Array:
+        epoch = jnp.asarray(step, jnp.float32) / np.float32(steps_per_epoch)
+        warm = lr * epoch / max(warmup_epochs, 1e-9)
+        progress = jnp.clip((epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9), 0.0, 1.0)
+        cosine = min_lr + (lr - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return jnp.where(epoch < warmup_epochs, warm, cosine)
+
+    return schedule

@@ -1,0 +1,83 @@
+"""What a run writes down about itself: configuration, environment, and the facts at its start."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from mae_jax.optim.param_groups import decays, path_name
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, command and source revision."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "command": sys.argv,
+        "git_revision": git_revision(),
+    }
+
+
+def git_revision() -> str:
+    """Commit of this source tree, "+changes" when edited; "unknown" outside a checkout."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    command = ["git", "-C", folder, "describe", "--always", "--dirty=+changes", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def count_decayed(params: Any) -> tuple[int, int]:
+    """Number of parameter values with weight decay, and without."""
+    counts = {True: 0, False: 0}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        counts[decays(path_name(path), len(leaf.shape))] += leaf.size
+    return counts[True], counts[False]
+
+
+def announce(workdir: str, config: Any, facts: dict[str, Any]) -> None:
+    """Process 0 writes config.json and env.json and prints the facts of the run."""
+    if jax.process_index() != 0:
+        return
+    env = environment()
+    write_json(os.path.join(workdir, "config.json"), config.to_dict())
+    write_json(os.path.join(workdir, "env.json"), env)
+    packages = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
+    kinds = f"{jax.device_count()} x {env['devices'][0]} in {env['processes']} process(es)"
+    for name, value in {
+        "workdir": workdir,
+        **facts,
+        "devices": kinds,
+        "versions": packages,
+    }.items():
+        log.info("%-14s %s", name, value)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes JSON so that a reader never sees half a file."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, default=list)
+        file.write("\n")
+    os.replace(path + ".tmp", path)

@@ -1,0 +1,71 @@
+"""The device mesh and what lies where on it.
+
+Two axes: the batch is split over both; parameters and optimiser state are split over `fsdp` and
+repeated over `data`.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mae_jax.errors import UsageError
+
+BATCH = PartitionSpec(("data", "fsdp"))
+# Splitting anything smaller costs more messages than it saves memory.
+MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """Mesh of all devices; -1 for one of the axes means whatever is left.
+
+    Devices stay in the order of their processes, so that row blocks of a batch belong to processes
+    in order and every example keeps its mask whatever the mesh.
+
+    Raises:
+      UsageError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices()
+    shape = [data, fsdp]
+    if shape.count(-1) == 1:
+        known = -data * fsdp
+        shape[shape.index(-1)] = len(devices) // known if known > 0 else 0
+    if min(shape) < 1 or shape[0] * shape[1] != len(devices):
+        raise UsageError(
+            f"mesh.data={data} x mesh.fsdp={fsdp} does not match {len(devices)} devices; "
+            "set --config.mesh.data=-1 to use what mesh.fsdp leaves"
+        )
+    return Mesh(np.array(devices).reshape(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis split over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def state_sharding(mesh: Mesh, abstract: Any) -> Any:
+    """Sharding of every array of a state: its largest axis that divides, split over `fsdp`."""
+    fsdp = mesh.shape["fsdp"]
+
+    def rule(x: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = [i for i, n in enumerate(x.shape) if n % fsdp == 0]
+        if fsdp == 1 or not axes or x.size < MIN_SHARDED_SIZE:
+            return replicated(mesh)
+        largest = max(axes, key=lambda i: x.shape[i])
+        spec = [None] * len(x.shape)
+        spec[largest] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(rule, abstract)
+
+
+def to_device(mesh: Mesh, local_batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> arrays of the global batch, split over all devices."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local_batch.items()}

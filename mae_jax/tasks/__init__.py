@@ -1,0 +1,5 @@
+"""Ways to use the training loop, by the name that `config.task` gives."""
+
+from mae_jax.tasks.pretrain import Pretrain
+
+TASKS = {"pretrain": Pretrain}

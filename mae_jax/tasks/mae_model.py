@@ -1,0 +1,85 @@
+"""The masked autoencoder that a configuration describes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mae_jax.config import pair, require
+from mae_jax.errors import UsageError
+from mae_jax.models.mae import MaskedAutoencoder
+from mae_jax.models.vit import SIZES
+from mae_jax.ops import masking
+
+
+def compute_dtype(name: str) -> Any:
+    """Type of the arithmetic: "auto" is bfloat16 on accelerators and float32 on CPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def model_fields(model: Any) -> dict[str, Any]:
+    """Constructor arguments of the model that `config.model` describes, all of them plain values.
+
+    Raises:
+      UsageError: a size that does not exist, or sizes that do not fit together.
+    """
+    require(model.size in SIZES, f"--config.model.size={model.size} is not one of {list(SIZES)}")
+    size = SIZES[model.size]
+    fields = {
+        "image_size": pair(model.image_size, "--config.model.image_size"),
+        "patch_size": pair(model.patch_size, "--config.model.patch_size"),
+        "channels": model.channels,
+        "embed_dim": model.embed_dim or size.embed_dim,
+        "depth": model.depth or size.depth,
+        "num_heads": model.num_heads or size.num_heads,
+        "mlp_ratio": model.mlp_ratio,
+        "decoder_embed_dim": model.decoder_embed_dim,
+        "decoder_depth": model.decoder_depth,
+        "decoder_num_heads": model.decoder_num_heads,
+    }
+    for part in ("", "decoder_"):
+        dim, heads = fields[f"{part}embed_dim"], fields[f"{part}num_heads"]
+        require(
+            dim > 0 and heads > 0 and dim % heads == 0 and dim % 4 == 0,
+            f"--config.model.{part}embed_dim={dim} must be a multiple of 4 and of "
+            f"{part}num_heads={heads}",
+        )
+        require(fields[f"{part}depth"] >= 1, f"--config.model.{part}depth must be at least 1")
+    return fields
+
+
+def build(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> MaskedAutoencoder:
+    """The model of `model_fields`, or of the same in a checkpoint's metadata.
+
+    Raises:
+      UsageError: the image is not a whole number of patches.
+    """
+    sizes = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
+    model = MaskedAutoencoder(**fields | sizes, dtype=compute_dtype(dtype), attention=attention)
+    try:
+        _ = model.grid
+    except ValueError as error:
+        raise UsageError(
+            f"{error} (--config.model.image_size, --config.model.patch_size)"
+        ) from error
+    return model
+
+
+def visible_patches(model: MaskedAutoencoder, mask_ratio: float) -> int:
+    """Number of patches the encoder sees.
+
+    Raises:
+      UsageError: the ratio hides all patches, or none.
+    """
+    num_patches = model.grid[0] * model.grid[1]
+    try:
+        keep = masking.num_keep(num_patches, mask_ratio)
+    except ValueError as error:
+        raise UsageError(f"{error} (--config.mask.ratio)") from error
+    require(
+        keep < num_patches,
+        f"--config.mask.ratio={mask_ratio} hides none of {num_patches} patches: nothing to learn",
+    )
+    return keep

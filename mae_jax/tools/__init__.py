@@ -1,0 +1,1 @@
+"""Commands beside training: `python -m mae_jax.tools.<name> --help`."""

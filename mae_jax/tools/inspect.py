@@ -1,0 +1,87 @@
+"""What is in a checkpoint: `python -m mae_jax.tools.inspect RUN_OR_STEP`."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mae_jax import checkpoint
+from mae_jax.config import flatten
+from mae_jax.console import run_command
+from mae_jax.optim.param_groups import path_name
+
+
+def content_hash(params: Any) -> str:
+    """SHA-256 of all parameters: names, shapes, dtypes and values. Independent of file layout."""
+    digest = hashlib.sha256()
+    named = {
+        path_name(p): np.asarray(x) for p, x in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+    for name in sorted(named):
+        array = np.ascontiguousarray(named[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Everything the command prints, as plain values."""
+    run, step = checkpoint.find(path)
+    params = checkpoint.load_params(path)
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {
+        "checkpoint": os.path.join(run, checkpoint.FOLDER, str(step)),
+        "metadata": checkpoint.load_metadata(path),
+        "arrays": {
+            path_name(key): {
+                "shape": list(x.shape),
+                "dtype": str(x.dtype),
+                "mean": float(np.mean(x)),
+                "std": float(np.std(x)),
+            }
+            for key, x in flat
+        },
+        "parameters": sum(x.size for _, x in flat),
+        "sha256": content_hash(params),
+    }
+
+
+def _print(info: dict[str, Any]) -> None:
+    print(info["checkpoint"])
+    metadata = dict(info["metadata"])
+    config = metadata.pop("config", {})
+    for key, value in flatten(metadata).items():
+        print(f"  {key:<24} {value}")
+    print("configuration")
+    for key, value in flatten(config).items():
+        print(f"  {key:<24} {value}")
+    print("arrays")
+    for name, array in info["arrays"].items():
+        shape = "x".join(map(str, array["shape"]))
+        print(f"  {name:<40} {shape:>14} {array['dtype']:<9} "
+              f"mean {array['mean']:+.4f} std {array['std']:.4f}")  # fmt: skip
+    print(f"{info['parameters']:,} parameters, sha256 {info['sha256']}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mae_jax.tools.inspect", description=__doc__)
+    parser.add_argument("path", help="a run's folder (its newest step), or one step's folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    args = parser.parse_args(argv)
+    info = describe(args.path)
+    if args.json:
+        print(json.dumps(info))
+    else:
+        _print(info)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

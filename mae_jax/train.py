@@ -1,0 +1,233 @@
+"""The training loop. It knows no model and no task: both come in as a `Task`.
+
+Order of a start: 1. the newest checkpoint in the workdir, 2. `config.resume` (another run's whole
+state), 3. `config.init_from` (another run's weights), 4. from scratch.
+Order of a step: next batch, step, log, evaluate, save.
+"""
+
+import collections
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mae_jax import checkpoint, distributed, metrics, run_info, sharding
+from mae_jax import config as config_lib
+from mae_jax.errors import UsageError
+from mae_jax.init_from import load_initial_params
+from mae_jax.prefetch import prefetch_to_device
+from mae_jax.state import TrainState, abstract_state, create_state
+from mae_jax.task import Batch, Task
+from mae_jax.train_step import make_train_step
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 2  # steps the host may run ahead of the device
+
+
+def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = False) -> bool:
+    """Trains to the end, or until asked to stop.
+
+    Args:
+      task: what to train.
+      config: the whole configuration.
+      workdir: folder of the run; what it holds is continued.
+      allow_config_change: continue although the configuration changed.
+
+    Returns:
+      True when all steps are done, False when a signal stopped the run after a save.
+
+    Raises:
+      UsageError: the workdir's run had another configuration, or a start point does not fit.
+      FloatingPointError: the loss is not finite.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    saver = checkpoint.Checkpointer(
+        workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
+    )
+    with distributed.stop_on_signals() as stop:
+        _check_same_config(saver, config, allow_config_change)
+        run_info.announce(workdir, config, task.facts())
+        abstract = abstract_state(task.init_params, task.tx, mesh)
+        state = _start_state(task, config, saver, abstract)
+        loop = _Loop(task, config, workdir, mesh, saver, abstract)
+        try:
+            return loop.run(state, stop)
+        finally:
+            loop.close()
+
+
+def _check_same_config(saver: checkpoint.Checkpointer, config: Any, allow_change: bool) -> None:
+    """Refuses to continue a run with a configuration that computes something else."""
+    step = saver.latest_step()
+    if step is None or allow_change:
+        return
+    lines = config_lib.changes(saver.metadata(step)["config"], config)
+    if lines:
+        raise UsageError(
+            f"the run in this workdir has another configuration ({'; '.join(lines)}): give a new "
+            "--workdir, or --allow_config_change to continue with the new one"
+        )
+
+
+def _start_state(
+    task: Task, config: Any, saver: checkpoint.Checkpointer, abstract: TrainState
+) -> TrainState:
+    """The state to begin with; the order is the module's docstring."""
+    step = saver.latest_step()
+    if step is not None:
+        log.info("continuing after step %d", step)
+        return saver.restore(step, abstract)
+    if config.resume:
+        folder, step = checkpoint.find(config.resume)
+        log.info("continuing %s after step %d in a new workdir", folder, step)
+        other = checkpoint.Checkpointer(folder)
+        state = other.restore(step, abstract)
+        other.close()
+        return state
+    state = create_state(task.init_params, task.tx, abstract)
+    if config.init_from:
+        params = load_initial_params(config.init_from, abstract.params)
+        return state.replace(params=params)
+    return state
+
+
+class _Loop:
+    """The loop's parts and what it remembers between steps."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: Any,
+        workdir: str,
+        mesh: Mesh,
+        saver: checkpoint.Checkpointer,
+        abstract: TrainState,
+    ):
+        self.task, self.config, self.mesh, self.saver = task, config, mesh, saver
+        self.workdir = workdir
+        self.step_fn = make_train_step(
+            task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum
+        )
+        self.watch = metrics.Stopwatch(
+            batch_size=config.batch_size, flops_per_image=task.flops_per_image
+        )
+        self.pending: tuple[int, Batch] | None = None
+        self.saved_at = time.monotonic()
+        self.closing: list[Any] = [saver]
+
+    def close(self) -> None:
+        """Ends what runs in the background, latest first."""
+        for part in reversed(self.closing):
+            part.close()
+
+    def run(self, state: TrainState, stop: distributed.StopRequest) -> bool:
+        """Runs the steps that are left; True when all are done."""
+        config, task = self.config, self.task
+        first, last = int(state.step), task.num_steps
+        chief = jax.process_index() == 0
+        self.writer = metrics.MetricWriter(self.workdir, first, active=chief)
+        self.progress = metrics.Progress(first, last, active=chief)
+        self.closing += [self.writer, self.progress]
+        if first >= last:
+            self.progress.message(f"step {first} of {last}: nothing left to do")
+            return True
+        self.batches = task.train_batches(first)
+        self.closing.append(self.batches)
+        feed = prefetch_to_device(self.batches, self.mesh)
+        self.closing.append(feed)
+        if first == 0:
+            self._look(state, 0)
+        began, in_flight = time.perf_counter(), collections.deque()
+        for step in range(first + 1, last + 1):
+            waited = time.perf_counter()
+            batch = next(feed)
+            self.watch.add_step(time.perf_counter() - waited)
+            state, values = self.step_fn(state, batch)
+            in_flight.append(values)
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+            if step == first + 1:
+                jax.block_until_ready(values)
+                self.progress.message(
+                    f"first step after {time.perf_counter() - began:.1f} s of reading and compiling"
+                )
+                self.watch.restart()
+            self.progress.step()
+            self._flush()
+            stopping = stop.at(step)
+            if step % config.log_every == 0 or step == last or stopping:
+                self.pending = (step, values)
+            if self._look_due(step):
+                self._flush()
+                self._look(state, step)
+            if stopping or step == last or self._save_due(step):
+                self._flush()
+                self._save(state, values)
+            if stopping:
+                break
+        self.saver.wait()
+        return int(state.step) == last
+
+    def _flush(self) -> None:
+        """Writes the numbers of an earlier step, by now ready, so that the device never waits."""
+        if self.pending is None:
+            return
+        (step, values), self.pending = self.pending, None
+        numbers = {name: float(value) for name, value in values.items()}
+        speed = self.watch.report()
+        epoch = {"epoch": step / self.task.steps_per_epoch}
+        bad = {"bad_images": self.batches.bad_count}
+        self.writer.write(step, "train", epoch | numbers | bad | speed)
+        shown = ("loss", "baseline_loss", "lr", "images_per_s", "data_wait_ms", "mfu")
+        self.progress.log(step, {k: v for k, v in (numbers | speed).items() if k in shown})
+        _check_finite(step, numbers)
+
+    def _look_due(self, step: int) -> bool:
+        every = (self.config.eval_every, self.config.picture_every)
+        return any(n and (step % n == 0 or step == self.task.num_steps) for n in every)
+
+    def _look(self, state: TrainState, step: int) -> None:
+        """Held-out metrics and a picture, whichever is due."""
+        began, last = time.perf_counter(), step == self.task.num_steps
+        every, picture_every = self.config.eval_every, self.config.picture_every
+        if every and (step % every == 0 or last):
+            values = self.task.evaluate(state.params, self.mesh)
+            self.writer.write(step, "eval", values)
+            text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+            self.progress.message(f"held-out at step {step}: {text}")
+        if picture_every and (step % picture_every == 0 or last):
+            image = self.task.picture(state.params, self.mesh)
+            self.writer.write_image(step, "reconstruction", image)
+            if jax.process_index() == 0:
+                self.progress.message(f"picture: {self.task.save_picture(image, step)}")
+        self.watch.add_pause(time.perf_counter() - began)
+
+    def _save_due(self, step: int) -> bool:
+        every = self.config.checkpoint
+        if every.every_steps and step % every.every_steps == 0:
+            return True
+        if not every.every_minutes or step % self.config.log_every:
+            return False
+        return distributed.agree(time.monotonic() - self.saved_at > 60 * every.every_minutes)
+
+    def _save(self, state: TrainState, values: Batch) -> None:
+        """Starts a checkpoint, unless the state is spoilt."""
+        began, step = time.perf_counter(), int(state.step)
+        _check_finite(step, {name: float(value) for name, value in values.items()})
+        self.saver.save(state, self.task.metadata(step))
+        self.saved_at = time.monotonic()
+        self.watch.add_pause(time.perf_counter() - began)
+
+
+def _check_finite(step: int, values: dict[str, float]) -> None:
+    """Official behaviour: a loss that is not finite ends the run, before it reaches the disk."""
+    bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(
+            f"{', '.join(bad)} at step {step}; the last checkpoint is untouched. Remedies: a lower "
+            "--config.optim.base_lr, --config.optim.grad_clip=1.0, --config.model.dtype=float32"
+        )

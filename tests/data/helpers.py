@@ -1,0 +1,47 @@
+"""Image bytes and a source for the tests of the input pipeline."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from mae_jax.data.source import Record
+
+
+class MemorySource:
+    """Records kept in a list."""
+
+    name = "memory"
+    classes = None
+
+    def __init__(self, data, labels=None):
+        self.data = data
+        self.labels = labels if labels is not None else range(len(data))
+
+    def __len__(self):
+        return len(self.data)
+
+    def read(self, indices):
+        return [Record(self.data[i], int(self.labels[i])) for i in indices]
+
+    def describe(self, index):
+        return f"memory#{index}"
+
+    def fingerprint(self):
+        return {"kind": "memory", "count": len(self)}
+
+
+def jpeg(image: np.ndarray, **options) -> bytes:
+    return encode(Image.fromarray(image), "JPEG", quality=90, **options)
+
+
+def encode(image: Image.Image, form: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def picture(seed: int, height: int = 40, width: int = 50) -> np.ndarray:
+    """A smooth random image, uint8 [height, width, 3]."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

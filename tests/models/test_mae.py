@@ -1,0 +1,175 @@
+"""The cheap formulation equals the paper's, starts as the official code does, and counts as it should."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax.models.mae import MaskedAutoencoder, train_flops
+from mae_jax.models.posemb import sincos_2d
+from mae_jax.models.vit import SIZES
+from mae_jax.ops import masking, targets
+from mae_jax.ops.patches import gather, patchify
+from tests.models import plain_mae
+from tests.parity import official
+
+
+def sized(name, **changes):
+    size = SIZES[name]
+    fields = {
+        "image_size": (224, 224),
+        "patch_size": (size.patch_size,) * 2,
+        "channels": 3,
+        "embed_dim": size.embed_dim,
+        "depth": size.depth,
+        "num_heads": size.num_heads,
+    }
+    return MaskedAutoencoder(**fields | changes)
+
+
+def init(model, seed=0, ratio=0.75):
+    masked = masking.from_noise(jnp.zeros((1, model.grid[0] * model.grid[1])), ratio)
+    dim = model.patch_size[0] * model.patch_size[1] * model.channels
+    return model.init(jax.random.key(seed), jnp.zeros((1, masked.len_keep, dim)), masked)["params"]
+
+
+CASES = {
+    "square": (official.TINY, 0.75, True),
+    "raw pixels": (official.TINY, 0.6, False),
+    "wide, 5 channels, oblong patch": (
+        official.TINY | {"image_size": (16, 40), "patch_size": (4, 8), "channels": 5},
+        0.5,
+        True,
+    ),
+    "one-block decoder": (official.TINY | {"decoder_depth": 1, "channels": 1}, 0.9, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_paper_order_formulation(case):
+    fields, ratio, normalize = CASES[case]
+    model = MaskedAutoencoder(**fields)
+    params = init(model, seed=3)
+    keys = jax.random.split(jax.random.key(1), 3)
+    # Initial biases and norms are zeros and ones, behind which mistakes hide.
+    leaves, tree = jax.tree.flatten(params)
+    noise_keys = jax.random.split(keys[2], len(leaves))
+    params = jax.tree.unflatten(
+        tree,
+        [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, noise_keys, strict=True)],
+    )
+    images = jax.random.normal(keys[0], (3, *model.image_size, model.channels))
+    noise = jax.random.uniform(keys[1], (3, model.grid[0] * model.grid[1]))
+    masked = masking.from_noise(noise, ratio)
+
+    def cheap(params):
+        patches = patchify(images, model.patch_size)
+        visible, hidden = gather(patches, masked.ids_keep), gather(patches, masked.ids_masked)
+        pred = model.apply({"params": params}, visible, masked)
+        target = targets.pixel_target(hidden, normalize=normalize)
+        return targets.reconstruction_loss(pred, target).mean()
+
+    def plain(params):
+        loss, pred, mask = plain_mae.forward(
+            params, images, noise, model=model, ratio=ratio, normalize=normalize
+        )
+        return loss, (pred, mask)
+
+    with jax.default_matmul_precision("float32"):
+        (expected, (pred, mask)), expected_grads = jax.value_and_grad(plain, has_aux=True)(params)
+        loss, grads = jax.value_and_grad(cheap)(params)
+        visible = gather(patchify(images, model.patch_size), masked.ids_keep)
+        ours = model.apply({"params": params}, visible, masked, method=model.predict)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_array_equal(masked.mask, mask)
+    np.testing.assert_allclose(ours, pred, rtol=0, atol=1e-5 * float(jnp.abs(pred).max()))
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(grads)[0], jax.tree.leaves(expected_grads), strict=True
+    ):
+        scale = max(float(jnp.abs(b).max()), 1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=str(path))
+
+
+# mae.md-style facts of the official models: parameters that train (no position tables).
+COUNTS = {
+    "B": (85_647_360, 26_008_320, 151_296),
+    "L": (303_099_904, 26_139_392, 201_728),
+    "H": (630_435_840, 26_178_124, 328_960),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_the_official_ones(name):
+    model = sized(name)
+    shapes = jax.eval_shape(lambda: init(model))
+    decoder = {k: v for k, v in shapes.items() if k.startswith("decoder") or k == "mask_token"}
+    encoder = {k: v for k, v in shapes.items() if k not in decoder}
+
+    def count(tree):
+        return sum(x.size for x in jax.tree.leaves(tree))
+
+    table = sincos_2d(model.embed_dim, model.grid)
+    assert (count(encoder), count(decoder), table.size) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name, giga", [("B", 58.7), ("L", 124.5), ("H", 291.4)])
+def test_training_flops_are_those_of_the_published_arithmetic(name, giga):
+    model = sized(name)
+    keep = masking.num_keep(model.grid[0] * model.grid[1], 0.75)
+    assert train_flops(model, keep) / 1e9 == pytest.approx(giga, rel=2e-3)
+
+
+def test_initial_values_of_vit_b_have_the_official_statistics():
+    with open(official.path("init_stats.json"), encoding="utf-8") as file:
+        stats = json.load(file)["mae_vitb"]
+    params = jax.jit(lambda: init(sized("B"), seed=11))()
+    seen = 0
+    for name, want in stats.items():
+        if name in official.SKIPPED:
+            continue
+        keys, _ = official.convert(name, np.zeros(want["shape"], np.bool_))
+        leaf = params
+        for key in keys:
+            leaf = leaf[key]
+        x = np.asarray(leaf, np.float64)
+        seen += 1
+        assert x.size == math.prod(want["shape"])
+        # Standard errors of mean and deviation; uniform and normal draws alike stay well inside.
+        spread = want["std"] / math.sqrt(x.size)
+        assert abs(x.mean() - want["mean"]) <= 8 * spread, name
+        assert abs(x.std() - want["std"]) <= 8 * spread, name
+        if want["std"] and name not in ("cls_token", "mask_token"):  # uniform: a sharp bound
+            assert np.abs(x).max() == pytest.approx(want["absmax"], rel=2e-2), name
+    assert seen == len(jax.tree.leaves(params))
+
+
+def test_loss_at_the_start_is_one_point_eight():
+    model = sized("Ti", depth=2)
+    params = init(model)
+    images = jax.random.normal(jax.random.key(2), (4, 224, 224, 3))
+    masked = masking.from_noise(jax.random.uniform(jax.random.key(3), (4, 196)), 0.75)
+    patches = patchify(images, model.patch_size)
+    pred = model.apply({"params": params}, gather(patches, masked.ids_keep), masked)
+    target = targets.pixel_target(gather(patches, masked.ids_masked), normalize=True)
+    loss = float(targets.reconstruction_loss(pred, target).mean())
+    assert loss == pytest.approx(1 + 512 * 2 / (512 + 768), abs=0.1)
+
+
+def test_visible_patches_decide_and_hidden_ones_do_not():
+    model, params = official.tiny_model(), official.tiny_params()
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    masked = masking.from_noise(jax.random.uniform(jax.random.key(1), (2, 64)), 0.75)
+
+    def predict(images):
+        patches = gather(patchify(images, model.patch_size), masked.ids_keep)
+        return model.apply({"params": params}, patches, masked)
+
+    hidden = masked.mask[:, :, None] * jnp.ones((1, 1, 48))
+    from mae_jax.ops.patches import unpatchify
+
+    where = unpatchify(hidden, model.patch_size, model.grid)
+    np.testing.assert_array_equal(predict(images), predict(images + 7 * where))
+    assert not np.allclose(predict(images), predict(images + 7 * (1 - where)))

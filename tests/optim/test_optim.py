@@ -1,0 +1,77 @@
+"""Schedules, weight-decay groups and AdamW."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax.optim import optimizers, recipe, schedules
+from mae_jax.optim.param_groups import weight_decay_mask
+from tests.parity import official
+
+
+def test_schedule_matches_the_official_one_at_every_listed_epoch():
+    ref = official.arrays("lr_sched.npz")
+    lr, min_lr, warmup, epochs, _ = ref["pretrain800/args"]
+    schedule = schedules.warmup_cosine(
+        lr, warmup_epochs=warmup, epochs=epochs, steps_per_epoch=20, min_lr=min_lr
+    )
+    steps = np.arange(len(ref["pretrain800/lr"]))
+    np.testing.assert_allclose(steps / 20, ref["pretrain800/epoch"], atol=1e-9)
+    np.testing.assert_allclose(jax.vmap(schedule)(steps), ref["pretrain800/lr"], rtol=0, atol=1e-8)
+
+
+def test_schedule_of_fine_tuning_has_a_floor():
+    ref = official.arrays("lr_sched.npz")
+    lr, min_lr, warmup, epochs, _ = ref["finetune100/args"]
+    schedule = schedules.warmup_cosine(
+        lr, warmup_epochs=warmup, epochs=epochs, steps_per_epoch=20, min_lr=min_lr
+    )
+    out = jax.vmap(schedule)(np.arange(len(ref["finetune100/lr"])))
+    np.testing.assert_allclose(out, ref["finetune100/lr"], rtol=0, atol=1e-8)
+
+
+def test_learning_rate_of_the_recipe():
+    assert schedules.absolute_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
+
+
+def test_decayed_parameters_are_the_official_ones():
+    with open(official.path("pretrain_weight_decay.json"), encoding="utf-8") as file:
+        reference = json.load(file)["tiny"]
+    mask = weight_decay_mask(official.tiny_params())
+    checked = 0
+    for name, decay in reference.items():
+        if name in official.SKIPPED:
+            continue
+        leaf = mask
+        for key in official.convert(name, np.zeros((1, 1, 1)))[0]:
+            leaf = leaf[key] if key in leaf else leaf["scale"]
+        assert leaf == (decay > 0), name
+        checked += 1
+    assert checked == len(jax.tree.leaves(mask))
+
+
+def test_gradient_clipping_bounds_the_global_norm():
+    def first_moment(clip):
+        tx = optimizers.adamw(lambda _: 1.0, b1=0.9, b2=0.95, weight_decay=0.0, grad_clip=clip)
+        params = {"a": {"kernel": jnp.zeros((2, 2))}}
+        grads = {"a": {"kernel": jnp.full((2, 2), 3.0)}}
+        _, state = tx.update(grads, tx.init(params), params)
+        return np.asarray(state[1 if clip else 0].mu["a"]["kernel"])
+
+    np.testing.assert_allclose(first_moment(0.0), 0.3, rtol=1e-6)
+    np.testing.assert_allclose(first_moment(1.5), 0.1 * 3.0 * 1.5 / 6.0, rtol=1e-6)
+
+
+def test_warm_up_longer_than_the_run_is_cut_with_a_warning(caplog):
+    from configs import vit_l
+
+    optim = vit_l.get_config().optim
+    with caplog.at_level("WARNING"):
+        out = recipe.adamw_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
+    assert out.warmup_epochs == 0.5
+    assert "warmup_epochs=40" in caplog.text
+    assert float(out.schedule(0)) == 0.0
+    assert float(out.schedule(50)) == pytest.approx(out.lr)

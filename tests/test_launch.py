@@ -1,0 +1,524 @@
+"""The launch scripts, with a Python, uv and nvidia-smi that only write down what they are asked."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
+TOOLS = ["bash", "cat", "cp", "dirname", "flock", "mkdir", "readlink", "rm", "rmdir", "sleep"]
+
+# Answers the calls that the scripts make: two probes, -m venv, pip, and our own programs.
+FAKE_PYTHON = """\
+case "$*" in
+  *sys.version_info*) [[ ${0##*/} != python3.12 ]] || exit 127; exit 0 ;;
+  *ensurepip*) exit "${FAKE_NO_VENV:-0}" ;;
+  "-m venv "*)
+    mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; printf 'version = 3.13.1\\n' >"$3/pyvenv.cfg" ;;
+  *"pip --version"*) ;;
+  *"pip install"*)
+    printf 'pip' >>"$FAKE/log"; printf ' %s' "${@:4}" >>"$FAKE/log"; printf '\\n' >>"$FAKE/log"
+    if [[ -e $FAKE/hang ]]; then trap 'exit 1' INT; : >"$FAKE/hanging"; sleep 20; fi
+    if [[ -e $FAKE/slow ]]; then sleep 1; fi
+    if [[ -e $FAKE/fail ]]; then exit 1; fi ;;
+  *)
+    printf '%s\\n' "$PWD" "$@"
+    printf '%s\\n' "path=$PYTHONPATH"
+    printf '%s\\n' "arenas=${MALLOC_ARENA_MAX:-}" "trim=${MALLOC_TRIM_THRESHOLD_:-}"
+    if [[ -n ${FAKE_FAIL:-} && "$*" == *"$FAKE_FAIL"* ]]; then exit 3; fi ;;
+esac
+"""
+FAKE_UV = """\
+printf 'uv' >>"$FAKE/log"; printf ' %s' "$@" >>"$FAKE/log"; printf '\\n' >>"$FAKE/log"
+if [[ $1 == venv ]]; then
+  mkdir -p "${@: -1}/bin"; cp "$FAKE/bin/python3.13" "${@: -1}/bin/python"
+  printf 'version_info = 3.13.1\\n' >"${@: -1}/pyvenv.cfg"
+fi
+"""
+
+
+class Machine:
+    """A machine with a copy of the scripts, nothing but TOOLS on PATH, and no accelerator."""
+
+    def __init__(self, folder: Path):
+        self.bin = folder / "bin"
+        self.sysroot = folder / "sys root"
+        self.repo = folder / "a repo"
+        self.venv = self.repo / ".venv"
+        self.log = folder / "log"
+        self.folder = folder
+        self.cwd = folder
+        self.env = {
+            "FAKE": str(folder),
+            "PATH": str(self.bin),
+            "MAE_JAX_SYSROOT": str(self.sysroot),
+        }
+        self.bin.mkdir()
+        self.sysroot.mkdir()
+        for name in TOOLS:
+            found = shutil.which(name)
+            assert found, f"{name} is not on this machine"
+            (self.bin / name).symlink_to(found)
+        # python3.12 is like a shim of pyenv: on PATH, but it does not start.
+        for name in ("python3.12", "python3.13"):
+            self.add_program(name, FAKE_PYTHON)
+        shutil.copytree(ROOT / "launch", self.repo / "launch")
+        for file in ROOT.glob("requirements*"):
+            shutil.copy(file, self.repo)
+
+    def add_program(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(f"#!{shutil.which('bash')}\n{text}")
+        (self.bin / name).chmod(0o755)
+
+    def add_file(self, name: str, text: str = "") -> None:
+        path = self.sysroot / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def add_gpu(self, driver: str, capability: str = "9.0") -> None:
+        """A GPU of which only nvidia-smi tells, as on WSL."""
+        self.add_program(
+            "nvidia-smi", f'echo "smi" >>"$FAKE/smi"\nprintf "%s\\n" "{driver}, {capability}"'
+        )
+
+    def start(self, *args: str, script: str = "local.sh", **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [script if "/" in script else f"{self.repo}/launch/{script}", *args],
+            cwd=self.cwd,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *args: str, script: str = "local.sh", **env: str) -> tuple[int, str, str]:
+        process = self.start(*args, script=script, **env)
+        out, err = process.communicate(timeout=30)
+        return process.returncode, out, err
+
+    def installs(self) -> list[str]:
+        """The calls of pip and uv until now; forgets them."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def installed_for(machine: Machine, **env: str) -> str:
+    """The accelerator whose packages a first start installs."""
+    status, _, err = machine.run(**env)
+    assert status == 0, err
+    (line,) = machine.installs()
+    extras = re.findall(r"jax\[(.*?)\]", line)
+    return extras[0] if extras else "cpu"
+
+
+def test_first_start_installs_the_locked_packages_and_then_runs(machine: Machine) -> None:
+    status, out, err = machine.run("--config=c.py", "--workdir=two words", "", "*")
+    assert status == 0, err
+    assert machine.installs() == [
+        "pip install --quiet --disable-pip-version-check"
+        f" -r {machine.repo}/requirements.txt -c {machine.repo}/requirements.lock"
+    ]
+    assert out.splitlines() == [
+        *(str(machine.cwd), "-P", "-m", "mae_jax.main", "--config=c.py", "--workdir=two words"),
+        *("", "*", f"path={machine.repo}", "arenas=1", "trim=-1"),
+    ]
+    assert "installing the packages for cpu" in err and "2.3 GB" in err
+
+
+def test_later_starts_are_silent_and_quick(machine: Machine) -> None:
+    machine.run()
+    machine.installs()
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        status, _, err = machine.run()
+        seconds.append(time.perf_counter() - begin)
+        assert (status, err, machine.installs()) == (0, "", [])
+    assert min(seconds) < 0.15  # about 0.02 on an idle machine
+
+
+def test_starts_from_any_folder_and_through_links(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "linked repo").symlink_to(machine.repo)
+    (tmp_path / "mae").symlink_to(machine.repo / "launch" / "local.sh")
+    machine.cwd = tmp_path / "else where"
+    machine.cwd.mkdir()
+    for script in (
+        str(tmp_path / "linked repo" / "launch" / "local.sh"),
+        str(tmp_path / "mae"),
+        "../a repo/launch/local.sh",
+    ):
+        status, out, err = machine.run(script=script, PYTHONPATH="/theirs", CDPATH=str(tmp_path))
+        assert status == 0, err
+        assert out.splitlines()[0] == str(machine.cwd)
+        assert f"path={machine.repo}:/theirs" in out
+    assert len(machine.installs()) == 1
+
+
+def test_passes_on_the_exit_status(machine: Machine) -> None:
+    assert machine.run(FAKE_FAIL="mae_jax.main")[0] == 3
+
+
+def test_keeps_malloc_settings_of_the_user(machine: Machine) -> None:
+    out = machine.run(MALLOC_ARENA_MAX="4")[1]
+    assert "arenas=4" in out and "trim=-1" in out
+
+
+def test_leaves_malloc_alone_on_an_accelerator(machine: Machine) -> None:
+    assert "arenas=\ntrim=\n" in machine.run(MAE_JAX_ACCELERATOR="cuda13")[1]
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements.lock", ".venv/pyvenv.cfg"])
+def test_installs_again_when_what_it_depends_on_changes(machine: Machine, file: str) -> None:
+    machine.run()
+    machine.installs()
+    path = machine.repo / file
+    path.write_text(path.read_text().replace("3.13.1", "3.11.9") + "# changed\n")
+    machine.run()
+    assert len(machine.installs()) == 1
+    machine.run()
+    assert machine.installs() == []
+
+
+def test_a_failed_first_installation_is_retried_from_the_beginning(machine: Machine) -> None:
+    (machine.folder / "fail").touch()
+    status, out, err = machine.run()
+    assert status == 1 and out == "" and "the installation failed" in err
+    (machine.venv / "half").touch()
+    (machine.folder / "fail").unlink()
+    status, _, err = machine.run()
+    assert status == 0, err
+    assert not (machine.venv / "half").exists()
+    assert len(machine.installs()) == 2
+
+
+def test_a_failed_update_keeps_what_was_there(machine: Machine) -> None:
+    machine.run()
+    (machine.venv / "wandb").touch()
+    lock = machine.repo / "requirements.lock"
+    before = lock.read_text()
+    lock.write_text(before + "# newer\n")
+    (machine.folder / "fail").touch()
+    status, _, err = machine.run()
+    assert status == 1 and f"MAE_JAX_PYTHON={machine.venv}/bin/python" in err
+    assert machine.run(MAE_JAX_PYTHON=f"{machine.venv}/bin/python")[0] == 0
+    lock.write_text(before)  # nothing says how far the update came
+    assert machine.run()[0] == 1
+    (machine.folder / "fail").unlink()
+    assert machine.run()[0] == 0
+    assert (machine.venv / "wandb").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_installation_is_never_taken_for_a_finished_one(
+    machine: Machine, number: signal.Signals
+) -> None:
+    machine.run()
+    (machine.repo / "requirements.lock").write_text("# newer\n")
+    (machine.folder / "hang").touch()
+    process = machine.start()
+    wait_for(machine.folder / "hanging")
+    os.killpg(process.pid, number)
+    process.communicate(timeout=10)
+    assert process.returncode != 0
+    (machine.folder / "hang").unlink()
+    (machine.venv / "half").touch()
+    machine.installs()
+    status, _, err = machine.run()
+    assert status == 0 and "did not finish" in err
+    assert len(machine.installs()) == 1
+    assert not (machine.venv / "half").exists()
+
+
+@pytest.mark.parametrize("locking", ["flock", "mkdir"])
+def test_two_starts_at_once_install_once(machine: Machine, locking: str) -> None:
+    if locking == "mkdir":
+        (machine.bin / "flock").unlink()
+    (machine.folder / "slow").touch()
+    first, second = machine.start(), machine.start()
+    errors = first.communicate(timeout=30)[1] + second.communicate(timeout=30)[1]
+    assert (first.returncode, second.returncode) == (0, 0), errors
+    assert "waiting" in errors
+    assert len(machine.installs()) == 1
+    assert not (machine.repo / ".venv.lock.d").exists()
+
+
+def test_the_program_does_not_hold_the_lock(machine: Machine) -> None:
+    python = FAKE_PYTHON.replace(
+        "*)\n    printf '%s\\n' \"$PWD\"", '*) ls -l /proc/$$/fd; printf "$PWD"'
+    )
+    (machine.bin / "ls").symlink_to(shutil.which("ls") or "")
+    machine.add_program("python3.13", python)
+    out = machine.run()[1]
+    assert "/dev/" in out or "pipe:" in out
+    assert ".venv.lock" not in out
+
+
+def test_fills_a_venv_made_by_hand_and_keeps_its_packages(machine: Machine) -> None:
+    (machine.venv / "bin").mkdir(parents=True)
+    shutil.copy(machine.bin / "python3.13", machine.venv / "bin" / "python")
+    (machine.venv / "wandb").touch()
+    (machine.folder / "fail").touch()
+    assert machine.run()[0] == 1
+    (machine.folder / "fail").unlink()
+    (machine.folder / "hang").touch()
+    process = machine.start()
+    wait_for(machine.folder / "hanging")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=10)
+    (machine.folder / "hang").unlink()
+    status, _, err = machine.run()
+    assert status == 1 and "remove it" in err
+    (machine.venv / "mae_jax.unfinished").unlink()
+    assert machine.run()[0] == 0
+    assert (machine.venv / "wandb").exists()
+
+
+def test_starts_again_when_the_python_of_the_venv_is_gone(machine: Machine) -> None:
+    machine.run()
+    (machine.venv / "bin" / "python").unlink()
+    (machine.venv / "bin" / "python").symlink_to("/nowhere/python3.13")
+    status, _, err = machine.run()
+    assert status == 0 and "is gone" in err
+
+
+def test_uses_uv_when_it_is_there(machine: Machine) -> None:
+    machine.add_program("uv", FAKE_UV)
+    assert machine.run()[0] == 0
+    make, fill = machine.installs()
+    assert make.startswith("uv venv") and f"--python {machine.bin}/python3.13" in make
+    assert fill.startswith("uv pip install --quiet --compile-bytecode --python")
+    assert "-r" in fill and "-c" in fill
+    machine.run()
+    assert machine.installs() == []
+
+
+def test_says_what_is_missing(machine: Machine) -> None:
+    status, _, err = machine.run(FAKE_NO_VENV="1")
+    assert status == 1 and "apt install python3.13-venv" in err
+    machine.add_program("python3.13", 'echo "Python 3.10.1"; exit 1')
+    status, _, err = machine.run()
+    assert status == 1 and "Python 3.11, 3.12 or 3.13 is needed" in err
+    machine.add_program("python3.13", FAKE_PYTHON)
+    status, _, err = machine.run(MAE_JAX_ACCELERATOR="rocm")
+    assert status == 1 and "cpu, cuda12, cuda13 or tpu" in err
+
+
+def test_unlocked_takes_the_newest(machine: Machine) -> None:
+    machine.run()
+    machine.installs()
+    machine.run(MAE_JAX_UNLOCKED="1")
+    (line,) = machine.installs()
+    assert "requirements.lock" not in line and "--upgrade" in line
+    machine.run(MAE_JAX_UNLOCKED="1")
+    assert machine.installs() == []
+
+
+def test_a_given_python_is_used_as_it_is(machine: Machine) -> None:
+    status, out, err = machine.run("--x", MAE_JAX_PYTHON=str(machine.bin / "python3.13"))
+    assert (status, err) == (0, "")
+    assert "mae_jax.main\n--x\n" in out
+    assert not machine.venv.exists()
+
+
+@pytest.mark.parametrize(
+    ("driver", "capability", "accelerator"),
+    [
+        ("580.65.06", "9.0", "cuda13"),
+        ("610.10", "12.0", "cuda13"),
+        ("580.65.06", "7.5", "cuda13"),
+        ("580.65.06", "7.0", "cuda12"),  # V100: CUDA 13 dropped it
+        ("579.99", "9.0", "cuda12"),
+        ("525.60.13", "8.0", "cuda12"),
+        ("470.82.01", "8.0", "cpu"),
+    ],
+)
+def test_chooses_by_driver_and_gpu(
+    machine: Machine, driver: str, capability: str, accelerator: str
+) -> None:
+    machine.add_gpu(driver, capability)
+    assert installed_for(machine) == accelerator
+
+
+def test_the_oldest_of_several_gpus_decides(machine: Machine) -> None:
+    machine.add_program("nvidia-smi", "printf '580.1, 9.0\\n580.1, 7.0\\n580.1, 8.0\\n'")
+    assert installed_for(machine) == "cuda12"
+
+
+def test_broken_nvidia_smi_means_cpu(machine: Machine) -> None:
+    machine.add_program("nvidia-smi", "echo 'NVIDIA-SMI has failed'; exit 9")
+    assert installed_for(machine) == "cpu"
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda12", "cuda13", "tpu"])
+def test_the_accelerator_can_be_given(machine: Machine, kind: str) -> None:
+    machine.add_gpu("580.65.06")
+    assert installed_for(machine, MAE_JAX_ACCELERATOR=kind) == kind
+
+
+NVRM = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (root@host)\n"
+
+
+def test_asks_nvidia_smi_once_per_driver(machine: Machine) -> None:
+    machine.add_file("proc/driver/nvidia/version", NVRM.format("580.65.06") + "GCC version: 12.3.0")
+    machine.add_file("dev/nvidia0")
+    machine.add_gpu("580.65.06", "7.0")
+    smi = machine.folder / "smi"
+    assert installed_for(machine) == "cuda12"
+    assert len(smi.read_text().splitlines()) == 1
+    machine.run()
+    assert len(smi.read_text().splitlines()) == 1
+    machine.add_file("proc/driver/nvidia/version", NVRM.format("590.10"))
+    machine.add_gpu("590.10", "8.0")
+    assert installed_for(machine) == "cuda13"
+    assert len(smi.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(("driver", "kind"), [("580.65.06", "cuda13"), ("550.54.14", "cuda12")])
+def test_reads_the_driver_without_nvidia_smi(machine: Machine, driver: str, kind: str) -> None:
+    machine.add_file("proc/driver/nvidia/version", NVRM.format(driver))
+    machine.add_file("dev/nvidia0")
+    assert installed_for(machine) == kind
+
+
+def test_a_container_without_the_gpus_of_its_host_is_a_cpu(machine: Machine) -> None:
+    machine.add_file("proc/driver/nvidia/version", NVRM.format("580.65.06"))
+    assert installed_for(machine) == "cpu"
+
+
+def test_another_cuda_starts_again_and_no_gpu_keeps_what_is_there(machine: Machine) -> None:
+    machine.run(MAE_JAX_ACCELERATOR="cuda12")
+    (machine.venv / "plugin").touch()
+    machine.installs()
+    assert machine.run()[0] == 0  # a login node: no GPU in sight
+    assert machine.installs() == []
+    (machine.repo / "requirements.lock").write_text("# newer\n")
+    assert installed_for(machine) == "cuda12"
+    assert (machine.venv / "plugin").exists()
+    assert installed_for(machine, MAE_JAX_ACCELERATOR="cuda13") == "cuda13"
+    assert not (machine.venv / "plugin").exists()
+
+
+@pytest.mark.parametrize(
+    ("node", "vendor", "device", "kind"),
+    [
+        ("dev/accel0", "0x1ae0", "0x0063", "tpu"),  # v5e
+        ("dev/vfio/0", "0x1ae0", "0x006f", "tpu"),  # v6e
+        ("dev/vfio/0", "0x1ae0", "0x0042", "cpu"),  # Google's network card
+        ("dev/vfio/12", "0x10de", "0x0063", "cpu"),  # a GPU handed to a virtual machine
+        ("dev/vfio/vfio", "0x1ae0", "0x006f", "cpu"),  # the driver, without a device
+        ("dev/accel/accel0", "0x1da3", "0x1000", "cpu"),  # another maker's
+        ("dev/null", "0x1ae0", "0x0063", "cpu"),  # a TPU that this container was not given
+    ],
+)
+def test_finds_a_tpu(machine: Machine, node: str, vendor: str, device: str, kind: str) -> None:
+    machine.add_file(node)
+    machine.add_file("sys/bus/pci/devices/0000:00:04.0/vendor", f"{vendor}\n")
+    machine.add_file("sys/bus/pci/devices/0000:00:04.0/device", f"{device}\n")
+    assert installed_for(machine) == kind
+
+
+def test_finds_a_tpu_of_a_new_generation_in_a_tpu_container(machine: Machine) -> None:
+    machine.add_file("dev/vfio/0")
+    assert installed_for(machine, TPU_ACCELERATOR_TYPE="v9-8") == "tpu"
+
+
+def test_test_script_runs_every_check(machine: Machine) -> None:
+    status, out, err = machine.run("tests/a b.py", "-k", "x or y", script="test.sh")
+    assert status == 0, err
+    (line,) = machine.installs()
+    assert f"-r {machine.repo}/requirements-dev.txt" in line
+    checks = [
+        *("-m\nruff\ncheck\n.", "-m\nruff\nformat\n--check\n.", "-m\npyright\n"),
+        "-m\npytest\ntests/a b.py\n-k\nx or y\n",
+    ]
+    assert all(f"{machine.repo}\n{check}" in out for check in checks)
+    assert out.splitlines()[-1].startswith("== all passed")
+    assert machine.run()[2] == ""  # with the test tools there, everything to run is there too
+
+
+@pytest.mark.parametrize("name", ["ruff check", "format", "pyright", "pytest"])
+def test_test_script_fails_when_one_check_does(machine: Machine, name: str) -> None:
+    status, out, _ = machine.run(script="test.sh", FAKE_FAIL=name)
+    assert status == 1
+    assert "-m\npytest\n" in out  # the others still ran
+    assert re.match(rf"== FAILED: .*{name} \(", out.splitlines()[-1])
+
+
+def test_shellcheck() -> None:
+    beside = Path(sys.executable).with_name("shellcheck")
+    shellcheck = beside if beside.exists() else shutil.which("shellcheck")
+    if not shellcheck:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_ready_to_start(script: Path) -> None:
+    if script.name == "setup.sh":  # only sourced
+        return
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in script.read_text()
+
+
+def requirements(name: str) -> list[Requirement]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+@pytest.mark.parametrize("machine_name", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_lock_pins_every_requirement_once_within_its_bounds(
+    python: str, machine_name: str
+) -> None:
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "platform_machine": machine_name,
+        "sys_platform": "linux",
+    }
+    pins: dict[str, str] = {}
+    for pin in requirements("requirements.lock"):
+        if pin.marker and not pin.marker.evaluate(environment):
+            continue
+        (exact,) = pin.specifier
+        assert exact.operator == "==" and pin.name not in pins and not pin.extras, pin
+        pins[pin.name] = exact.version
+    wanted = requirements("requirements.txt") + requirements("requirements-dev.txt")
+    for requirement in wanted:
+        if requirement.marker and not requirement.marker.evaluate(environment):
+            continue
+        version = pins[requirement.name.lower()]
+        assert requirement.specifier.contains(version), (requirement, version)
+    # JAX refuses a jaxlib or a plugin of another version.
+    plugins = [f"jax-cuda{n}-{part}" for n in (12, 13) for part in ("plugin", "pjrt")]
+    assert {pins[name] for name in ("jax", "jaxlib", *plugins)} == {pins["jax"]}
+    assert "libtpu" in pins
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements.lock"])
+def test_requirements_name_no_host_and_no_folder(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert not re.search(r"://|index-url|find-links|\s@\s|(^|\s)(/|[A-Za-z]:\\)\w", text)
+
+
+def wait_for(path: Path, *, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)

@@ -1,0 +1,182 @@
+"""The loop: resuming, micro-batches, meshes, refusals. In this process, on eight CPU devices."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax import checkpoint, distributed, rng, sharding, train
+from mae_jax.errors import UsageError
+from mae_jax.state import abstract_state, create_state
+from mae_jax.tasks.pretrain import Pretrain
+from mae_jax.train_step import make_train_step
+from tests import tiny
+
+
+def run(workdir, config, **options):
+    workdir = str(workdir)
+    return train.run(Pretrain(config, workdir), config, workdir, **options)
+
+
+def stop_at(monkeypatch, step):
+    monkeypatch.setattr(distributed.StopRequest, "at", lambda self, now: now == step)
+
+
+def assert_same_params(a, b, **tolerance):
+    a, b = checkpoint.load_params(str(a)), checkpoint.load_params(str(b))
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0} | tolerance)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"grad_accum": 2, "mesh__fsdp": 2, "optim__grad_clip": 0.5}],
+    ids=["plain", "accumulating, sharded, clipped"],
+)
+def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, monkeypatch, changes):
+    # Ten steps of six an epoch: the restart falls inside the second epoch, the run crosses three.
+    config = tiny.config(eval_every=10, **changes)
+    assert run(tmp_path / "whole", config)
+    stop_at(monkeypatch, 10)
+    assert not run(tmp_path / "parts", config)
+    assert checkpoint.find(str(tmp_path / "parts"))[1] == 10
+    monkeypatch.undo()
+    assert run(tmp_path / "parts", config)
+    assert tiny.metric_lines(tmp_path / "whole") == tiny.metric_lines(tmp_path / "parts")
+    assert [line["step"] for line in tiny.metric_lines(tmp_path / "whole")] == [5, 10, 15, 20]
+    whole, parts = (tiny.metric_lines(tmp_path / name, "eval") for name in ("whole", "parts"))
+    assert whole == parts
+    states = []
+    for name in ("whole", "parts"):
+        task = Pretrain(config, str(tmp_path / name))
+        mesh = sharding.make_mesh(**config.mesh)
+        saver = checkpoint.Checkpointer(str(tmp_path / name))
+        states.append(saver.restore(20, abstract_state(task.init_params, task.tx, mesh)))
+        saver.close()
+    for x, y in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_loss_falls_and_a_finished_run_is_left_alone(tmp_path, caplog):
+    config = tiny.config(steps=60, eval_every=30, data__num_train=64)
+    assert run(tmp_path, config)
+    before, after = (tiny.metric_lines(tmp_path, "eval")[i]["loss"] for i in (0, -1))
+    assert after < 0.8 * before
+    assert tiny.metric_lines(tmp_path, "eval")[0]["count"] == 20  # 20 examples, batches of 16
+    with caplog.at_level("INFO"):
+        assert run(tmp_path, config)
+    assert "nothing left to do" in caplog.text
+
+
+def one_step(config, tmp_path):
+    """Parameters and metrics after one step at full learning rate, without clipping."""
+    config.optim.warmup_epochs = 1e-9
+    task = Pretrain(config, str(tmp_path))
+    mesh = sharding.make_mesh(**config.mesh)
+    abstract = abstract_state(task.init_params, task.tx, mesh)
+    state = create_state(task.init_params, task.tx, abstract)
+    step = make_train_step(task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum)
+    batches = task.train_batches(0)
+    state, values = step(state, sharding.to_device(mesh, next(batches)))
+    batches.close()
+    return state, jax.device_get(values)
+
+
+def test_accumulation_and_sharding_give_the_update_of_the_big_batch(tmp_path):
+    base = dict(batch_size=64, model__embed_dim=64, model__num_heads=4)
+    _, expected = one_step(tiny.config(**base), tmp_path / "a")
+    for name, changes in {"accum": {"grad_accum": 4}, "fsdp": {"mesh__fsdp": 8}}.items():
+        state, values = one_step(tiny.config(**base, **changes), tmp_path / name)
+        for key in ("loss", "grad_norm", "baseline_loss", "lr"):
+            np.testing.assert_allclose(values[key], expected[key], rtol=2e-6, err_msg=key)
+        kernel = state.params["blocks_0"]["mlp"]["fc1"]["kernel"]
+        shards = {shard.data.size for shard in kernel.addressable_shards}
+        assert shards == ({kernel.size // 8} if name == "fsdp" else {kernel.size})
+
+
+def test_accumulated_gradients_are_equal_one_by_one(tmp_path):
+    moments = []
+    for accum in (1, 4):
+        state, _ = one_step(tiny.config(batch_size=64, grad_accum=accum), tmp_path / str(accum))
+        moments.append(state.opt_state[0].mu)
+    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(float(jnp.abs(a).max()), 1e-4))
+
+
+def test_every_step_has_its_own_masks(tmp_path):
+    task = Pretrain(tiny.config(), str(tmp_path))
+    batch = {"image": jnp.zeros((4, 16, 16, 3), jnp.uint8)}
+    noise = [task.prepare(batch, rng.stream_key(0, "train", step))["noise"] for step in (0, 1, 1)]
+    assert not np.array_equal(noise[0], noise[1])
+    np.testing.assert_array_equal(noise[1], noise[2])
+    assert not np.array_equal(
+        noise[0], task.prepare(batch, rng.stream_key(1, "train", 0))["noise"]
+    )
+
+
+def test_changed_config_is_refused_unless_harmless_or_allowed(tmp_path):
+    run(tmp_path, tiny.config(steps=2))
+    with pytest.raises(UsageError, match=r"optim.weight_decay: 0.05 -> 0.1.*--allow_config_change"):
+        run(tmp_path, tiny.config(steps=2, optim__weight_decay=0.1))
+    with open(tmp_path / "config.json", encoding="utf-8") as file:
+        assert json.load(file)["optim"]["weight_decay"] == 0.05  # a refusal leaves no trace
+    assert run(tmp_path, tiny.config(steps=2, log_every=7, mesh__fsdp=2))
+    assert run(tmp_path, tiny.config(steps=3, optim__weight_decay=0.1), allow_config_change=True)
+    assert checkpoint.find(str(tmp_path))[1] == 3
+
+
+def test_weights_of_another_run_are_taken_whole_or_not_at_all(tmp_path, caplog):
+    run(tmp_path / "first", tiny.config(steps=2))
+    same = tiny.config(steps=1, init_from=str(tmp_path / "first"), optim__base_lr=0.0)
+    with caplog.at_level("INFO"):
+        run(tmp_path / "second", same)
+    assert "unused 0 []" in caplog.text
+    assert_same_params(tmp_path / "first", tmp_path / "second")
+    deeper = tiny.config(init_from=str(tmp_path / "first"), model__depth=3)
+    with pytest.raises(UsageError, match="missing.*blocks_2/attn/qkv/kernel"):
+        run(tmp_path / "third", deeper)
+    wider = tiny.config(init_from=str(tmp_path / "first"), model__decoder_embed_dim=32)
+    with pytest.raises(UsageError, match=r"decoder_embed/bias is \(16,\), needed \(32,\)"):
+        run(tmp_path / "fourth", wider)
+
+
+def test_resume_continues_another_run_in_a_new_workdir(tmp_path, monkeypatch):
+    config = tiny.config()
+    run(tmp_path / "whole", config)
+    stop_at(monkeypatch, 10)
+    run(tmp_path / "first", config)
+    monkeypatch.undo()
+    run(tmp_path / "second", tiny.config(resume=str(tmp_path / "first")))
+    assert_same_params(tmp_path / "whole", tmp_path / "second")
+    assert checkpoint.find(str(tmp_path / "first"))[1] == 10
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path, monkeypatch):
+    loss = Pretrain.loss
+    monkeypatch.setattr(Pretrain, "loss", lambda *a: (loss(*a)[0] * jnp.nan, loss(*a)[1]))
+    with pytest.raises(FloatingPointError, match="loss nan at step 1"):
+        run(tmp_path, tiny.config(checkpoint__every_steps=1))
+    with pytest.raises(UsageError, match="no checkpoint"):
+        checkpoint.find(str(tmp_path))
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    config = tiny.config(steps=4, eval_every=2, picture_every=2, checkpoint__every_steps=2)
+    run(tmp_path, config)
+    names = set(os.listdir(tmp_path))
+    assert {"config.json", "env.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names
+    pictures = sorted(os.listdir(tmp_path / "pictures"))
+    assert pictures == ["step_00000000.png", "step_00000002.png", "step_00000004.png"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "4"]
+    line = tiny.metric_lines(tmp_path)[-1]
+    assert {"step", "epoch", "split", "loss", "baseline_loss", "lr", "grad_norm"} <= line.keys()
+    assert line["bad_images"] == 0 and line["epoch"] == pytest.approx(4 / 6)
+    metadata = checkpoint.load_metadata(str(tmp_path))
+    assert metadata["step"] == 4 and metadata["model"]["patch_size"] == [4, 4]
+    assert metadata["target"] == {"kind": "pixel", "normalize": False}
+    assert metadata["data"]["mean"] == [0.5, 0.5, 0.5]
+    assert metadata["config"] == json.loads(json.dumps(config.to_dict()))

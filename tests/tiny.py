@@ -1,0 +1,59 @@
+"""Real recipes, shrunk until a CPU runs them in seconds."""
+
+import json
+import os
+from typing import Any
+
+import ml_collections
+
+from configs import demo
+
+TIMING = ("images_per_s", "images_per_s_per_device", "data_wait_ms", "mfu")
+# The same as flags of the command line.
+CHANGES: dict[str, Any] = {
+    "steps": 20,
+    "batch_size": 16,
+    "model.image_size": (16, 16),
+    "model.patch_size": (4, 4),
+    "model.embed_dim": 24,
+    "model.depth": 2,
+    "model.num_heads": 2,
+    "model.decoder_embed_dim": 16,
+    "model.decoder_depth": 2,
+    "model.decoder_num_heads": 2,
+    "data.num_train": 96,  # six steps an epoch
+    "data.num_eval": 20,
+    "data.workers": 2,
+    "checkpoint.every_steps": 0,
+    "checkpoint.every_minutes": 0.0,
+    "log_every": 5,
+    "eval_every": 0,
+    "picture_every": 0,
+    "picture_images": 3,
+}
+
+
+def config(**changes: Any) -> ml_collections.ConfigDict:
+    """configs/demo.py, tiny; `changes` use `__` for a dot."""
+    out = demo.get_config()
+    out.update_from_flattened_dict(
+        CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    return out
+
+
+def flags(**changes: Any) -> list[str]:
+    """The same as command-line flags of configs/demo.py."""
+    values = CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
+    return ["--config=configs/demo.py", *(f"--config.{k}={v}" for k, v in values.items())]
+
+
+def metric_lines(workdir: Any, split: str = "train") -> list[dict[str, Any]]:
+    """What a run logged, without what depends on the clock."""
+    with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return [
+        {k: v for k, v in line.items() if k not in TIMING}
+        for line in lines
+        if line["split"] == split
+    ]
