@@ -1,6 +1,6 @@
 """Your own pictures: any folder, labelled or not; only its place has to be given.
 
-    launch/local.sh --config=configs/folder.py --config.data.root=DIR
+launch/local.sh --config=configs/folder.py --config.data.root=DIR
 """
 
 import ml_collections

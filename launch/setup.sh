@@ -277,10 +277,8 @@ setup_environment() {
   export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
   if [[ $accelerator == cpu || ${JAX_PLATFORMS:-} == cpu ]]; then
     # JAX allocates each temporary array of a step anew. By default glibc returns memory of that
-    # size to the kernel at once and takes it back page by page: 5.2 s of system time in a 6.3 s
-    # step of a ViT-B probe on two cores, 0.08 s with these four, which keep freed memory in the
-    # process. The price is memory: 2.5 to 4.5 GB instead of 1.6 in a probe half as deep.
-    export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-1}"
+    # size to the kernel at once and takes it back page by page; these keep it in the process.
+    # (Not MALLOC_ARENA_MAX=1: with the threads of the input pipeline it took 7 GB instead of 2.)
     export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
     export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:--1}"
     export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-# Peak dense bf16 FLOP/s of a device, by jax's `device_kind`. TPU: cloud.google.com/tpu/docs
-# (system architecture pages; v2 and v3 are per core, as jax counts devices there). NVIDIA: data sheets.
+# Peak dense bf16 FLOP/s of a device, by jax's `device_kind`. NVIDIA: data sheets. TPU: the system
+# architecture pages of cloud.google.com/tpu/docs; v2 and v3 per core, which is a device to jax.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
@@ -30,7 +30,7 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: Any) -> float | None:
     """Peak bf16 FLOP/s of a device, or None where we do not know it."""
     kind = device.device_kind
     matches = [name for name in PEAK_FLOPS if kind.startswith(name)]

@@ -47,10 +47,8 @@ def grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> np.nda
         left = GAP + c * cell_w
         draw.text((left, 3), title, fill="black")
         for r, image in enumerate(images):
-            cell = Image.fromarray(image).resize(
-                (width * zoom, height * zoom), Image.Resampling.NEAREST
-            )
-            canvas.paste(cell, (left, TEXT + r * cell_h))
+            cell = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)
+            canvas.paste(Image.fromarray(cell), (left, TEXT + r * cell_h))
     if caption:
         draw.text((GAP, TEXT + rows * cell_h), caption, fill="black")
     return np.asarray(canvas)
@@ -63,7 +61,7 @@ def save(path: str, image: np.ndarray) -> None:
 
 
 def reconstruction_grid(views: Reconstruction, *, normalize: bool) -> np.ndarray:
-    """Picture uint8 [H, W, 3]: original, masked, reconstruction, reconstruction with visible patches."""
+    """uint8 [H, W, 3]: original, masked, reconstruction, the same with visible patches pasted."""
     titles = ("original", "masked", "reconstruction", "with visible")
     columns = [
         (title, to_display(np.asarray(view), np.asarray(views.original)))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mae_jax.sharding import to_device
 
 
-class prefetch_to_device(Iterator[dict[str, jax.Array]]):  # noqa: N801 - reads as a function
+class Prefetch(Iterator[dict[str, jax.Array]]):
     """Iterator of device batches, `depth` of them made in advance by a thread.
 
     An error while reading is raised by `next`. Call `close` to end the thread.

@@ -1,8 +1,9 @@
-"""What a masked autoencoder makes of images whose patches are partly hidden (paper figures 2 to 4)."""
+"""What a masked autoencoder makes of images with hidden patches (paper figures 2 to 4)."""
 
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.ops.masking import Masking
@@ -36,19 +37,22 @@ def reconstruct(
 ) -> Reconstruction:
     """Hides patches of `images` [B, H, W, C] and predicts them.
 
-    With `normalize` (the model predicts normalised patches) the prediction is brought back to pixels
-    with the **true** mean and deviation of each patch, which the model never knew.
+    With `normalize` (the model predicts normalised patches) the prediction is brought back to
+    pixels with the **true** mean and deviation of each patch, which the model never knew.
     """
     patches = to_float(patchify(images, model.patch_size), mean, std)
     visible = gather(patches, masking.ids_keep)
-    pred = model.apply({"params": params}, visible, masking, method=model.predict)
+    pred: Any = model.apply({"params": params}, visible, masking, method=model.predict)
     pred = pred.astype(patches.dtype)
     if normalize:
         pred = undo_normalize(pred, patches)
     pixels = from_float(pred, mean, std)
-    original = from_float(patches, mean, std)
     hidden = masking.mask[:, :, None]
-    grey = GREY if images.dtype == "uint8" else from_float(patches * 0, mean, std)
+    original = patchify(images, model.patch_size).astype(patches.dtype)
+    if images.dtype == jnp.uint8:
+        original, grey = original / 255, GREY
+    else:
+        grey = from_float(jnp.zeros_like(patches[:1, :1]), mean, std)
     views = (
         original,
         original * (1 - hidden) + grey * hidden,

@@ -58,9 +58,8 @@ def state_sharding(mesh: Mesh, abstract: Any) -> Any:
         if fsdp == 1 or not axes or x.size < MIN_SHARDED_SIZE:
             return replicated(mesh)
         largest = max(axes, key=lambda i: x.shape[i])
-        spec = [None] * len(x.shape)
-        spec[largest] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        before = [None] * largest
+        return NamedSharding(mesh, PartitionSpec(*before, "fsdp"))
 
     return jax.tree.map(rule, abstract)
 

@@ -3,17 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.struct import PyTreeNode
 from jax.sharding import Mesh
 
 from mae_jax.sharding import state_sharding
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(PyTreeNode):
     """Completed steps (int32 scalar), parameters (float32) and optimiser state."""
 
     step: jax.Array

@@ -18,7 +18,7 @@ from mae_jax import checkpoint, distributed, metrics, run_info, sharding
 from mae_jax import config as config_lib
 from mae_jax.errors import UsageError
 from mae_jax.init_from import load_initial_params
-from mae_jax.prefetch import prefetch_to_device
+from mae_jax.prefetch import Prefetch
 from mae_jax.state import TrainState, abstract_state, create_state
 from mae_jax.task import Batch, Task
 from mae_jax.train_step import make_train_step
@@ -137,7 +137,7 @@ class _Loop:
             return True
         self.batches = task.train_batches(first)
         self.closing.append(self.batches)
-        feed = prefetch_to_device(self.batches, self.mesh)
+        feed = Prefetch(self.batches, self.mesh)
         self.closing.append(feed)
         if first == 0:
             self._look(state, 0)

@@ -38,7 +38,7 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
         batch = task.prepare(batch, rng.stream_key(seed, "train", state.step))
         grads, values = gradients(state.params, batch)
         updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
-        values |= {"lr": task.schedule(state.step), "grad_norm": optax.global_norm(grads)}
+        values |= {"lr": task.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), values
 

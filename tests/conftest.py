@@ -1,7 +1,15 @@
-"""Eight CPU devices for every test, set before jax starts."""
+"""Four CPU devices for every test, and compiled programs shared between tests."""
 
 import os
+import tempfile
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Before jax starts. The programs of tests are small and many: compiling them costs most.
+_CACHE = tempfile.TemporaryDirectory(prefix="mae_jax_tests_")
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}

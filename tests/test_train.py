@@ -1,4 +1,4 @@
-"""The loop: resuming, micro-batches, meshes, refusals. In this process, on eight CPU devices."""
+"""The loop: resuming, micro-batches, meshes, refusals. In this process, on four CPU devices."""
 
 import json
 import os
@@ -87,24 +87,20 @@ def one_step(config, tmp_path):
 
 
 def test_accumulation_and_sharding_give_the_update_of_the_big_batch(tmp_path):
-    base = dict(batch_size=64, model__embed_dim=64, model__num_heads=4)
-    _, expected = one_step(tiny.config(**base), tmp_path / "a")
-    for name, changes in {"accum": {"grad_accum": 4}, "fsdp": {"mesh__fsdp": 8}}.items():
+    base = {"batch_size": 64, "model__embed_dim": 64, "model__num_heads": 4}
+    whole, expected = one_step(tiny.config(**base), tmp_path / "a")
+    for name, changes in {"accum": {"grad_accum": 4}, "fsdp": {"mesh__fsdp": 4}}.items():
         state, values = one_step(tiny.config(**base, **changes), tmp_path / name)
         for key in ("loss", "grad_norm", "baseline_loss", "lr"):
             np.testing.assert_allclose(values[key], expected[key], rtol=2e-6, err_msg=key)
+        # Adam's first step hides the size of a gradient; its first moment shows it.
+        moments = (x.opt_state[0].mu for x in (whole, state))
+        for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+            bound = 2e-6 * max(float(jnp.abs(a).max()), 1e-4)
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound)
         kernel = state.params["blocks_0"]["mlp"]["fc1"]["kernel"]
         shards = {shard.data.size for shard in kernel.addressable_shards}
-        assert shards == ({kernel.size // 8} if name == "fsdp" else {kernel.size})
-
-
-def test_accumulated_gradients_are_equal_one_by_one(tmp_path):
-    moments = []
-    for accum in (1, 4):
-        state, _ = one_step(tiny.config(batch_size=64, grad_accum=accum), tmp_path / str(accum))
-        moments.append(state.opt_state[0].mu)
-    for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(float(jnp.abs(a).max()), 1e-4))
+        assert shards == ({kernel.size // 4} if name == "fsdp" else {kernel.size})
 
 
 def test_every_step_has_its_own_masks(tmp_path):
@@ -113,9 +109,7 @@ def test_every_step_has_its_own_masks(tmp_path):
     noise = [task.prepare(batch, rng.stream_key(0, "train", step))["noise"] for step in (0, 1, 1)]
     assert not np.array_equal(noise[0], noise[1])
     np.testing.assert_array_equal(noise[1], noise[2])
-    assert not np.array_equal(
-        noise[0], task.prepare(batch, rng.stream_key(1, "train", 0))["noise"]
-    )
+    assert not np.array_equal(noise[0], task.prepare(batch, rng.stream_key(1, "train", 0))["noise"])
 
 
 def test_changed_config_is_refused_unless_harmless_or_allowed(tmp_path):
@@ -136,8 +130,8 @@ def test_weights_of_another_run_are_taken_whole_or_not_at_all(tmp_path, caplog):
         run(tmp_path / "second", same)
     assert "unused 0 []" in caplog.text
     assert_same_params(tmp_path / "first", tmp_path / "second")
-    deeper = tiny.config(init_from=str(tmp_path / "first"), model__depth=3)
-    with pytest.raises(UsageError, match="missing.*blocks_2/attn/qkv/kernel"):
+    deeper = tiny.config(init_from=str(tmp_path / "first"), model__depth=2)
+    with pytest.raises(UsageError, match="missing.*blocks_1/attn/qkv/kernel"):
         run(tmp_path / "third", deeper)
     wider = tiny.config(init_from=str(tmp_path / "first"), model__decoder_embed_dim=32)
     with pytest.raises(UsageError, match=r"decoder_embed/bias is \(16,\), needed \(32,\)"):

@@ -16,10 +16,10 @@ CHANGES: dict[str, Any] = {
     "model.image_size": (16, 16),
     "model.patch_size": (4, 4),
     "model.embed_dim": 24,
-    "model.depth": 2,
+    "model.depth": 1,
     "model.num_heads": 2,
     "model.decoder_embed_dim": 16,
-    "model.decoder_depth": 2,
+    "model.decoder_depth": 1,
     "model.decoder_num_heads": 2,
     "data.num_train": 96,  # six steps an epoch
     "data.num_eval": 20,

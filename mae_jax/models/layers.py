@@ -116,7 +116,7 @@ def _patch_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.
 
 
 class PatchProjection(nn.Module):
-    """The patch convolution as a matrix product on patch vectors, so that patches can be picked first."""
+    """The patch convolution as a matrix product, so that patches can be picked before it."""
 
     dim: int
     patch_size: tuple[int, int]

@@ -73,7 +73,7 @@ class MaskedAutoencoder(nn.Module):
 
     def encode(self, patches: jax.Array, ids: jax.Array) -> jax.Array:
         """Latent [B, 1 + K, D] (class token first) of `patches` [B, K, P] at grid indices `ids`."""
-        x = self.patch_embed(patches) + self._positions(self.embed_dim, ids)
+        x = self.patch_embed(patches) + self.positions(self.embed_dim, ids)
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([cls, x], axis=1)  # its position is zero: nothing to add
         for block in self.blocks:
@@ -95,7 +95,7 @@ class MaskedAutoencoder(nn.Module):
         x = self.decoder_embed(latent)
         tokens = (x.shape[0], num_masked, x.shape[2])
         x = jnp.concatenate([x, jnp.broadcast_to(self.mask_token.astype(x.dtype), tokens)], axis=1)
-        x = x.at[:, 1:].add(self._positions(self.decoder_embed_dim, masking.ids_shuffle))
+        x = x.at[:, 1:].add(self.positions(self.decoder_embed_dim, masking.ids_shuffle))
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         x = self.decoder_blocks[-1](x, x.shape[1] - 1 if every else num_masked)
@@ -106,7 +106,7 @@ class MaskedAutoencoder(nn.Module):
         pred = self.decode(self.encode(visible, masking.ids_keep), masking, every=True)
         return gather(pred, masking.ids_restore)
 
-    def _positions(self, dim: int, ids: jax.Array) -> jax.Array:
+    def positions(self, dim: int, ids: jax.Array) -> jax.Array:
         """Rows of the position table [B, K, dim] for grid indices `ids` [B, K]."""
         table = jnp.asarray(sincos_2d(dim, self.grid)[1:], self.dtype)
         return table[ids]

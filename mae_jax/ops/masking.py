@@ -33,7 +33,7 @@ class Masking:
 
     @property
     def ids_restore(self) -> jax.Array:
-        """Place in the shuffled list of every patch [B, L]: undoes the shuffle when gathered with."""
+        """Place [B, L] of every patch in the shuffled list; gathering by it undoes the shuffle."""
         return jnp.argsort(self.ids_shuffle, axis=1)
 
     @property
@@ -67,7 +67,7 @@ def from_mask(mask: jax.Array, len_keep: int) -> Masking:
 
 
 def random_noise(key: jax.Array, batch: int, grid: tuple[int, int]) -> jax.Array:
-    """Uniform noise float32 [batch, L]: every image gets a mask of its own (paper: random sampling)."""
+    """Uniform noise float32 [batch, L]: a mask of its own for every image (random sampling)."""
     return jax.random.uniform(key, (batch, grid[0] * grid[1]))
 
 

@@ -39,7 +39,7 @@ def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
-    """Puts patch vectors [B, L, ph*pw*C] of a (rows, columns) grid back into images [B, H, W, C]."""
+    """Patch vectors [B, L, ph*pw*C] of a (rows, columns) grid -> images [B, H, W, C]."""
     return einops.rearrange(
         patches,
         "b (gh gw) (ph pw c) -> b (gh ph) (gw pw) c",
@@ -71,7 +71,7 @@ def to_float(patches: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def from_float(patches: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Inverse of `to_float` without the scaling: float32 patch vectors in units of [0, 1] or own."""
+    """Undoes `to_float`, but for the scaling of uint8: those come back in units of [0, 1]."""
     repeats = patches.shape[-1] // len(mean)
     std_row = jnp.tile(jnp.array(std, jnp.float32), repeats)
     return patches * std_row + jnp.tile(jnp.array(mean, jnp.float32), repeats)

@@ -29,7 +29,7 @@ def pixel_target(patches: jax.Array, *, normalize: bool) -> jax.Array:
 
 
 def undo_normalize(pred: jax.Array, patches: jax.Array) -> jax.Array:
-    """Brings a prediction of normalised targets back to pixels with the true patches' statistics."""
+    """Predicted normalised patches -> pixels, by the statistics of the true `patches`."""
     mean, std = patch_statistics(patches)
     return pred * std + mean
 

@@ -1,12 +1,13 @@
 """Learning-rate schedules, computed every step from the fractional epoch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Schedule = Callable[[int | jax.Array], jax.Array]
+Schedule = Callable[[Any], jax.Array]  # of the number of completed steps, int or array
 
 
 def absolute_lr(base_lr: float, batch_size: int) -> float:
@@ -35,7 +36,7 @@ def warmup_cosine(
       Function of the number of completed steps: the float32 rate of the next one.
     """
 
-    def schedule(step: int | jax.Array) -> jax.Array:
+    def schedule(step: Any) -> jax.Array:
         epoch = jnp.asarray(step, jnp.float32) / np.float32(steps_per_epoch)
         warm = lr * epoch / max(warmup_epochs, 1e-9)
         progress = jnp.clip((epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9), 0.0, 1.0)

@@ -56,7 +56,7 @@ def build(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> Mask
     Raises:
       UsageError: the image is not a whole number of patches.
     """
-    sizes = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
+    sizes: dict[str, Any] = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
     model = MaskedAutoencoder(**fields | sizes, dtype=compute_dtype(dtype), attention=attention)
     try:
         _ = model.grid

@@ -28,7 +28,7 @@ class Pretrain:
 
     Args:
       config: a pre-training configuration.
-      workdir: folder of the run.
+      workdir: folder of the run; "" when nothing is to be written.
 
     Raises:
       UsageError: the configuration or its data cannot work.
@@ -43,20 +43,22 @@ class Pretrain:
         )
         self.num_keep = mae_model.visible_patches(self.model, config.mask.ratio)
         self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-        self.sources = sources.make_sources(
+        found = sources.make_sources(
             config.data,
             image_size=self.model.image_size,
             channels=self.model.channels,
-            workdir=workdir,
+            workdir=workdir or None,
             seed=config.seed,
         )
-        num_images = len(self.sources.train)
-        self.steps_per_epoch = num_images / config.batch_size
+        self.train_source = found.train
+        self.held_out: Any = found.eval or ()
         require(
-            self.sources.eval is not None or not (config.eval_every or config.picture_every),
+            len(self.held_out) > 0 or not (config.eval_every or config.picture_every),
             "no held-out images: set --config.data.holdout (or both --config.eval_every=0 and "
             "--config.picture_every=0)",
         )
+        num_images = len(self.train_source)
+        self.steps_per_epoch = num_images / config.batch_size
         self.num_steps = config.steps or int(config.epochs * self.steps_per_epoch)
         require(
             self.num_steps > 0,
@@ -101,14 +103,14 @@ class Pretrain:
         visible = to_float(gather(patches, masked.ids_keep), **self.pixels)
         hidden = to_float(gather(patches, masked.ids_masked), **self.pixels)
         target = targets.pixel_target(hidden, normalize=self.config.target.normalize)
-        pred = self.model.apply({"params": params}, visible, masked)
+        pred: Any = self.model.apply({"params": params}, visible, masked)
         return targets.reconstruction_loss(pred, target), targets.baseline_loss(target)
 
     # The data.
 
     def train_batches(self, start_step: int) -> Any:
         return pipeline.train_batches(
-            self.sources.train,
+            self.train_source,
             **self._data_options(self.config.batch_size),
             seed=self.config.seed,
             start_step=start_step,
@@ -131,7 +133,7 @@ class Pretrain:
         if self._eval_step is None:
             self._eval_step = evaluation.compile_eval_step(self._eval_sums, mesh)
         batches = pipeline.eval_batches(
-            self.sources.eval,
+            self.held_out,
             **self._data_options(self.config.batch_size),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -160,9 +162,9 @@ class Pretrain:
         if self._picture_step is None:
             # Every process draws the same few images, so nothing has to be split or collected.
             self._picture_step = jax.jit(self._reconstruct, out_shardings=sharding.replicated(mesh))
-            number = min(self.config.picture_images, len(self.sources.eval))
+            number = min(self.config.picture_images, len(self.held_out))
             options = self._data_options(number)
-            batches = pipeline.eval_batches(self.sources.eval, **options, limit=number)
+            batches = pipeline.eval_batches(self.held_out, **options, limit=number)
             batch = next(iter(batches))
             self._picture_batch = {key: batch[key] for key in ("image", "index")}
         views = jax.device_get(self._picture_step(params, self._picture_batch))
@@ -191,7 +193,7 @@ class Pretrain:
             "data": {
                 **{key: list(value) for key, value in self.pixels.items()},
                 "dtype": config.data.dtype,
-                "source": self.sources.train.fingerprint(),
+                "source": self.train_source.fingerprint(),
             },
             "config": config.to_dict(),
             "versions": run_info.versions(),
@@ -206,8 +208,8 @@ class Pretrain:
             "model": f"{config.model.size} {self.fields}",
             "parameters": f"{decayed + other:,}, of which {decayed:,} with weight decay",
             "patches": f"{self.num_keep} of {self.model.grid[0] * self.model.grid[1]} visible",
-            "data": f"{self.sources.train.name}: {len(self.sources.train):,} images; "
-            f"held out {len(self.sources.eval):,}",
+            "data": f"{self.train_source.name}: {len(self.train_source):,} images; "
+            f"held out {len(self.held_out):,}",
             "global batch": f"{config.batch_size} in {config.grad_accum} part(s)",
             "steps": f"{self.num_steps:,} = {self.num_steps / self.steps_per_epoch:.4g} epochs of "
             f"{self.steps_per_epoch:.6g} steps",

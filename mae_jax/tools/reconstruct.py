@@ -27,7 +27,7 @@ from mae_jax.tasks import mae_model
 def picture(
     path: str, files: Sequence[str], *, ratios: Sequence[float] | None = None, seed: int = 0
 ) -> np.ndarray:
-    """uint8 [H, W, 3] picture: a row for each file, and for each ratio what was seen and made of it.
+    """uint8 [H, W, 3]: a row for each file; for each ratio, what was seen and what was made of it.
 
     Args:
       path: checkpoint (see `checkpoint.find`).

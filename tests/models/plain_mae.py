@@ -1,8 +1,8 @@
 """The masked autoencoder step by step as the paper tells it, without any short cut.
 
-Embed all patches, add positions, shuffle, drop, encode, append mask tokens, unshuffle, add positions,
-decode everything, predict everything, average over the masked patches. Plain jax.numpy on the same
-parameters; shares no code with the model.
+Embed all patches, add positions, shuffle, drop, encode, append mask tokens, unshuffle, add
+positions, decode and predict everything, average over the masked patches. Plain jax.numpy on
+the same parameters; shares no code with the model.
 """
 
 import jax

@@ -1,0 +1,74 @@
+"""Who may import whom."""
+
+import ast
+import glob
+import os
+import subprocess
+import sys
+
+import pytest
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PYTHON = sorted(glob.glob(os.path.join(REPO, "mae_jax", "**", "*.py"), recursive=True))
+
+# What a part of the package may not import.
+FORBIDDEN = {
+    "ops": ("models", "tasks", "data", "optim", "train", "checkpoint", "config", "state", "tools"),
+    "models": ("tasks", "data", "optim", "train", "checkpoint", "config", "state", "tools"),
+    "optim": ("models", "tasks", "data", "train", "checkpoint", "state", "tools"),
+    "data": ("models", "tasks", "optim", "train", "checkpoint", "state", "ops", "tools"),
+    "train": ("models", "tasks", "data", "tools"),
+    "train_step": ("models", "tasks", "data", "tools"),
+    "task": ("models", "tasks", "data", "tools"),
+    "checkpoint": ("models", "tasks", "data", "optim", "train", "ops", "tools"),
+    "tasks": ("main", "tools"),
+    "tools": ("main",),
+}
+
+
+def imported(path):
+    """Modules that a file imports, anywhere in it."""
+    with open(path, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda p: os.path.relpath(p, REPO))
+def test_imports_go_one_way(path):
+    part = os.path.relpath(path, os.path.join(REPO, "mae_jax")).split(os.sep)[0]
+    part = part.removesuffix(".py")
+    names = imported(path)
+    for other in FORBIDDEN.get(part, ()):
+        bad = [n for n in names if (n + ".").startswith(f"mae_jax.{other}.")]
+        assert not bad, f"{part} imports {bad}"
+    assert not any(n.split(".")[0] == "configs" for n in names)
+    if part != "data":
+        heavy = ("tensorflow", "tensorflow_datasets")
+        assert not any(n.split(".")[0] in heavy for n in names)
+
+
+def test_recipes_import_only_ml_collections_and_each_other():
+    for path in glob.glob(os.path.join(REPO, "configs", "**", "*.py"), recursive=True):
+        tops = {name.split(".")[0] for name in imported(path)}
+        assert tops <= {"ml_collections", "configs"}, path
+
+
+def test_everything_can_be_imported_without_tensorflow():
+    modules = [
+        os.path.relpath(p, REPO)[:-3].replace(os.sep, ".").removesuffix(".__init__") for p in PYTHON
+    ]
+    needs = ("mae_jax.data.transforms", "mae_jax.data.records")  # imported when data is read
+    modules = [m for m in modules if m not in needs]
+    code = (
+        "import sys\n"
+        "sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
+        + "".join(f"import {m}\n" for m in modules)
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

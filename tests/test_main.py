@@ -1,0 +1,137 @@
+"""The command line, in processes of its own: statuses, messages, signals, several processes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mae_jax import checkpoint
+from tests import tiny
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def start(*arguments, cwd, devices=1):
+    env = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+        "PYTHONPATH": REPO,
+    }
+    command = [sys.executable, "-m", "mae_jax.main", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "no recipe: give --config="),
+        (["--config=configs/nowhere.py"], "nowhere.py"),
+        (["--config=configs/vit_l.py", "--config.optim.base_lrr=1"], "base_lrr"),
+        (["--config=configs/vit_l.py", "--config.batch_size=many"], "batch_size"),
+        (["--config=configs/vit_l.py:other"], "unknown setting 'other'"),
+        (["--config=configs/vit_l.py", "stray"], "unexpected argument 'stray'"),
+        (["--confg=configs/vit_l.py"], "confg"),
+    ],
+)
+def test_mistyped_command_ends_at_once_with_one_line(tmp_path, arguments, message):
+    began = time.monotonic()
+    status, output = finish(start(*arguments, cwd=tmp_path))
+    assert status == 2
+    assert message in output
+    assert output.startswith("error: ") and output.count("\n") == 1
+    assert time.monotonic() - began < 20
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model.image_size": "(18,16)"}, "image height 18 is not divisible by patch size 4"),
+        ({"model.size": "XL"}, "--config.model.size=XL is not one of"),
+        ({"mask.ratio": "1.0"}, "mask ratio 1.0 is outside"),
+        ({"mask.ratio": "0.0"}, "hides none of 16 patches"),
+        ({"mask.kind": "blob"}, "--config.mask.kind=blob is not one of"),
+        ({"data.source": "folder", "data.root": "/no/such/folder"}, "/no/such/folder"),
+        ({"data.source": "web"}, "--config.data.source='web' is not one of"),
+        ({"grad_accum": "3"}, "--config.batch_size=16 is not divisible by"),
+        ({"model.channels": "4"}, "--config.data.mean="),
+        ({"task": "sing"}, "--config.task=sing is not one of"),
+        ({"init_from": "/no/run"}, "no checkpoint under /no/run"),
+        ({"mesh.fsdp": "3"}, "does not match 1 devices"),
+        ({"model.num_heads": "5"}, "num_heads=5"),
+    ],
+)
+def test_impossible_run_is_refused_with_the_way_out(tmp_path, changes, message):
+    status, output = finish(start(*tiny.flags(**changes), "--workdir=w", cwd=tmp_path))
+    last = output.strip().splitlines()[-1]
+    assert status == 2, output
+    assert last.startswith("error: ") and message in last
+    assert "Traceback" not in output
+
+
+def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path):
+    flags = [*tiny.flags(steps=4000, log_every=1), "--workdir=w"]
+    process = start(*flags, cwd=tmp_path, devices=4)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(r"step [3-9]/4000", line):
+            process.send_signal(signal.SIGTERM)
+            break
+    status, rest = finish(process)
+    assert status == 75, "".join(lines) + rest
+    step = checkpoint.find(str(tmp_path / "w"))[1]
+    assert 3 <= step < 4000
+    assert [line["step"] for line in tiny.metric_lines(tmp_path / "w")] == list(range(1, step + 1))
+    flags = [*tiny.flags(steps=4000, log_every=1), "--workdir=w", "--allow_config_change"]
+    status, output = finish(start(*flags, f"--config.steps={step + 2}", cwd=tmp_path, devices=1))
+    assert status == 0, output
+    assert f"continuing after step {step}" in output
+    assert [line["step"] for line in tiny.metric_lines(tmp_path / "w")] == list(range(1, step + 3))
+
+
+def test_two_processes_with_two_devices_equal_one_with_four(tmp_path):
+    flags = tiny.flags(steps=6, log_every=1, eval_every=3)
+    assert finish(start(*flags, "--workdir=one", cwd=tmp_path, devices=4))[0] == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [
+        start(
+            *flags,
+            "--workdir=two",
+            f"--coordinator={address}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            cwd=tmp_path,
+            devices=2,
+        )
+        for i in range(2)
+    ]
+    for status, output in map(finish, both):
+        assert status == 0, output
+    for split in ("train", "eval"):
+        one, two = (tiny.metric_lines(tmp_path / name, split) for name in ("one", "two"))
+        assert len(one) == (6 if split == "train" else 3)
+        for a, b in zip(one, two, strict=True):
+            assert a.keys() == b.keys()
+            for key in a.keys() - {"split"}:
+                np.testing.assert_allclose(a[key], b[key], rtol=2e-6, err_msg=key)
+
+
+def test_workdir_is_named_after_the_recipe(tmp_path):
+    assert finish(start(*tiny.flags(steps=1), cwd=tmp_path))[0] == 0
+    assert os.path.isdir(tmp_path / "runs" / "demo" / "checkpoints" / "1")

@@ -1,0 +1,85 @@
+"""inspect and reconstruct, on a checkpoint of a real (tiny) run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_jax import checkpoint, train
+from mae_jax.errors import UsageError
+from mae_jax.tasks.pretrain import Pretrain
+from mae_jax.tools import inspect, reconstruct
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = str(tmp_path_factory.mktemp("run"))
+    config = tiny.config(steps=2, target__normalize=True)
+    train.run(Pretrain(config, workdir), config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = rng.integers(0, 255, (30 + i, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_inspect_tells_all_in_text_and_json(run, capsys):
+    assert inspect.main([run]) == 0
+    text = capsys.readouterr().out
+    assert "blocks_0/attn/qkv/kernel" in text and "24x72" in text
+    assert "target.normalize         True" in text
+    assert inspect.main([f"{run}/checkpoints/2", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["sha256"] in text
+    assert info["metadata"]["step"] == 2
+    params = checkpoint.load_params(run)
+    assert info["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_content_hash_depends_on_values_names_and_shapes_alone():
+    params = {"a": np.arange(6.0).reshape(2, 3), "b": np.zeros(2)}
+    same = {"b": np.zeros(2), "a": np.asfortranarray(params["a"])}
+    assert inspect.content_hash(params) == inspect.content_hash(same)
+    for other in (
+        {**params, "a": params["a"].reshape(3, 2)},
+        {**params, "a": params["a"] + 1e-12},
+        {"a": params["a"], "c": params["b"]},
+    ):
+        assert inspect.content_hash(other) != inspect.content_hash(params)
+
+
+def test_reconstruct_draws_every_image_at_every_ratio(run, photos, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    arguments = ["--checkpoint", run, "--images", str(photos / "*.png"), "--out", str(out)]
+    assert reconstruct.main([*arguments, "--mask_ratio", "0.5", "0.75"]) == 0
+    assert "3 images" in capsys.readouterr().out
+    both = np.asarray(Image.open(out))
+    assert reconstruct.main(arguments) == 0
+    one = np.asarray(Image.open(out))
+    cell = 96 + 4
+    assert both.shape[1] == 5 * cell + 4 and one.shape[1] == 4 * cell + 4
+    assert reconstruct.main(arguments) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), one)  # same seed, same picture
+    assert reconstruct.main([*arguments, "--seed", "1"]) == 0
+    assert not np.array_equal(np.asarray(Image.open(out)), one)
+
+
+def test_bad_input_is_named(run, photos, tmp_path):
+    with pytest.raises(UsageError, match="no image matches"):
+        reconstruct.find_images(str(tmp_path / "*.jpg"))
+    with pytest.raises(UsageError, match="no checkpoint under"):
+        inspect.main([str(tmp_path)])
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    with pytest.raises(UsageError, match="text.png"):
+        reconstruct.picture(run, [str(tmp_path / "text.png")])
+    with pytest.raises(UsageError, match="mask ratio 1.5"):
+        reconstruct.picture(run, [str(photos / "0.png")], ratios=[1.5])
