@@ -13,8 +13,7 @@ from configs import vit_l
 def get_config() -> ml_collections.ConfigDict:
     """The recipe."""
     config = vit_l.get_config()
-    config.epochs = 0.0
-    config.steps = 1000
+    config.epochs = 1.0
     config.batch_size = 64
     config.model.size = "Ti"
     config.model.image_size = (64, 64)
@@ -29,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.base_lr = 4e-3
     config.optim.warmup_epochs = 0.1
     config.data.source = "shapes"
+    config.data.num_train = 64_000
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
     config.checkpoint.every_steps = 500

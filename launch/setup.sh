@@ -275,12 +275,4 @@ setup() { # run|dev
 setup_environment() {
   export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
   export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
-  if [[ $accelerator == cpu || ${JAX_PLATFORMS:-} == cpu ]]; then
-    # JAX allocates each temporary array of a step anew. By default glibc returns memory of that
-    # size to the kernel at once and takes it back page by page; these keep it in the process.
-    # (Not MALLOC_ARENA_MAX=1: with the threads of the input pipeline it took 7 GB instead of 2.)
-    export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
-    export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:--1}"
-    export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
-  fi
 }

@@ -26,9 +26,12 @@ class Checkpointer:
       workdir: folder of the run.
       keep: how many of the newest checkpoints to keep.
       keep_every: keep every checkpoint whose step is a multiple of this for ever; 0 for none.
+      read_only: promise to change nothing.
     """
 
-    def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0):
+    def __init__(
+        self, workdir: str, *, keep: int = 3, keep_every: int = 0, read_only: bool = False
+    ):
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -37,6 +40,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                read_only=read_only,
             ),
         )
 
@@ -62,9 +66,19 @@ class Checkpointer:
         return self._manager.restore(step, args=args)["metadata"]
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a step, laid out as `abstract` says, on however many devices."""
+        """The state of a step, laid out as `abstract` says, on however many devices.
+
+        Raises:
+          UsageError: it is the state of another model or optimiser.
+        """
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args)["state"]
+        try:
+            return self._manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"checkpoint {step} of {self._manager.directory} does not fit this configuration's "
+                f"model and optimiser: {' '.join(str(error).split())[:500]}"
+            ) from error
 
     def wait(self) -> None:
         """Blocks until everything is on disk, and raises what went wrong on the way."""
@@ -73,6 +87,11 @@ class Checkpointer:
     def close(self) -> None:
         """Waits, then lets go of the folder."""
         self._manager.close()
+
+
+def exists(run: str) -> bool:
+    """Whether a run's folder holds a checkpoint."""
+    return bool(_steps(run))
 
 
 def find(path: str) -> tuple[str, int]:
@@ -86,11 +105,7 @@ def find(path: str) -> tuple[str, int]:
     if name.isdigit() and os.path.isdir(os.path.join(path, "state")):
         return os.path.dirname(parent), int(name)
     run = os.path.dirname(path) if name == FOLDER else path
-    folder = os.path.join(run, FOLDER)
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    steps = [
-        int(n) for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n, "state"))
-    ]
+    steps = _steps(run)
     if not steps:
         raise UsageError(
             f"no checkpoint under {path}: give a run folder that has {FOLDER}/<step>/, or a step's "
@@ -118,6 +133,14 @@ def load_params(path: str) -> Any:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
         return reader.restore(folder, args=args)["params"]
+
+
+def _steps(run: str) -> list[int]:
+    folder = os.path.join(run, FOLDER)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [
+        int(n) for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n, "state"))
+    ]
 
 
 def _step_folder(path: str) -> str:

@@ -30,7 +30,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     if REPO not in sys.path:
         sys.path.insert(0, REPO)  # recipes import each other as `configs.<name>`
     try:
-        rest = values(["", *map(_find_config, argv)])
+        rest = values(["", *_find_config(argv)])
         config = values.config
         _ = config and config.task  # only this tells that the file could not be loaded
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -50,10 +50,14 @@ def config_name(values: flags.FlagValues) -> str:
     return "_".join(filter(None, [os.path.join(*parts[below:]), argument]))
 
 
-def _find_config(word: str) -> str:
-    name, _, value = word.partition("=")
-    path, colon, argument = value.partition(":")
-    inside = os.path.join(REPO, path)
-    if name.lstrip("-") == "config" and not os.path.exists(path) and os.path.exists(inside):
-        return f"{name}={inside}{colon}{argument}"
-    return word
+def _find_config(argv: list[str]) -> list[str]:
+    """The same words, with the recipe's path made one that exists where that is possible."""
+    found = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        name, equals, value = word.rpartition("=") if "=" in word else (before, "", word)
+        path, colon, argument = value.partition(":")
+        inside = os.path.join(REPO, path)
+        if name.lstrip("-") == "config" and not os.path.exists(path) and os.path.exists(inside):
+            word = (f"{name}=" if equals else "") + inside + colon + argument
+        found.append(word)
+    return found

@@ -67,10 +67,14 @@ def require(condition: bool, message: str) -> None:
 
 def check_common(config: Any, num_devices: int) -> None:
     """Checks the keys that every task has, before anything is built."""
-    for key in ("batch_size", "grad_accum", "log_every"):
-        require(config[key] >= 1, f"--config.{key}={config[key]} must be at least 1")
-    for key in ("eval_every", "picture_every", "eval_images", "picture_images", "steps"):
-        require(config[key] >= 0, f"--config.{key}={config[key]} must not be negative")
+    flat = flatten(config)
+    for key in ("batch_size", "grad_accum", "log_every", "checkpoint.keep", "picture_images"):
+        require(flat[key] >= 1, f"--config.{key}={flat[key]} must be at least 1")
+    for key in ("seed", "steps", "eval_every", "picture_every", "eval_images"):
+        require(flat[key] >= 0, f"--config.{key}={flat[key]} must not be negative")
+    for key in ("every_steps", "every_minutes", "keep_every"):
+        value = config.checkpoint[key]
+        require(value >= 0, f"--config.checkpoint.{key}={value} must not be negative")
     require(
         config.steps > 0 or config.epochs > 0,
         "the run has no length: set --config.epochs or --config.steps",

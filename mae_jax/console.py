@@ -19,9 +19,9 @@ def setup_logging() -> None:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Exit status of `command`; a UsageError becomes one line and status 2."""
+    """Exit status of `command`; bad input is one line and 2, a loss that is not finite 1."""
     try:
         return command()
-    except UsageError as error:
+    except (UsageError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1

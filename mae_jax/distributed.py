@@ -1,6 +1,8 @@
 """Several processes of one run: starting together, agreeing, and stopping together."""
 
 import contextlib
+import glob
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -41,12 +43,12 @@ def start(
 
 
 def _in_cluster() -> bool:
-    """Whether a launcher that jax can ask started several processes, or this is a TPU VM."""
-    env = os.environ
-    several = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(int(env.get(name, "1") or 1) > 1 for name in several):
+    """Whether srun or mpirun started several processes, or this is a TPU VM (of a pod, perhaps)."""
+    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    if any(int(os.environ.get(name) or 1) > 1 for name in counts):
         return True
-    return "TPU_WORKER_HOSTNAMES" in env or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def agree(value: bool) -> bool:
@@ -76,7 +78,8 @@ class StopRequest:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        if self._asked:  # a second one means now
+        # A second Ctrl-C means now; schedulers may send SIGTERM several times.
+        if self._asked and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._asked = True

@@ -42,10 +42,22 @@ def main() -> int:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     default = os.path.join("runs", command_line.config_name(FLAGS))
-    workdir = os.path.abspath(FLAGS.workdir or default)
+    workdir = os.path.abspath(_writable(FLAGS.workdir or default))
     task = TASKS[config.task](config, workdir)
     done = train.run(task, config, workdir, allow_config_change=FLAGS.allow_config_change)
     return 0 if done else STOPPED
+
+
+def _writable(workdir: str) -> str:
+    """The folder itself, if it can be written to or made."""
+    if "://" in workdir:
+        raise UsageError(f"--workdir={workdir} is not a folder: mount the bucket, or use a disk")
+    above = os.path.abspath(workdir)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        raise UsageError(f"--workdir={workdir} cannot be written to")
+    return workdir
 
 
 if __name__ == "__main__":

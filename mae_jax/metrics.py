@@ -76,13 +76,16 @@ class MetricWriter:
 
 
 def _truncate(path: str, last_step: int) -> None:
-    """Keeps the lines of steps up to `last_step`; a half-written last line goes too."""
+    """Keeps the lines of steps up to `last_step`; a half-written last line goes too.
+
+    Without a step done nothing is kept: the line of step 0 is written again.
+    """
     if not os.path.exists(path):
         return
     kept = []
     with open(path, encoding="utf-8") as file:
         for line in file:
-            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+            if last_step and line.endswith("\n") and json.loads(line)["step"] <= last_step:
                 kept.append(line)
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         file.writelines(kept)

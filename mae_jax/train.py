@@ -6,6 +6,7 @@ Order of a step: next batch, step, log, evaluate, save.
 """
 
 import collections
+import contextlib
 import logging
 import math
 import time
@@ -49,32 +50,35 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
         workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
     )
     with distributed.stop_on_signals() as stop:
-        _check_same_config(saver, config, allow_config_change)
+        step = saver.latest_step()
+        if step is not None:
+            _check_same_run(saver.metadata(step), task.metadata(step), allow_config_change)
         run_info.announce(workdir, config, task.facts())
         abstract = abstract_state(task.init_params, task.tx, mesh)
-        state = _start_state(task, config, saver, abstract)
-        loop = _Loop(task, config, workdir, mesh, saver, abstract)
-        try:
-            return loop.run(state, stop)
-        finally:
-            loop.close()
+        state = _start_state(task, config, saver, abstract, allow_config_change)
+        with contextlib.ExitStack() as closing:  # ends what runs in the background, latest first
+            closing.callback(saver.close)
+            loop = _Loop(task, config, workdir, mesh, saver, abstract)
+            return loop.run(state, stop, closing)
 
 
-def _check_same_config(saver: checkpoint.Checkpointer, config: Any, allow_change: bool) -> None:
-    """Refuses to continue a run with a configuration that computes something else."""
-    step = saver.latest_step()
-    if step is None or allow_change:
-        return
-    lines = config_lib.changes(saver.metadata(step)["config"], config)
-    if lines:
+def _check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
+    """Refuses to continue a run with settings or data that compute something else."""
+    lines = config_lib.changes(old["config"], new["config"])
+    was, now = old["data"]["source"], new["data"]["source"]
+    # The same data may lie elsewhere now.
+    lines += [
+        f"data {k}: {was[k]} -> {now.get(k)}" for k in was if k != "root" and was[k] != now.get(k)
+    ]
+    if lines and not allow_change:
         raise UsageError(
-            f"the run in this workdir has another configuration ({'; '.join(lines)}): give a new "
+            f"the run to continue had another configuration ({'; '.join(lines)}): give a new "
             "--workdir, or --allow_config_change to continue with the new one"
         )
 
 
 def _start_state(
-    task: Task, config: Any, saver: checkpoint.Checkpointer, abstract: TrainState
+    task: Task, config: Any, saver: checkpoint.Checkpointer, abstract: TrainState, allow: bool
 ) -> TrainState:
     """The state to begin with; the order is the module's docstring."""
     step = saver.latest_step()
@@ -83,15 +87,15 @@ def _start_state(
         return saver.restore(step, abstract)
     if config.resume:
         folder, step = checkpoint.find(config.resume)
+        other = checkpoint.Checkpointer(folder, read_only=True)
+        _check_same_run(other.metadata(step), task.metadata(step), allow)
         log.info("continuing %s after step %d in a new workdir", folder, step)
-        other = checkpoint.Checkpointer(folder)
         state = other.restore(step, abstract)
         other.close()
         return state
     state = create_state(task.init_params, task.tx, abstract)
     if config.init_from:
-        params = load_initial_params(config.init_from, abstract.params)
-        return state.replace(params=params)
+        return state.replace(params=load_initial_params(config.init_from, abstract.params))
     return state
 
 
@@ -117,28 +121,25 @@ class _Loop:
         )
         self.pending: tuple[int, Batch] | None = None
         self.saved_at = time.monotonic()
-        self.closing: list[Any] = [saver]
 
-    def close(self) -> None:
-        """Ends what runs in the background, latest first."""
-        for part in reversed(self.closing):
-            part.close()
-
-    def run(self, state: TrainState, stop: distributed.StopRequest) -> bool:
+    def run(
+        self, state: TrainState, stop: distributed.StopRequest, closing: contextlib.ExitStack
+    ) -> bool:
         """Runs the steps that are left; True when all are done."""
         config, task = self.config, self.task
         first, last = int(state.step), task.num_steps
         chief = jax.process_index() == 0
         self.writer = metrics.MetricWriter(self.workdir, first, active=chief)
         self.progress = metrics.Progress(first, last, active=chief)
-        self.closing += [self.writer, self.progress]
+        closing.callback(self.writer.close)
+        closing.callback(self.progress.close)
         if first >= last:
             self.progress.message(f"step {first} of {last}: nothing left to do")
             return True
         self.batches = task.train_batches(first)
-        self.closing.append(self.batches)
+        closing.callback(self.batches.close)
         feed = Prefetch(self.batches, self.mesh)
-        self.closing.append(feed)
+        closing.callback(feed.close)
         if first == 0:
             self._look(state, 0)
         began, in_flight = time.perf_counter(), collections.deque()
@@ -159,7 +160,7 @@ class _Loop:
             self.progress.step()
             self._flush()
             stopping = stop.at(step)
-            if step % config.log_every == 0 or step == last or stopping:
+            if step % config.log_every == 0 or step == last:
                 self.pending = (step, values)
             if self._look_due(step):
                 self._flush()
@@ -181,10 +182,10 @@ class _Loop:
         speed = self.watch.report()
         epoch = {"epoch": step / self.task.steps_per_epoch}
         bad = {"bad_images": self.batches.bad_count}
+        _check_finite(step, numbers)
         self.writer.write(step, "train", epoch | numbers | bad | speed)
         shown = ("loss", "baseline_loss", "lr", "images_per_s", "data_wait_ms", "mfu")
         self.progress.log(step, {k: v for k, v in (numbers | speed).items() if k in shown})
-        _check_finite(step, numbers)
 
     def _look_due(self, step: int) -> bool:
         every = (self.config.eval_every, self.config.picture_every)
@@ -192,6 +193,7 @@ class _Loop:
 
     def _look(self, state: TrainState, step: int) -> None:
         """Held-out metrics and a picture, whichever is due."""
+        jax.block_until_ready(state)  # the steps before are not part of the pause
         began, last = time.perf_counter(), step == self.task.num_steps
         every, picture_every = self.config.eval_every, self.config.picture_every
         if every and (step % every == 0 or last):
@@ -208,7 +210,7 @@ class _Loop:
 
     def _save_due(self, step: int) -> bool:
         every = self.config.checkpoint
-        if every.every_steps and step % every.every_steps == 0:
+        if any(n and step % n == 0 for n in (every.every_steps, every.keep_every)):
             return True
         if not every.every_minutes or step % self.config.log_every:
             return False
@@ -216,8 +218,9 @@ class _Loop:
 
     def _save(self, state: TrainState, values: Batch) -> None:
         """Starts a checkpoint, unless the state is spoilt."""
-        began, step = time.perf_counter(), int(state.step)
+        step = int(state.step)
         _check_finite(step, {name: float(value) for name, value in values.items()})
+        began = time.perf_counter()
         self.saver.save(state, self.task.metadata(step))
         self.saved_at = time.monotonic()
         self.watch.add_pause(time.perf_counter() - began)
@@ -229,5 +232,6 @@ def _check_finite(step: int, values: dict[str, float]) -> None:
     if bad:
         raise FloatingPointError(
             f"{', '.join(bad)} at step {step}; the last checkpoint is untouched. Remedies: a lower "
-            "--config.optim.base_lr, --config.optim.grad_clip=1.0, --config.model.dtype=float32"
+            "--config.optim.base_lr, --config.optim.grad_clip=1.0, --config.model.dtype=float32, "
+            "each with --allow_config_change"
         )

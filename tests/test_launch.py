@@ -32,7 +32,6 @@ case "$*" in
   *)
     printf '%s\\n' "$PWD" "$@"
     printf '%s\\n' "path=$PYTHONPATH"
-    printf '%s\\n' "mmap=${MALLOC_MMAP_MAX_:-}" "trim=${MALLOC_TRIM_THRESHOLD_:-}"
     if [[ -n ${FAKE_FAIL:-} && "$*" == *"$FAKE_FAIL"* ]]; then exit 3; fi ;;
 esac
 """
@@ -171,15 +170,6 @@ def test_starts_from_any_folder_and_through_links(machine: Machine, tmp_path: Pa
 
 def test_passes_on_the_exit_status(machine: Machine) -> None:
     assert machine.run(FAKE_FAIL="mae_jax.main")[0] == 3
-
-
-def test_keeps_malloc_settings_of_the_user(machine: Machine) -> None:
-    out = machine.run(MALLOC_MMAP_MAX_="4")[1]
-    assert "mmap=4" in out and "trim=-1" in out
-
-
-def test_leaves_malloc_alone_on_an_accelerator(machine: Machine) -> None:
-    assert "mmap=\ntrim=\n" in machine.run(MAE_JAX_ACCELERATOR="cuda13")[1]
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "requirements.lock", ".venv/pyvenv.cfg"])

@@ -94,7 +94,7 @@ def test_accumulation_and_sharding_give_the_update_of_the_big_batch(tmp_path):
         for key in ("loss", "grad_norm", "baseline_loss", "lr"):
             np.testing.assert_allclose(values[key], expected[key], rtol=2e-6, err_msg=key)
         # Adam's first step hides the size of a gradient; its first moment shows it.
-        moments = (x.opt_state[0].mu for x in (whole, state))
+        moments = (x.opt_state[1].mu for x in (whole, state))
         for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
             bound = 2e-6 * max(float(jnp.abs(a).max()), 1e-4)
             np.testing.assert_allclose(a, b, rtol=0, atol=bound)

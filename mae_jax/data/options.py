@@ -9,7 +9,7 @@ from mae_jax.errors import UsageError
 
 SOURCES = ("shapes", "folder", "tfds")
 # Keys of `config.data` that the model side reads (normalisation happens on the device).
-FOREIGN_KEYS = ("mean", "std", "channel_names")
+FOREIGN_KEYS = ("mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from mae_jax.data.folder import make_folder_sources
 from mae_jax.data.options import DataOptions
@@ -15,6 +16,9 @@ from mae_jax.data.tfds_source import make_tfds_sources
 from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
+
+
+KEPT = ("listing_*.jsonl", "records_*.npz")  # in <workdir>/data
 
 
 class Sources(NamedTuple):
@@ -30,7 +34,7 @@ def make_sources(
     image_size: tuple[int, int],
     channels: int,
     workdir: str | None,
-    seed: int,
+    resuming: bool = True,
 ) -> Sources:
     """Finds the data; reads no image yet.
 
@@ -39,12 +43,15 @@ def make_sources(
       image_size: (H, W) of the model.
       channels: C of the model.
       workdir: where listings and record indices are kept between starts; None keeps nothing.
-      seed: of the run. What is in a source does not depend on it, so that runs stay comparable.
+      resuming: False forgets what an earlier start in this workdir kept: it led to no checkpoint.
 
     Raises:
       UsageError: the data are not there, or not those this run started with.
     """
-    del seed
+    if workdir and not resuming:
+        for name in KEPT:
+            for path in epath.Path(workdir).glob(f"data/{name}"):
+                path.unlink()
     options = DataOptions.from_config(data_config)
     if options.source == "shapes":
         train, evaluation = _shapes(options, image_size=image_size, channels=channels)

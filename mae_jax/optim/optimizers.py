@@ -23,9 +23,10 @@ def adamw(
       weight_decay: decoupled decay, of the parameters `weight_decay_mask` names.
       grad_clip: largest global gradient norm; 0 leaves gradients alone, as the paper does.
     """
-    clip = [optax.clip_by_global_norm(grad_clip)] if grad_clip > 0 else []
+    # Always a slot, so that clipping can be switched on for the rest of a run.
+    clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
     return optax.chain(
-        *clip,
+        clip,
         optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8),
         optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
         optax.scale_by_learning_rate(schedule),

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mae_jax import checkpoint, pictures, rng, run_info, sharding
 from mae_jax import evaluate as evaluation
-from mae_jax import pictures, rng, run_info, sharding
 from mae_jax.config import check_common, require
 from mae_jax.data import pipeline, sources
 from mae_jax.models.mae import train_flops
@@ -48,7 +48,7 @@ class Pretrain:
             image_size=self.model.image_size,
             channels=self.model.channels,
             workdir=workdir or None,
-            seed=config.seed,
+            resuming=checkpoint.exists(workdir),
         )
         self.train_source = found.train
         self.held_out: Any = found.eval or ()
@@ -134,7 +134,8 @@ class Pretrain:
             self._eval_step = evaluation.compile_eval_step(self._eval_sums, mesh)
         batches = pipeline.eval_batches(
             self.held_out,
-            **self._data_options(self.config.batch_size),
+            # Evaluation has no parts to accumulate over, and must fit where one part fits.
+            **self._data_options(self.config.batch_size // self.config.grad_accum),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             limit=self.config.eval_images or None,

@@ -21,7 +21,7 @@ def sized(name, **changes):
     size = SIZES[name]
     fields = {
         "image_size": (224, 224),
-        "patch_size": (size.patch_size,) * 2,
+        "patch_size": (14, 14) if name == "H" else (16, 16),
         "channels": 3,
         "embed_dim": size.embed_dim,
         "depth": size.depth,
