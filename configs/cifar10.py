@@ -1,9 +1,15 @@
 """A small masked autoencoder on CIFAR-10: 32-pixel images, 4-pixel patches.
 
-    python -m mae_jax.main --config=configs/cifar10.py
+    launch/local.sh --config=configs/cifar10.py
 
-Data: CIFAR-10 prepared by TFDS (`tfds build cifar10`), or any folder of 32-pixel images with
-    --config.data.source=folder --config.data.root=DIR
+Data: CIFAR-10 prepared by TFDS (50,000 images; when not there, the message says how to get it),
+or a folder of images with --config.data.source=folder --config.data.root=DIR, from which 5,000 are
+held out unless it has val/.
+
+Hardware: anything; the default 200 epochs want a GPU, a few epochs are a matter of minutes on CPU.
+Cost (measured): 200 images/s on two CPU cores, so 3.7 minutes for an epoch of 45,000 images.
+Expect: held-out loss 2.39 before the first step; after --config.epochs=6
+--config.optim.warmup_epochs=0.5 it was 0.54 (predicting each patch's mean: 0.98).
 """
 
 import ml_collections

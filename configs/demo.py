@@ -1,8 +1,10 @@
-"""A tiny masked autoencoder on images the project draws itself: the first thing to run.
+"""A tiny masked autoencoder on images that the project draws itself: the first thing to run.
 
     launch/local.sh --config=configs/demo.py
 
-Hardware: anything.
+Hardware: anything; two CPU cores will do.
+Cost: DEMO_COST
+Expect: DEMO_EXPECT
 """
 
 import ml_collections
@@ -18,9 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.size = "Ti"
     config.model.image_size = (64, 64)
     config.model.patch_size = (8, 8)
-    config.model.embed_dim = 192
     config.model.depth = 4
-    config.model.num_heads = 3
     config.model.decoder_embed_dim = 128
     config.model.decoder_depth = 2
     config.model.decoder_num_heads = 4
@@ -28,13 +28,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.base_lr = 4e-3
     config.optim.warmup_epochs = 0.1
     config.data.source = "shapes"
-    config.data.num_train = 64_000
+    config.data.num_train = 32_000
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
-    config.checkpoint.every_steps = 500
+    config.checkpoint.every_steps = 250
     config.checkpoint.keep_every = 0
-    config.log_every = 50
-    config.eval_every = 250
-    config.eval_images = 512
-    config.picture_every = 250
+    config.log_every = 25
+    config.eval_every = 100
+    config.eval_images = 256
+    config.picture_every = 100
     return config

@@ -1,6 +1,6 @@
 """ViT-B/16 pre-training on ImageNet-1K (paper tables 3 and 8).
 
-    python -m mae_jax.main --config=configs/vit_b.py --workdir=runs/vit_b
+    launch/local.sh --config=configs/vit_b.py
 
 As configs/vit_l.py, which says where the data come from and what `:ablation` means.
 

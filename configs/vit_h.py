@@ -1,6 +1,6 @@
 """ViT-H/14 pre-training on ImageNet-1K (paper tables 3 and 8).
 
-    python -m mae_jax.main --config=configs/vit_h.py --workdir=runs/vit_h
+    launch/local.sh --config=configs/vit_h.py
 
 As configs/vit_l.py, which says where the data come from and what `:ablation` means.
 

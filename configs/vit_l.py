@@ -1,11 +1,11 @@
 """ViT-L/16 pre-training on ImageNet-1K: the paper's default model (tables 3 and 8).
 
-    python -m mae_jax.main --config=configs/vit_l.py --workdir=runs/vit_l
+    launch/local.sh --config=configs/vit_l.py
 
 Released-weights setting: 1600 epochs, normalised pixels. The 800-epoch setting of the paper's
 ablations (raw pixels, tables 1 and 2, figures 5 and 7) is one flag away:
 
-    python -m mae_jax.main --config=configs/vit_l.py:ablation
+    launch/local.sh --config=configs/vit_l.py:ablation
 
 Data: ImageNet-1K prepared by TFDS, or raw class folders with
     --config.data.source=folder --config.data.root=DIR   (DIR has train/ and val/)

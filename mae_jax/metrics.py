@@ -139,9 +139,13 @@ class Progress:
     def __init__(self, start_step: int, num_steps: int, *, active: bool = True):
         self._num_steps = num_steps
         self._active = active
-        self._last = (start_step, time.perf_counter())
+        self.restart(start_step)
         bar = active and sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step") if bar else None
+
+    def restart(self, step: int) -> None:
+        """Measures the time that is left from here on."""
+        self._last = (step, time.perf_counter())
 
     def step(self) -> None:
         """Moves the bar by one step."""

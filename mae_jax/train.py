@@ -157,6 +157,7 @@ class _Loop:
                     f"first step after {time.perf_counter() - began:.1f} s of reading and compiling"
                 )
                 self.watch.restart()
+                self.progress.restart(step)
             self.progress.step()
             self._flush()
             stopping = stop.at(step)
@@ -171,7 +172,10 @@ class _Loop:
             if stopping:
                 break
         self.saver.wait()
-        return int(state.step) == last
+        done = int(state.step) == last
+        again = f"stopped after step {int(state.step)}, which is saved: the same command continues"
+        self.progress.message(f"done: {self.workdir}" if done else again)
+        return done
 
     def _flush(self) -> None:
         """Writes the numbers of an earlier step, by now ready, so that the device never waits."""

@@ -20,6 +20,14 @@ def test_lines_of_undone_steps_and_half_lines_are_removed(tmp_path):
     assert steps == [5, 10, 11]
 
 
+def test_a_run_that_begins_anew_begins_its_lines_anew(tmp_path):
+    for _ in range(2):
+        writer = metrics.MetricWriter(str(tmp_path), 0)
+        writer.write(0, "eval", {"loss": 1.0})
+        writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 1
+
+
 def test_tensorboard_files_hold_scalars_and_pictures(tmp_path):
     writer = metrics.MetricWriter(str(tmp_path), 0)
     writer.write(3, "train", {"loss": 0.25})

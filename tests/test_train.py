@@ -33,17 +33,17 @@ def assert_same_params(a, b, **tolerance):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"grad_accum": 2, "mesh__fsdp": 2, "optim__grad_clip": 0.5}],
+    "changes, stop",  # 7: no line is logged at the step of the stop
+    [({}, 10), ({"grad_accum": 2, "mesh__fsdp": 2, "optim__grad_clip": 0.5}, 7)],
     ids=["plain", "accumulating, sharded, clipped"],
 )
-def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, monkeypatch, changes):
-    # Ten steps of six an epoch: the restart falls inside the second epoch, the run crosses three.
+def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, monkeypatch, changes, stop):
+    # Six steps are an epoch: the restart falls inside the second one, the run crosses three.
     config = tiny.config(eval_every=10, **changes)
     assert run(tmp_path / "whole", config)
-    stop_at(monkeypatch, 10)
+    stop_at(monkeypatch, stop)
     assert not run(tmp_path / "parts", config)
-    assert checkpoint.find(str(tmp_path / "parts"))[1] == 10
+    assert checkpoint.find(str(tmp_path / "parts"))[1] == stop
     monkeypatch.undo()
     assert run(tmp_path / "parts", config)
     assert tiny.metric_lines(tmp_path / "whole") == tiny.metric_lines(tmp_path / "parts")
@@ -119,8 +119,32 @@ def test_changed_config_is_refused_unless_harmless_or_allowed(tmp_path):
     with open(tmp_path / "config.json", encoding="utf-8") as file:
         assert json.load(file)["optim"]["weight_decay"] == 0.05  # a refusal leaves no trace
     assert run(tmp_path, tiny.config(steps=2, log_every=7, mesh__fsdp=2))
-    assert run(tmp_path, tiny.config(steps=3, optim__weight_decay=0.1), allow_config_change=True)
+    # Clipping can be switched on for the rest of a run: the optimiser's state has room for it.
+    changed = tiny.config(steps=3, optim__weight_decay=0.1, optim__grad_clip=1.0)
+    assert run(tmp_path, changed, allow_config_change=True)
     assert checkpoint.find(str(tmp_path))[1] == 3
+    wider = tiny.config(steps=4, model__embed_dim=32)
+    with pytest.raises(UsageError, match="checkpoint 3 of .* does not fit"):
+        run(tmp_path, wider, allow_config_change=True)
+
+
+def test_other_data_are_another_run(tmp_path):
+    run(tmp_path / "a", tiny.config(steps=1))
+    task = Pretrain(tiny.config(steps=1), "")
+    old = task.metadata(1)
+    new = {**old, "data": {**old["data"], "source": {**old["data"]["source"], "hash": "other"}}}
+    with pytest.raises(UsageError, match="data hash: .* -> other"):
+        train._check_same_run(old, new, allow_change=False)
+    moved = {**old, "data": {**old["data"], "source": {**old["data"]["source"], "root": "/b"}}}
+    train._check_same_run(old, moved, allow_change=False)
+    with pytest.raises(UsageError, match="seed: 0 -> 1"):
+        run(tmp_path / "b", tiny.config(seed=1, resume=str(tmp_path / "a")))
+
+
+def test_some_checkpoints_are_kept_for_ever(tmp_path):
+    config = tiny.config(steps=7, checkpoint__keep=1, checkpoint__keep_every=3)
+    run(tmp_path, config)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3", "6", "7"]
 
 
 def test_weights_of_another_run_are_taken_whole_or_not_at_all(tmp_path, caplog):

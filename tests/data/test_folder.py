@@ -18,7 +18,6 @@ def sources(root, workdir=None, **config):
         image_size=(8, 8),
         channels=3,
         workdir=str(workdir) if workdir else None,
-        seed=0,
     )
 
 
@@ -180,3 +179,12 @@ def test_a_damaged_listing_is_named(image_folder, tmp_path):
     listing.write_text(listing.read_text()[:-20])
     with pytest.raises(UsageError, match="listing_train.jsonl is damaged"):
         sources(image_folder, tmp_path)
+
+
+def test_a_start_that_led_to_no_checkpoint_binds_nothing(image_folder, tmp_path):
+    sources(image_folder, tmp_path / "run")
+    write(tmp_path / "other", "a.jpg", "b.jpg")
+    options = {"source": "folder", "root": str(tmp_path / "other")}
+    workdir = str(tmp_path / "run")
+    new = make_sources(options, image_size=(8, 8), channels=3, workdir=workdir, resuming=False)
+    assert len(new.train) == 2

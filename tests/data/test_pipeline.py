@@ -169,7 +169,7 @@ def test_batches_that_do_not_divide_are_refused(pictures):
 
 def test_shapes_train_and_validate_on_different_pictures():
     config = {"source": "shapes", "num_train": 40, "num_eval": 10}
-    sources = make_sources(config, image_size=SIZE, channels=3, workdir=None, seed=0)
+    sources = make_sources(config, image_size=SIZE, channels=3, workdir=None)
     assert sources.eval is not None
     assert (len(sources.train), len(sources.eval)) == (40, 10)
     ours = {record.data.tobytes() for record in sources.train.read(range(40))}
@@ -183,7 +183,7 @@ def test_shapes_train_and_validate_on_different_pictures():
 
 def test_unknown_keys_and_impossible_values_are_refused():
     def make(**config):
-        return make_sources(config, image_size=SIZE, channels=3, workdir=None, seed=0)
+        return make_sources(config, image_size=SIZE, channels=3, workdir=None)
 
     with pytest.raises(UsageError, match="config.data.crop_scal; did you mean crop_scale"):
         make(crop_scal=(0.2, 1.0))
@@ -199,9 +199,9 @@ import mae_jax.data
 assert not {"tensorflow", "tensorflow_datasets", "PIL"} & set(sys.modules), "imported too early"
 config = {"source": "shapes", "workers": 2}
 source = mae_jax.data.make_sources(
-    config, image_size=(16, 16), channels=3, workdir=None, seed=0).train
+    config, image_size=(16, 16), channels=3, workdir=None).train
 batches = mae_jax.data.train_batches(
-    source, data_config=config, image_size=(16, 16), channels=3, batch_size=8, seed=0)
+    source, data_config=config, image_size=(16, 16), channels=3, batch_size=8)
 assert "tensorflow" in sys.modules
 next(batches)
 raise SystemExit(7)

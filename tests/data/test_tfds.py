@@ -65,7 +65,6 @@ def sources(place, workdir=None, **config):
         image_size=(8, 8),
         channels=3,
         workdir=str(workdir) if workdir else None,
-        seed=0,
     )
 
 
