@@ -96,20 +96,20 @@ def signal_after_step_three(process, number):
 
 
 def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path):
-    flags = tiny.flags(steps=200, log_every=1)
+    flags = tiny.flags(steps=100, log_every=1)
     process = start(*flags, "--workdir=w", cwd=tmp_path, devices=4)
     printed = signal_after_step_three(process, signal.SIGTERM)
     status, rest = finish(process)
     assert status == 75, printed + rest
     step = checkpoint.find(str(tmp_path / "w"))[1]
-    assert 3 <= step < 200
+    assert 3 <= step < 100
     before = tiny.metric_lines(tmp_path / "w")
     assert [line["step"] for line in before] == list(range(1, step + 1))
     status, output = finish(start(*flags, "--workdir=w", cwd=tmp_path, devices=1))
     assert status == 0, output
     assert f"continuing after step {step}" in output
     lines = tiny.metric_lines(tmp_path / "w")
-    assert [line["step"] for line in lines] == list(range(1, 201))
+    assert [line["step"] for line in lines] == list(range(1, 101))
     assert lines[:step] == before
     # A wrong state or other data would jump; rounding on another number of devices does not.
     assert finish(start(*flags, "--workdir=whole", cwd=tmp_path, devices=1))[0] == 0
@@ -119,11 +119,11 @@ def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path
 
 
 def test_control_c_saves_too(tmp_path):
-    process = start(*tiny.flags(steps=200, log_every=1), cwd=tmp_path)
+    process = start(*tiny.flags(steps=100, log_every=1), cwd=tmp_path)
     printed = signal_after_step_three(process, signal.SIGINT)
     status, rest = finish(process)
     assert status == 75, printed + rest
-    assert 3 <= checkpoint.find(str(tmp_path / "runs" / "demo"))[1] < 200
+    assert 3 <= checkpoint.find(str(tmp_path / "runs" / "demo"))[1] < 100
 
 
 def start_two(flags, cwd):
@@ -136,7 +136,7 @@ def start_two(flags, cwd):
 
 
 def test_two_processes_stop_at_the_same_step_when_one_is_told_to(tmp_path):
-    flags = [*tiny.flags(steps=200, log_every=1), "--workdir=w"]
+    flags = [*tiny.flags(steps=100, log_every=1), "--workdir=w"]
     first, second = start_two(flags, tmp_path)
     for line in first.stdout:
         if "step 3/" in line:
@@ -145,7 +145,7 @@ def test_two_processes_stop_at_the_same_step_when_one_is_told_to(tmp_path):
     for process in (first, second):
         status, output = finish(process)
         assert status == 75, output
-    assert 3 <= checkpoint.find(str(tmp_path / "w"))[1] < 200
+    assert 3 <= checkpoint.find(str(tmp_path / "w"))[1] < 100
 
 
 def test_two_processes_with_two_devices_equal_one_with_four(tmp_path):
