@@ -3,8 +3,9 @@
     launch/local.sh --config=configs/demo.py
 
 Hardware: anything; two CPU cores will do.
-Cost: DEMO_COST
-Expect: DEMO_EXPECT
+Cost (measured, two CPU cores): 200 images/s, about three minutes.
+Expect: held-out loss from 1.5 to about 0.43 (predicting each patch's own mean would cost 0.40). In
+runs/demo/pictures colours and rough shapes come back where three quarters were hidden.
 """
 
 import ml_collections
@@ -20,12 +21,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.size = "Ti"
     config.model.image_size = (64, 64)
     config.model.patch_size = (8, 8)
+    config.model.embed_dim = 128
+    config.model.num_heads = 4
     config.model.depth = 4
-    config.model.decoder_embed_dim = 128
+    config.model.decoder_embed_dim = 96
     config.model.decoder_depth = 2
     config.model.decoder_num_heads = 4
     config.target.normalize = False
-    config.optim.base_lr = 4e-3
+    config.optim.base_lr = 6e-3
     config.optim.warmup_epochs = 0.1
     config.data.source = "shapes"
     config.data.num_train = 32_000

@@ -91,14 +91,15 @@ class MaskedAutoencoder(nn.Module):
         Returns:
           [B, L - K, P], or [B, L, P] with `every`, where the first K are the visible ones.
         """
-        num_masked = masking.ids_masked.shape[1]
         x = self.decoder_embed(latent)
-        tokens = (x.shape[0], num_masked, x.shape[2])
-        x = jnp.concatenate([x, jnp.broadcast_to(self.mask_token.astype(x.dtype), tokens)], axis=1)
-        x = x.at[:, 1:].add(self.positions(self.decoder_embed_dim, masking.ids_shuffle))
+        positions = self.positions(self.decoder_embed_dim, masking.ids_shuffle)
+        seen, hidden = positions[:, : masking.len_keep], positions[:, masking.len_keep :]
+        x = jnp.concatenate(
+            [x[:, :1], x[:, 1:] + seen, self.mask_token.astype(x.dtype) + hidden], axis=1
+        )
         for block in self.decoder_blocks[:-1]:
             x = block(x)
-        x = self.decoder_blocks[-1](x, x.shape[1] - 1 if every else num_masked)
+        x = self.decoder_blocks[-1](x, (positions if every else hidden).shape[1])
         return self.decoder_pred(self.decoder_norm(x))
 
     def predict(self, visible: jax.Array, masking: Masking) -> jax.Array:
