@@ -134,21 +134,16 @@ def test_first_start_installs_the_locked_packages_and_then_runs(machine: Machine
     ]
     assert out.splitlines() == [
         *(str(machine.cwd), "-P", "-m", "mae_jax.main", "--config=c.py", "--workdir=two words"),
-        *("", "*", f"path={machine.repo}", "arenas=1", "trim=-1"),
+        *("", "*", f"path={machine.repo}"),
     ]
     assert "installing the packages for cpu" in err and "2.3 GB" in err
 
 
-def test_later_starts_are_silent_and_quick(machine: Machine) -> None:
+def test_later_starts_are_silent_and_install_nothing(machine: Machine) -> None:
     machine.run()
     machine.installs()
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        status, _, err = machine.run()
-        seconds.append(time.perf_counter() - begin)
-        assert (status, err, machine.installs()) == (0, "", [])
-    assert min(seconds) < 0.15  # about 0.02 on an idle machine
+    status, _, err = machine.run()
+    assert (status, err, machine.installs()) == (0, "", [])
 
 
 def test_starts_from_any_folder_and_through_links(machine: Machine, tmp_path: Path) -> None:
@@ -450,10 +445,7 @@ def test_test_script_fails_when_one_check_does(machine: Machine, name: str) -> N
 
 
 def test_shellcheck() -> None:
-    beside = Path(sys.executable).with_name("shellcheck")
-    shellcheck = beside if beside.exists() else shutil.which("shellcheck")
-    if not shellcheck:
-        pytest.skip("shellcheck is not installed")
+    shellcheck = Path(sys.executable).with_name("shellcheck")  # of requirements-dev.txt
     done = subprocess.run([shellcheck, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

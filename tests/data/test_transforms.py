@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mae_jax.data import transforms
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import TrainOrder
 from tests.data.helpers import jpeg, picture
 
-transforms = pytest.importorskip("mae_jax.data.transforms")
 tf = transforms.tf
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
