@@ -124,13 +124,8 @@ def _pillow(data: bytes, *, channels: int, dtype: str, exif_transpose: bool) -> 
 
 def _tiff(data: bytes) -> np.ndarray:
     """A TIFF that Pillow refuses (more than four bands, or wide values), as [h, w, C]."""
-    try:
-        import tifffile  # pyright: ignore[reportMissingImports] (optional)
-    except ImportError:
-        raise ImageError(
-            "this kind of TIFF needs the package tifffile (pip install tifffile), "
-            "or convert the files to .npy"
-        ) from None
+    import tifffile
+
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         array = page.asarray()
