@@ -46,20 +46,20 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
       FloatingPointError: the loss is not finite.
     """
     mesh = sharding.make_mesh(**config.mesh)
-    saver = checkpoint.Checkpointer(
-        workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
-    )
-    with distributed.stop_on_signals() as stop:
+    # What runs in the background is ended latest first.
+    with distributed.stop_on_signals() as stop, contextlib.ExitStack() as closing:
+        saver = checkpoint.Checkpointer(
+            workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
+        )
+        closing.callback(saver.close)
         step = saver.latest_step()
         if step is not None:
             _check_same_run(saver.metadata(step), task.metadata(step), allow_config_change)
         run_info.announce(workdir, config, task.facts())
         abstract = abstract_state(task.init_params, task.tx, mesh)
         state = _start_state(task, config, saver, abstract, allow_config_change)
-        with contextlib.ExitStack() as closing:  # ends what runs in the background, latest first
-            closing.callback(saver.close)
-            loop = _Loop(task, config, workdir, mesh, saver, abstract)
-            return loop.run(state, stop, closing)
+        loop = _Loop(task, config, workdir, mesh, saver, abstract)
+        return loop.run(state, stop, closing)
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
@@ -87,12 +87,10 @@ def _start_state(
         return saver.restore(step, abstract)
     if config.resume:
         folder, step = checkpoint.find(config.resume)
-        other = checkpoint.Checkpointer(folder, read_only=True)
-        _check_same_run(other.metadata(step), task.metadata(step), allow)
-        log.info("continuing %s after step %d in a new workdir", folder, step)
-        state = other.restore(step, abstract)
-        other.close()
-        return state
+        with contextlib.closing(checkpoint.Checkpointer(folder, read_only=True)) as other:
+            _check_same_run(other.metadata(step), task.metadata(step), allow)
+            log.info("continuing %s after step %d in a new workdir", folder, step)
+            return other.restore(step, abstract)
     state = create_state(task.init_params, task.tx, abstract)
     if config.init_from:
         return state.replace(params=load_initial_params(config.init_from, abstract.params))

@@ -1,5 +1,6 @@
 """Pre-training of a masked autoencoder (paper section 3 and table 8)."""
 
+import logging
 import os
 from typing import Any
 
@@ -20,7 +21,10 @@ from mae_jax.reconstruct import Reconstruction, reconstruct
 from mae_jax.task import Batch
 from mae_jax.tasks import mae_model
 
+log = logging.getLogger(__name__)
+
 TARGETS = ("pixel",)
+FEW_STEPS = 100
 
 
 class Pretrain:
@@ -65,6 +69,8 @@ class Pretrain:
             f"--config.epochs={config.epochs} of {num_images} images is less than one batch of "
             f"{config.batch_size}: lower --config.batch_size or raise --config.epochs",
         )
+        if self.num_steps < FEW_STEPS:
+            log.warning("only %d updates: too few to learn anything", self.num_steps)
         self.recipe = adamw_recipe(
             config.optim,
             batch_size=config.batch_size,
