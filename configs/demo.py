@@ -3,7 +3,7 @@
     launch/local.sh --config=configs/demo.py
 
 Hardware: anything; two CPU cores will do.
-Cost (measured, two CPU cores): 200 images/s, about three minutes.
+Cost (measured, two CPU cores): 220 to 270 images/s, under three minutes.
 Expect: held-out loss from 1.5 to about 0.43 (predicting each patch's own mean would cost 0.40). In
 runs/demo/pictures colours and rough shapes come back where three quarters were hidden.
 """

@@ -1,6 +1,7 @@
 r"""How fast the train step and the input pipeline are on this machine.
 
-    python -m mae_jax.tools.bench step --config=configs/vit_b.py --against=plain
+    python -m mae_jax.tools.bench step --config=configs/vit_b.py --config.batch_size=8 \
+        --against=plain
     python -m mae_jax.tools.bench data --config=configs/folder.py --config.data.root=DIR \
         --against=pil
 

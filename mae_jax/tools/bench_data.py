@@ -20,9 +20,10 @@ def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
 
     Args:
       config: a pre-training configuration.
-      repeats: timed batches.
-      against: "pil" alternates, batch by batch of a tenth, with a plain Pillow + NumPy loop in one
-        thread; "" does not.
+      repeats: timed batches, in five turns. What is read ahead at the end of a turn is thrown away
+        and counts against the pipeline: more repeats, or a smaller data.prefetch, make it less.
+      against: "pil" alternates, turn by turn, with a plain Pillow + NumPy loop in one thread; ""
+        does not.
 
     Returns:
       For each: images/s by the clock, and by the processor time of the whole process.
