@@ -6,6 +6,12 @@ Data: CIFAR-10 prepared by TFDS (50,000 images; when not there, the message says
 or a folder of images with --config.data.source=folder --config.data.root=DIR, from which 5,000 are
 held out unless it has val/.
 
+A network of 4 blocks and width 128 for 24 epochs, for two CPU cores, is one flag away:
+
+    launch/local.sh --config=configs/cifar10.py:laptop
+
+What comes after it: configs/linprobe/cifar10.py, finetune, partial, scratch, knn.
+
 Hardware: anything; the default 200 epochs want a GPU, a few epochs are a matter of minutes on CPU.
 Cost (measured): 170 to 190 images/s on two CPU cores, some 4 minutes for 45,000 images.
 Expect: held-out loss 2.39 before the first step; after --config.epochs=6
@@ -17,8 +23,10 @@ import ml_collections
 from configs import vit_l
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """The recipe."""
+def get_config(setting: str = "full") -> ml_collections.ConfigDict:
+    """The recipe; `setting` is "full" or "laptop"."""
+    if setting not in ("full", "laptop"):
+        raise ValueError(f"unknown setting {setting!r}: full or laptop")
     config = vit_l.get_config()
     config.epochs = 200.0
     config.batch_size = 256
@@ -40,4 +48,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_images = 1024
     config.picture_every = 500
     config.picture_images = 12
+    if setting == "laptop":
+        config.epochs = 24.0
+        config.model.embed_dim = 128
+        config.model.depth = 4
+        config.model.num_heads = 4
+        config.model.decoder_embed_dim = 96
+        config.optim.base_lr = 2e-3
+        config.optim.warmup_epochs = 2.0
+        config.checkpoint.every_steps = 500
     return config

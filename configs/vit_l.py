@@ -58,6 +58,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.target.normalize = setting == "released"  # each patch by its own mean and deviation
 
     config.optim = ml_collections.ConfigDict()
+    config.optim.name = "adamw"
     config.optim.base_lr = 1.5e-4  # per 256 images
     config.optim.min_lr = 0.0
     config.optim.warmup_epochs = 40.0
@@ -75,10 +76,13 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.data.holdout = 1000
     config.data.num_train = 50_000  # shapes: how many images
     config.data.num_eval = 1_000
-    config.data.augment = "crop"  # or none: the evaluation transform
+    config.data.augment = "crop"  # crop_once: one draw, for probing; none: evaluation transform
     config.data.crop_scale = (0.2, 1.0)
     config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.hflip = True
+    config.data.color_jitter = 0.0  # strength
+    config.data.randaug_magnitude = 0.0  # 0: no RandAugment
+    config.data.randaug_std = 0.5
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.data.resize_antialias = True  # False is faster and visibly aliased
@@ -99,6 +103,13 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.eval_images = 8192  # 0: all
     config.picture_every = 3125
     config.picture_images = 8
+
+    config.eval = ml_collections.ConfigDict()  # cheap signs of quality, where images have labels
+    config.eval.knn_every = 0  # steps between kNN classifications of held-out images; 0: never
+    config.eval.probe_every = 0  # the same for a linear classifier on frozen features
+    config.eval.feature = "cls"  # or mean, of the patch tokens
+    config.eval.knn_k = 20
+    config.eval.train_images = 50_000  # labelled images to learn from; 0: all
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # -1: all devices that fsdp leaves

@@ -12,6 +12,7 @@ HARMLESS = (
     "log_every",
     "eval_every",
     "eval_images",
+    "eval",
     "picture_every",
     "picture_images",
     "mesh",
@@ -75,10 +76,6 @@ def check_common(config: Any, num_devices: int) -> None:
     for key in ("every_steps", "every_minutes", "keep_every"):
         value = config.checkpoint[key]
         require(value >= 0, f"--config.checkpoint.{key}={value} must not be negative")
-    require(
-        config.steps > 0 or config.epochs > 0,
-        "the run has no length: set --config.epochs or --config.steps",
-    )
     rows = num_devices * config.grad_accum
     require(
         config.batch_size % rows == 0,
@@ -93,6 +90,11 @@ def check_common(config: Any, num_devices: int) -> None:
             f"--config.data.{key}={values} has {len(values)} numbers, but --config.model.channels="
             f"{channels}",
         )
+    require(
+        channels == 3 or not (config.data.randaug_magnitude or config.data.color_jitter),
+        f"RandAugment and colour jitter need 3 channels, not {channels}: set "
+        "--config.data.randaug_magnitude=0 and --config.data.color_jitter=0",
+    )
     require(min(config.data.std) > 0, f"--config.data.std={config.data.std} must be positive")
     require(
         config.model.dtype in ("auto", "float32", "bfloat16"),

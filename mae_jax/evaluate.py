@@ -11,11 +11,11 @@ from mae_jax import sharding
 
 # Metrics of a batch: name -> (sum over valid examples, number of valid examples).
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-EvalStep = Callable[[Any, dict[str, jax.Array]], Sums]
+EvalStep = Callable[[Any, dict[str, jax.Array]], Any]
 
 
 def compile_eval_step(eval_step: EvalStep, mesh: Mesh) -> EvalStep:
-    """Jits an evaluation step so that its sums run over all devices and every host has them."""
+    """Jits an evaluation step so that every host has its whole result, of all devices."""
     return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
 
 
@@ -37,3 +37,23 @@ def evaluate(
             totals[name] = (before[0] + float(total), before[1] + float(count))
     means = {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
     return means | {"count": max((count for _, count in totals.values()), default=0.0)}
+
+
+def collect(
+    row_step: Any, variables: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> dict[str, np.ndarray]:
+    """What a step says of every valid example, in their order: name -> [N, ...].
+
+    Args:
+      row_step: function (variables, batch) -> name -> [B, ...], among them `valid`, compiled by
+        `compile_eval_step`.
+      variables: first argument of `row_step`.
+      batches: this process's rows of each padded batch.
+      mesh: the device mesh.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in batches:
+        rows = jax.device_get(row_step(variables, sharding.to_device(mesh, batch)))
+        for name, values in rows.items():
+            parts.setdefault(name, []).append(values[rows["valid"]])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}

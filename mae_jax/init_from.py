@@ -1,48 +1,58 @@
 """Starts a run from the weights of another one, with an account of every parameter."""
 
 import logging
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 
 from mae_jax import checkpoint
 from mae_jax.errors import UsageError
 from mae_jax.optim.param_groups import path_name
+from mae_jax.state import TrainState, with_params
+from mae_jax.task import Task
 
 log = logging.getLogger(__name__)
 
 
-def load_initial_params(path: str, abstract: Any) -> Any:
-    """Parameters of the checkpoint at `path`, laid out as `abstract`.
+def load_initial(path: str, task: Task, state: TrainState) -> TrainState:
+    """A new run's `state` with the parameters of the checkpoint at `path`.
 
     Args:
       path: a run's folder or one step's (see `checkpoint.find`).
-      abstract: tree of shapes with shardings that the model needs.
+      task: says what of them it can use, and what starts anew (`Task.adopt`).
+      state: a fresh state; what the checkpoint does not give stays as it is.
 
     Raises:
-      UsageError: a parameter is missing or has another shape.
+      UsageError: a parameter is missing, has another shape, or would be left behind.
     """
     flat = jax.tree_util.tree_flatten_with_path
     given = {path_name(p): x for p, x in flat(checkpoint.load_params(path))[0]}
-    wanted, tree = flat(abstract)
-    arrays, missing, wrong = [], [], []
-    for key, spec in wanted:
+    adopted = task.adopt(given, checkpoint.load_metadata(path))
+    arrays, fresh, missing, wrong, wanted = [], [], [], [], set()
+    for key, old in flat(state.params)[0]:
         name = path_name(key)
-        if name not in given:
-            missing.append(name)
-        elif given[name].shape != spec.shape:
-            wrong.append(f"{name} is {given[name].shape}, needed {spec.shape}")
+        wanted.add(name)
+        new = adopted.arrays.get(name)
+        if new is None:
+            (fresh if name.startswith(adopted.fresh) else missing).append(name)
+            arrays.append(old)
+        elif new.shape != old.shape:
+            wrong.append(f"{name} is {new.shape}, needed {old.shape}")
         else:
-            arrays.append((given[name], spec))
-    unused = sorted(given.keys() - {path_name(key) for key, _ in wanted})
-    log.info(
-        "%s: matched %d of %d parameters, unused %d %s",
-        path, len(arrays), len(wanted), len(unused), unused,
-    )  # fmt: skip
-    if missing or wrong:
+            arrays.append(jax.make_array_from_callback(new.shape, old.sharding, new.__getitem__))
+    left = sorted(adopted.arrays.keys() - wanted)
+    log.info("%s: matched %d of %d parameters", path, len(arrays) - len(fresh), len(wanted))
+    for text, names in (("started anew", fresh), ("unused", adopted.unused)):
+        log.info("%s: %d parameters: %s", text, len(names), _tops(names))
+    if missing or wrong or left:
         raise UsageError(
             f"--config.init_from={path} does not fit the model: missing {missing}, other shape "
-            f"{wrong}; set --config.model to what `python -m mae_jax.tools.inspect {path}` shows"
+            f"{wrong}, without a place {left}; set --config.model to what "
+            f"`python -m mae_jax.tools.inspect {path}` shows"
         )
-    placed = [jax.make_array_from_callback(x.shape, s.sharding, x.__getitem__) for x, s in arrays]
-    return jax.tree.unflatten(tree, placed)
+    return with_params(task, state, jax.tree.unflatten(jax.tree.structure(state.params), arrays))
+
+
+def _tops(names: Iterable[str]) -> str:
+    """`decoder_blocks_0/attn/...` and the like, by their first part."""
+    return ", ".join(sorted({name.split("/")[0] for name in names})) or "none"

@@ -48,12 +48,13 @@ def git_revision() -> str:
     return done.stdout.strip()
 
 
-def count_decayed(params: Any) -> tuple[int, int]:
-    """Number of parameter values with weight decay, and without."""
-    counts = {True: 0, False: 0}
+def parameter_counts(params: Any, exempt: tuple[str, ...] = ()) -> str:
+    """How many parameter values there are, and how many of them are decayed."""
+    decayed = total = 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        counts[decays(path_name(path), len(leaf.shape))] += leaf.size
-    return counts[True], counts[False]
+        total += leaf.size
+        decayed += leaf.size * decays(path_name(path), len(leaf.shape), exempt)
+    return f"{total:,}, of which {decayed:,} with weight decay"
 
 
 def announce(workdir: str, config: Any, facts: dict[str, Any]) -> None:

@@ -1,30 +1,38 @@
 """What a run carries from step to step, and all that a checkpoint needs to continue it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax.struct import PyTreeNode
 from jax.sharding import Mesh
 
+from mae_jax.optim import param_groups
 from mae_jax.sharding import state_sharding
+from mae_jax.task import Task
 
 
 class TrainState(PyTreeNode):
-    """Completed steps (int32 scalar), parameters (float32) and optimiser state."""
+    """The state of a run.
+
+    Attributes:
+      step: completed steps, int32 scalar.
+      params: all parameters, float32.
+      opt_state: of the optimiser, for the trained parameters alone.
+      model_state: what the model keeps beside its parameters (statistics of BatchNorm), or {}.
+      ema: exponential average of the trained parameters, or {}.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    model_state: Any
+    ema: Any
 
 
-def abstract_state(
-    init_params: Callable[[], Any], tx: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def abstract_state(task: Task, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing it."""
-    shapes = jax.eval_shape(lambda: _build(init_params(), tx))
+    shapes = jax.eval_shape(lambda: _build(task))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -32,13 +40,26 @@ def abstract_state(
     )
 
 
-def create_state(
-    init_params: Callable[[], Any], tx: optax.GradientTransformation, abstract: TrainState
-) -> TrainState:
+def create_state(task: Task, abstract: TrainState) -> TrainState:
     """A new state, created where it belongs: no device ever holds the whole of a sharded one."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(lambda: _build(init_params(), tx), out_shardings=shardings)()
+    return jax.jit(lambda: _build(task), out_shardings=shardings)()
 
 
-def _build(params: Any, tx: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+def with_params(task: Task, state: TrainState, params: Any) -> TrainState:
+    """The same beginning of a run with other parameters."""
+    trained, _ = param_groups.split(params, task.trainable)
+    copy = jax.tree.map(jnp.copy, trained) if task.ema_decay else {}  # the state is donated
+    return state.replace(params=params, ema=copy)
+
+
+def _build(task: Task) -> TrainState:
+    params, model_state = task.init_variables()
+    trained, _ = param_groups.split(params, task.trainable)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=task.tx.init(trained),
+        model_state=model_state,
+        ema=trained if task.ema_decay else {},
+    )

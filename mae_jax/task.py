@@ -1,6 +1,7 @@
 """What the training loop asks of a task."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -12,36 +13,74 @@ from mae_jax.optim.schedules import Schedule
 Batch = dict[str, jax.Array]
 
 
+class Evaluator(NamedTuple):
+    """A measurement that a run makes every so many steps, at its end, and at step 0.
+
+    Attributes:
+      every: steps between two measurements; 0 makes none.
+      run: function of the state and the mesh: metrics by name, the same on every process.
+    """
+
+    every: int
+    run: Callable[[Any, Mesh], dict[str, float]]
+
+
+class Weights(NamedTuple):
+    """Another run's parameters, made to fit a task's model, by name.
+
+    Attributes:
+      arrays: the parameters that are taken over.
+      fresh: names, or beginnings of names, that need not be among them: they start anew.
+      unused: names of the other run's parameters that are not wanted.
+    """
+
+    arrays: dict[str, np.ndarray]
+    fresh: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
 class Task(Protocol):
     """One way to use the loop."""
 
     tx: optax.GradientTransformation
     schedule: Schedule
-    num_steps: int
+    num_steps: int  # 0: nothing is trained, the evaluators run once
     steps_per_epoch: float
     flops_per_image: float
+    ema_decay: float  # of an average of the trained parameters; 0 keeps none
+    evaluators: dict[str, Evaluator]
 
-    def init_params(self) -> Any:
-        """Fresh parameters; traced, so that they are made where they belong."""
+    def init_variables(self) -> tuple[Any, Any]:
+        """Fresh (parameters, model state); traced, so that they are made where they belong."""
+        ...
+
+    def trainable(self, name: str) -> bool:
+        """Whether a parameter is trained. The others cost no gradient and no optimiser state."""
+        ...
+
+    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+        """Fits the parameters of another run's checkpoint to this task's model.
+
+        Raises:
+          UsageError: they belong to another kind of model.
+        """
         ...
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         """Adds what is random to a whole global batch, before it is cut into micro-batches."""
         ...
 
-    def loss(self, params: Any, batch: Batch) -> tuple[jax.Array, Batch]:
-        """Mean loss and further scalar metrics of a prepared (micro-)batch."""
+    def loss(
+        self, params: Any, model_state: Any, batch: Batch
+    ) -> tuple[jax.Array, tuple[Batch, Any]]:
+        """Mean loss, further scalar metrics and the new model state of a prepared micro-batch."""
         ...
 
     def train_batches(self, start_step: int) -> Any:
         """Iterator of this process's rows of each batch; has `bad_count` and `close()`."""
         ...
 
-    def evaluate(self, params: Any, mesh: Mesh) -> dict[str, float]:
-        """Metrics on held-out data."""
-        ...
-
-    def picture(self, params: Any, mesh: Mesh) -> np.ndarray:
+    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
         """uint8 [H, W, 3] picture of what the model does now."""
         ...
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mae_jax import checkpoint, distributed, metrics, run_info, sharding
 from mae_jax import config as config_lib
 from mae_jax.errors import UsageError
-from mae_jax.init_from import load_initial_params
+from mae_jax.init_from import load_initial
 from mae_jax.prefetch import Prefetch
 from mae_jax.state import TrainState, abstract_state, create_state
 from mae_jax.task import Batch, Task
@@ -56,7 +56,7 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
         if step is not None:
             _check_same_run(saver.metadata(step), task.metadata(step), allow_config_change)
         run_info.announce(workdir, config, task.facts())
-        abstract = abstract_state(task.init_params, task.tx, mesh)
+        abstract = abstract_state(task, mesh)
         state = _start_state(task, config, saver, abstract, allow_config_change)
         loop = _Loop(task, config, workdir, mesh, saver, abstract)
         return loop.run(state, stop, closing)
@@ -91,10 +91,8 @@ def _start_state(
             _check_same_run(other.metadata(step), task.metadata(step), allow)
             log.info("continuing %s after step %d in a new workdir", folder, step)
             return other.restore(step, abstract)
-    state = create_state(task.init_params, task.tx, abstract)
-    if config.init_from:
-        return state.replace(params=load_initial_params(config.init_from, abstract.params))
-    return state
+    state = create_state(task, abstract)
+    return load_initial(config.init_from, task, state) if config.init_from else state
 
 
 class _Loop:
@@ -131,15 +129,16 @@ class _Loop:
         self.progress = metrics.Progress(first, last, active=chief)
         closing.callback(self.writer.close)
         closing.callback(self.progress.close)
+        if first == 0:
+            self._look(state, 0)
         if first >= last:
-            self.progress.message(f"step {first} of {last}: nothing left to do")
+            left = f"step {first} of {last}: nothing left to do"
+            self.progress.message(left if last else f"done: {self.workdir}")
             return True
         self.batches = task.train_batches(first)
         closing.callback(self.batches.close)
         feed = Prefetch(self.batches, self.mesh)
         closing.callback(feed.close)
-        if first == 0:
-            self._look(state, 0)
         began, in_flight = time.perf_counter(), collections.deque()
         for step in range(first + 1, last + 1):
             waited = time.perf_counter()
@@ -189,23 +188,26 @@ class _Loop:
         shown = ("loss", "baseline_loss", "lr", "images_per_s", "data_wait_ms", "mfu")
         self.progress.log(step, {k: v for k, v in (numbers | speed).items() if k in shown})
 
+    def _due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.task.num_steps)
+
     def _look_due(self, step: int) -> bool:
-        every = (self.config.eval_every, self.config.picture_every)
-        return any(n and (step % n == 0 or step == self.task.num_steps) for n in every)
+        every = [evaluator.every for evaluator in self.task.evaluators.values()]
+        return any(self._due(n, step) for n in [*every, self.config.picture_every])
 
     def _look(self, state: TrainState, step: int) -> None:
         """Held-out metrics and a picture, whichever is due."""
         jax.block_until_ready(state)  # the steps before are not part of the pause
-        began, last = time.perf_counter(), step == self.task.num_steps
-        every, picture_every = self.config.eval_every, self.config.picture_every
-        if every and (step % every == 0 or last):
-            values = self.task.evaluate(state.params, self.mesh)
-            self.writer.write(step, "eval", values)
-            text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
-            self.progress.message(f"held-out at step {step}: {text}")
-        if picture_every and (step % picture_every == 0 or last):
-            image = self.task.picture(state.params, self.mesh)
-            self.writer.write_image(step, "reconstruction", image)
+        began = time.perf_counter()
+        for split, evaluator in self.task.evaluators.items():
+            if self._due(evaluator.every, step):
+                values = evaluator.run(state, self.mesh)
+                self.writer.write(step, split, values)
+                text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+                self.progress.message(f"{split} at step {step}: {text}")
+        if self._due(self.config.picture_every, step):
+            image = self.task.picture(state, self.mesh)
+            self.writer.write_image(step, "picture", image)
             if jax.process_index() == 0:
                 self.progress.message(f"picture: {self.task.save_picture(image, step)}")
         self.watch.add_pause(time.perf_counter() - began)

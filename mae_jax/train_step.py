@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mae_jax import rng, sharding
+from mae_jax.optim import param_groups
 from mae_jax.state import TrainState
 from mae_jax.task import Batch, Task
 
@@ -16,31 +17,45 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
     """Compiled function (state, batch) -> (state, metrics); donates the state.
 
     With `grad_accum` > 1 the batch is worked through in that many parts, for the same update.
+    Only the trained parameters are differentiated: nothing is computed backwards below them.
     """
-    grad_fn = jax.value_and_grad(task.loss, has_aux=True)
 
-    def gradients(params: Any, batch: Batch) -> tuple[Any, Batch]:
+    def loss(trained: Any, frozen: Any, model_state: Any, batch: Batch):
+        value, (aux, new) = task.loss(param_groups.merge(trained, frozen), model_state, batch)
+        return value, ({"loss": value, **aux}, new)
+
+    grad_fn = jax.grad(loss, has_aux=True)
+
+    def gradients(trained: Any, frozen: Any, model_state: Any, batch: Batch):
+        """(gradients, metrics) of a whole batch, and the new model state."""
         if grad_accum == 1:
-            (loss, aux), grads = grad_fn(params, batch)
-            return grads, {"loss": loss, **aux}
+            grads, (values, model_state) = grad_fn(trained, frozen, model_state, batch)
+            return (grads, values), model_state
         parts = jax.tree.map(lambda x: _micro_batches(x, grad_accum, mesh), batch)
 
-        def add(total: Any, part: Batch) -> tuple[Any, None]:
-            (loss, aux), grads = grad_fn(params, part)
-            return jax.tree.map(jnp.add, total, (grads, {"loss": loss, **aux})), None
+        def add(carry: Any, part: Batch) -> tuple[Any, None]:
+            total, model_state = carry
+            grads, (values, model_state) = grad_fn(trained, frozen, model_state, part)
+            return (jax.tree.map(jnp.add, total, (grads, values)), model_state), None
 
-        (loss, aux), grads = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, {"loss": loss, **aux}))
-        total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda x: x / grad_accum, total)
+        first = jax.tree.map(lambda x: x[0], parts)
+        grads, (values, _) = jax.eval_shape(grad_fn, trained, frozen, model_state, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, values))
+        (total, model_state), _ = jax.lax.scan(add, (zeros, model_state), parts)
+        return jax.tree.map(lambda x: x / grad_accum, total), model_state
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
         batch = task.prepare(batch, rng.stream_key(seed, "train", state.step))
-        grads, values = gradients(state.params, batch)
-        updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+        trained, frozen = param_groups.split(state.params, task.trainable)
+        (grads, values), model_state = gradients(trained, frozen, state.model_state, batch)
+        updates, opt_state = task.tx.update(grads, state.opt_state, trained)
         values |= {"lr": task.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), values
+        trained = optax.apply_updates(trained, updates)
+        ema = state.ema
+        if task.ema_decay:
+            ema = optax.incremental_update(trained, ema, 1 - task.ema_decay)
+        params = param_groups.merge(trained, frozen)
+        return TrainState(state.step + 1, params, opt_state, model_state, ema), values
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))

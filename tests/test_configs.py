@@ -28,7 +28,7 @@ def test_recipe_builds_and_its_step_traces(name, tmp_path):
     config.data.source = "shapes"  # the real data need not be here
     task = TASKS[config.task](config, str(tmp_path))
     mesh = sharding.make_mesh(**config.mesh)
-    abstract = abstract_state(task.init_params, task.tx, mesh)
+    abstract = abstract_state(task, mesh)
     step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
     shape = (config.batch_size, *task.model.image_size, config.model.channels)
     batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}

@@ -1,5 +1,6 @@
 """Real recipes, shrunk until a CPU runs them in seconds."""
 
+import importlib
 import json
 import os
 from typing import Any
@@ -39,6 +40,15 @@ def config(**changes: Any) -> ml_collections.ConfigDict:
     out.update_from_flattened_dict(
         CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
     )
+    return out
+
+
+def classify_config(kind: str = "finetune", **changes: Any) -> ml_collections.ConfigDict:
+    """configs/<kind>/demo.py, tiny; `changes` use `__` for a dot."""
+    out = importlib.import_module(f"configs.{kind}.demo").get_config()
+    small = {k: v for k, v in CHANGES.items() if "decoder" not in k}
+    wanted = {key.replace("__", "."): value for key, value in changes.items()}
+    out.update_from_flattened_dict(small | wanted)
     return out
 
 

@@ -27,10 +27,14 @@ class DataOptions:
       holdout: number of training images set aside for evaluation when there is no evaluation split.
         They do not depend on the run's seed and are never trained on. 0 = no evaluation source.
       num_train, num_eval: size of the two splits of `shapes`.
-      augment: `crop` (random resized crop and flip) or `none` (the evaluation transform).
+      augment: `crop` (torchvision's random resized crop), `crop_once` (one draw, cut to the image:
+        linear probing) or `none` (the evaluation transform).
       crop_scale: range of the crop's share of the image area.
       crop_ratio: range of the crop's width / height.
       hflip: mirror half of the training images.
+      randaug_magnitude: RandAugment's mean magnitude of at most 10 (recipes: 9); 0 = off.
+      randaug_std: its standard deviation.
+      color_jitter: strength of random brightness, contrast and saturation; 0 = off.
       resize_antialias: False is a little faster and visibly aliased (mean change 3 of 255).
       exif_transpose: turn photos the way their EXIF orientation says.
       dtype: `uint8`, or `float32` in the file's own units (needed for .npy other than uint8).
@@ -51,6 +55,9 @@ class DataOptions:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: bool = True
+    randaug_magnitude: float = 0.0
+    randaug_std: float = 0.5
+    color_jitter: float = 0.0
     resize_antialias: bool = True
     exif_transpose: bool = True
     dtype: str = "uint8"
@@ -82,7 +89,7 @@ class DataOptions:
 
     def __post_init__(self):
         _one_of("source", self.source, SOURCES)
-        _one_of("augment", self.augment, ("crop", "none"))
+        _one_of("augment", self.augment, ("crop", "crop_once", "none"))
         _one_of("dtype", self.dtype, ("uint8", "float32"))
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
@@ -95,10 +102,25 @@ class DataOptions:
                 raise UsageError(
                     f"--config.data.{key}={getattr(self, key)}: must be {least} or more"
                 )
+        if not 0 <= self.randaug_magnitude <= 10 or self.randaug_std < 0 or self.color_jitter < 0:
+            raise UsageError(
+                f"--config.data.randaug_magnitude={self.randaug_magnitude} must be in [0, 10], "
+                f"randaug_std={self.randaug_std} and color_jitter={self.color_jitter} not negative"
+            )
+        if self.changes_colors and self.dtype != "uint8":
+            raise UsageError(
+                "--config.data.randaug_magnitude and color_jitter need 8-bit colour images: set "
+                "them to 0 with --config.data.dtype=float32"
+            )
         if not 0 <= self.max_bad_fraction <= 1:
             raise UsageError(
                 f"--config.data.max_bad_fraction={self.max_bad_fraction}: needs a share in [0, 1]"
             )
+
+    @property
+    def changes_colors(self) -> bool:
+        """Whether RandAugment or colour jitter is on."""
+        return self.randaug_magnitude > 0 or self.color_jitter > 0
 
     @property
     def num_workers(self) -> int:

@@ -1,6 +1,6 @@
 """Batches of numpy arrays from any source: the tf.data graph and the iterator around it.
 
-    step -> plan (order.py) -> rows -> read (loader.py) -> decode, crop, resize, flip -> batch
+    step -> plan (order.py) -> rows -> read (loader.py) -> decode, crop, flip, colours -> batch
 
 Everything after the plan runs in `data.workers` threads and keeps the plan's order. Importing this
 module is cheap: TensorFlow comes in with the first iterator.
@@ -157,7 +157,7 @@ class Batches(Iterator[Batch]):
         steps: tuple[int, int | None],
         train: bool,
     ):
-        from mae_jax.data import transforms
+        from mae_jax.data import augment, transforms
 
         self._loader = loader
         self._order = order
@@ -166,10 +166,11 @@ class Batches(Iterator[Batch]):
         self._rows = rows
         self._step, self._last_step = steps
         self._train = train
-        augment = train and options.augment == "crop"
-        make = transforms.train_transform if augment else transforms.eval_transform
+        crops = train and options.augment != "none"
+        make = transforms.train_transform if crops else transforms.eval_transform
         self._transform = make(options, image_size=(image_size[0], image_size[1]))
-        self._num_draws = transforms.NUM_DRAWS if augment else 0
+        self._after_crop = augment.after_crop(options) if train else None
+        self._num_draws = transforms.NUM_DRAWS + augment.NUM_DRAWS if train else 0
         self._iterator: Any = None
         self._closed = False
         _open_batches.add(self)
@@ -260,8 +261,12 @@ class Batches(Iterator[Batch]):
             )
             encoded = tf.ensure_shape(encoded, [])
             array = tf.ensure_shape(array, [None, None, self._loader.channels])
+            image = self._transform(encoded, array, draws)
+            if self._after_crop is not None:
+                changed = tf.numpy_function(self._after_crop, [image, draws], tf.uint8)
+                image = tf.ensure_shape(changed, image.shape)
             return {
-                "image": self._transform(encoded, array, draws),
+                "image": image,
                 "label": tf.ensure_shape(label, []),
                 "index": wanted,
                 "used": tf.ensure_shape(used, []),

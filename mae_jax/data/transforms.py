@@ -61,6 +61,27 @@ def random_box(height: Tensor, width: Tensor, draws: Tensor, *, scale, ratio) ->
     return tf.concat([tf.where(fits[first], offset, centre // 2), size], axis=0)
 
 
+def random_box_once(height: Tensor, width: Tensor, draws: Tensor, *, scale, ratio) -> Tensor:
+    """Box of one draw of area and ratio, cut to the image: int32 [top, left, height, width].
+
+    What the paper's linear probing uses, after BYOL; arguments as `random_box`, of whose draws it
+    takes the first. Reference: `RandomResizedCrop` of facebookresearch/mae, util/crop.py.
+    """
+    h, w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    area = h * w * (scale[0] + (scale[1] - scale[0]) * draws[0])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = tf.exp(low + (high - low) * draws[TRIES])
+    sides = tf.cast(tf.round(tf.stack([tf.sqrt(area / aspect), tf.sqrt(area * aspect)])), tf.int32)
+    size = tf.clip_by_value(sides, 1, tf.stack([height, width]))
+    room = tf.cast(tf.stack([height, width]) - size + 1, tf.float64)
+    offset = tf.cast(draws[2 * TRIES : 2 * TRIES + 2] * room, tf.int32)
+    return tf.concat([offset, size], axis=0)
+
+
+# `config.data.augment` -> how a training image is cropped.
+BOXES = {"crop": random_box, "crop_once": random_box_once}
+
+
 def eval_size(height: Tensor, width: Tensor, target: tuple[int, int]) -> Tensor:
     """Size int32 [2] to resize to before the centre crop, as MAE's evaluation transform.
 
@@ -85,10 +106,11 @@ def eval_size(height: Tensor, width: Tensor, target: tuple[int, int]) -> Tensor:
 def train_transform(options: DataOptions, *, image_size: tuple[int, int]) -> Transform:
     """Random resized crop and flip: (encoded, array, draws) -> image [H, W, C]."""
     scale, ratio = options.crop_scale, options.crop_ratio
+    choose_box = BOXES[options.augment]
 
     def transform(encoded, array, draws):
         size = _size(encoded, array)
-        box = random_box(size[0], size[1], draws, scale=scale, ratio=ratio)
+        box = choose_box(size[0], size[1], draws, scale=scale, ratio=ratio)
         crop = tf.cond(
             tf.strings.length(encoded) > 0,
             lambda: _cast(tf.image.decode_and_crop_jpeg(encoded, box, **_JPEG), options),

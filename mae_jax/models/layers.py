@@ -10,19 +10,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mae_jax.ops import activations
+
 Dtype = Any
+Initializer = nn.initializers.Initializer
 LN_EPS = 1e-6
+# Weights of linear layers: the autoencoder's (paper A.1), and timm's for a classifier of its own.
+XAVIER = nn.initializers.xavier_uniform()
+NORMAL = nn.initializers.normal(0.02)
 
 
-def layer_norm(dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm with the official epsilon."""
-    # Linen's default variance E[x^2] - E[x]^2 loses digits that the official two-pass one keeps.
-    return nn.LayerNorm(epsilon=LN_EPS, use_fast_variance=False, dtype=dtype, name=name)
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis with the official epsilon, computed in float32."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        x = activations.layer_norm(x.astype(jnp.float32), scale, bias, LN_EPS)
+        return x.astype(self.dtype)
 
 
-def dense(features: int, dtype: Dtype, name: str | None = None) -> nn.Dense:
-    """Linear layer with the official initialisation: Xavier uniform, zero bias."""
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+def layer_norm(dtype: Dtype, name: str | None = None) -> LayerNorm:
+    """LayerNorm whose result is of type `dtype`."""
+    return LayerNorm(dtype, name=name)
+
+
+def dense(
+    features: int, dtype: Dtype, name: str | None = None, kernel_init: Initializer = XAVIER
+) -> nn.Dense:
+    """Linear layer with zero bias, by default with the autoencoder's weights."""
+    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 class QKV(nn.Module):
@@ -32,12 +52,13 @@ class QKV(nn.Module):
     """
 
     dtype: Dtype
+    kernel_init: Initializer = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array, num_queries: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, N, D] -> q [B, num_queries, D] of the last tokens, k and v [B, N, D]."""
         dim = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (dim, 3 * dim))
+        kernel = self.param("kernel", self.kernel_init, (dim, 3 * dim))
         bias = self.param("bias", nn.initializers.zeros_init(), (3 * dim,))
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         if num_queries == x.shape[1]:
@@ -54,17 +75,17 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Dtype
     implementation: str = "xla"
+    kernel_init: Initializer = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array, num_queries: int) -> jax.Array:
         """x [B, N, D] -> [B, num_queries, D]."""
         batch, _, dim = x.shape
         heads = (self.num_heads, dim // self.num_heads)
-        q, k, v = (
-            y.reshape(batch, -1, *heads) for y in QKV(self.dtype, name="qkv")(x, num_queries)
-        )
+        qkv = QKV(self.dtype, self.kernel_init, name="qkv")
+        q, k, v = (y.reshape(batch, -1, *heads) for y in qkv(x, num_queries))
         x = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)  # type: ignore[arg-type]
-        return dense(dim, self.dtype, "proj")(x.reshape(batch, num_queries, dim))
+        return dense(dim, self.dtype, "proj", self.kernel_init)(x.reshape(batch, num_queries, dim))
 
 
 class Mlp(nn.Module):
@@ -72,12 +93,25 @@ class Mlp(nn.Module):
 
     hidden_dim: int
     dtype: Dtype
+    kernel_init: Initializer = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = dense(self.hidden_dim, self.dtype, "fc1")(x)
-        y = jax.nn.gelu(y, approximate=False)
-        return dense(x.shape[-1], self.dtype, "fc2")(y)
+        y = activations.gelu(dense(self.hidden_dim, self.dtype, "fc1", self.kernel_init)(x))
+        return dense(x.shape[-1], self.dtype, "fc2", self.kernel_init)(y)
+
+
+def drop_path(x: jax.Array, rate: float, noise: jax.Array) -> jax.Array:
+    """Stochastic depth: drops a residual branch for some examples (timm's `DropPath`).
+
+    Args:
+      x: output of the branch, [B, N, D].
+      rate: probability of dropping.
+      noise: uniform in [0, 1), [B]: one number decides for one example. What is kept is scaled by
+        1 / (1 - rate).
+    """
+    keep = jnp.floor(1.0 - rate + noise)[:, None, None].astype(x.dtype)
+    return x / (1.0 - rate) * keep
 
 
 class Block(nn.Module):
@@ -87,20 +121,38 @@ class Block(nn.Module):
     mlp_ratio: float
     dtype: Dtype
     attention: str = "xla"
+    kernel_init: Initializer = XAVIER
+    drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, num_queries: int | None = None) -> jax.Array:
-        """x [B, N, D] -> [B, num_queries, D]: the last `num_queries` tokens (default all)."""
+    def __call__(
+        self, x: jax.Array, num_queries: int | None = None, noise: jax.Array | None = None
+    ) -> jax.Array:
+        """One block.
+
+        Args:
+          x: tokens [B, N, D].
+          num_queries: compute only the last so many tokens; None for all.
+          noise: uniform [B, 2] for dropping the two branches at the rate `drop_path`; None, as in
+            evaluation, drops nothing.
+
+        Returns:
+          [B, num_queries, D].
+        """
         dim = x.shape[-1]
         n = x.shape[1] if num_queries is None else num_queries
-        attn = Attention(self.num_heads, self.dtype, self.attention, name="attn")
-        x = x[:, -n:] + attn(layer_norm(self.dtype, "norm1")(x), n)
-        mlp = Mlp(int(dim * self.mlp_ratio), self.dtype, name="mlp")
-        return x + mlp(layer_norm(self.dtype, "norm2")(x))
+
+        def branch(y: jax.Array, which: int) -> jax.Array:
+            return y if noise is None else drop_path(y, self.drop_path, noise[:, which])
+
+        attn = Attention(self.num_heads, self.dtype, self.attention, self.kernel_init, name="attn")
+        x = x[:, -n:] + branch(attn(layer_norm(self.dtype, "norm1")(x), n), 0)
+        mlp = Mlp(int(dim * self.mlp_ratio), self.dtype, self.kernel_init, name="mlp")
+        return x + branch(mlp(layer_norm(self.dtype, "norm2")(x)), 1)
 
 
-def _patch_bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's default for a convolution, which the official code leaves untouched."""
+def _torch_default(fan_in: int) -> Initializer:
+    """PyTorch's default for a convolution's weight and bias: uniform within 1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
@@ -109,18 +161,23 @@ def _patch_bias_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def _patch_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
+def _xavier_patch_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
     """Xavier uniform on the kernel seen as a [ph*pw*C, D] matrix."""
     flat = (shape[0] * shape[1] * shape[2], shape[3])
-    return nn.initializers.xavier_uniform()(key, flat, dtype).reshape(shape)
+    return XAVIER(key, flat, dtype).reshape(shape)
 
 
 class PatchProjection(nn.Module):
-    """The patch convolution as a matrix product, so that patches can be picked before it."""
+    """The patch convolution as a matrix product, so that patches can be picked before it.
+
+    The official autoencoder initialises the kernel as a matrix (`xavier`), the official classifier
+    leaves it at PyTorch's default; both leave the bias there.
+    """
 
     dim: int
     patch_size: tuple[int, int]
     dtype: Dtype
+    xavier: bool = True
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
@@ -128,8 +185,10 @@ class PatchProjection(nn.Module):
         fan_in = patches.shape[-1]
         channels = fan_in // (self.patch_size[0] * self.patch_size[1])
         shape = (*self.patch_size, channels, self.dim)  # a convolution's kernel: shows its meaning
-        kernel = self.param("kernel", _patch_kernel_init, shape).reshape(fan_in, self.dim)
-        bias = self.param("bias", _patch_bias_init(fan_in), (self.dim,))
+        torch = _torch_default(fan_in)
+        kernel = self.param("kernel", _xavier_patch_kernel if self.xavier else torch, shape)
+        kernel = kernel.reshape(fan_in, self.dim)
+        bias = self.param("bias", torch, (self.dim,))
         return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
@@ -139,7 +198,9 @@ class PatchEmbed(nn.Module):
     dim: int
     patch_size: tuple[int, int]
     dtype: Dtype
+    xavier: bool = True
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
-        return PatchProjection(self.dim, self.patch_size, self.dtype, name="proj")(patches)
+        project = PatchProjection(self.dim, self.patch_size, self.dtype, self.xavier, name="proj")
+        return project(patches)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mae_jax.models import layers
 from mae_jax.models.posemb import sincos_2d
+from mae_jax.models.vit import block_macs
 from mae_jax.ops.masking import Masking
 from mae_jax.ops.patches import gather, grid_size
 
@@ -120,17 +121,14 @@ def train_flops(model: MaskedAutoencoder, num_visible: int) -> float:
     predicted, so that utilisation is comparable between implementations.
     """
 
-    def blocks(depth: int, tokens: int, dim: int) -> float:
-        return depth * ((4 + 2 * model.mlp_ratio) * tokens * dim**2 + 2 * tokens**2 * dim)
-
     num_patches = model.grid[0] * model.grid[1]
     patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
     width = model.decoder_embed_dim
     macs = (
         num_patches * patch_dim * model.embed_dim
-        + blocks(model.depth, num_visible + 1, model.embed_dim)
+        + model.depth * block_macs(num_visible + 1, model.embed_dim, model.mlp_ratio)
         + (num_visible + 1) * model.embed_dim * width
-        + blocks(model.decoder_depth, num_patches + 1, width)
+        + model.decoder_depth * block_macs(num_patches + 1, width, model.mlp_ratio)
         + (num_patches + 1) * width * patch_dim
     )
     return 3 * 2 * macs

@@ -26,3 +26,36 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> np.ndarray:
         [_sincos_1d(columns.reshape(-1), dim // 2), _sincos_1d(rows.reshape(-1), dim // 2)], axis=1
     )
     return np.concatenate([np.zeros((1, dim)), table], axis=0)
+
+
+def resize_table(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """A position table [1, 1 + rows * columns, D] for another grid, as float32.
+
+    Bicubic as torch's `interpolate(mode="bicubic", align_corners=False)`, which the official
+    `interpolate_pos_embed` uses: no antialiasing, kernel coefficient -0.75, clamped edges. The
+    class token's row stays. `old` must be the true grid: it is never guessed from the length.
+    """
+    if table.shape[1] != 1 + old[0] * old[1]:
+        raise ValueError(f"a table of {table.shape[1]} rows does not belong to a {old} grid")
+    if old == new:
+        return table.astype(np.float32)
+    grid = table[0, 1:].reshape(*old, -1).astype(np.float64)
+    grid = np.einsum("rh,hwd->rwd", _bicubic(old[0], new[0]), grid)
+    grid = np.einsum("cw,rwd->rcd", _bicubic(old[1], new[1]), grid)
+    patches = grid.reshape(1, new[0] * new[1], -1)
+    return np.concatenate([table[:, :1], patches], axis=1).astype(np.float32)
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """Matrix [new, old] of one-dimensional bicubic interpolation."""
+    a = -0.75
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(at).astype(int)
+    weights = np.zeros((new, old))
+    for offset in range(-1, 3):
+        t = np.abs(at - first - offset)
+        near = ((a + 2) * t - (a + 3)) * t * t + 1
+        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        columns = np.clip(first + offset, 0, old - 1)
+        np.add.at(weights, (np.arange(new), columns), np.where(t <= 1, near, far))
+    return weights

@@ -1,6 +1,13 @@
-"""Vision Transformer sizes, in one table."""
+"""The Vision Transformer as a classifier, and the sizes of its encoder."""
 
 from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mae_jax.models import layers
+from mae_jax.ops.patches import grid_size
 
 
 class Size(NamedTuple):
@@ -19,3 +26,153 @@ SIZES = {
     "L": Size(1024, 24, 16),
     "H": Size(1280, 32, 16),
 }
+BN_EPS, BN_MOMENTUM = 1e-6, 0.1
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over examples without scale and bias (torch's `BatchNorm1d(affine=False)`).
+
+    The running statistics are the collection `batch_stats`. In training every `group` consecutive
+    rows are normalised by their own statistics, as the devices of the official code do (512 rows
+    each); the running ones follow the groups' average. group=0 is the whole batch.
+    """
+
+    group: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x float32 [B, D] -> [B, D]."""
+        dim = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,))
+        var = self.variable("batch_stats", "var", jnp.ones, (dim,))
+        if not train:
+            return (x - mean.value) * jax.lax.rsqrt(var.value + BN_EPS)
+        rows = x.reshape(-1, self.group or x.shape[0], dim)
+        now_mean, now_var = rows.mean(1, keepdims=True), rows.var(1, keepdims=True)
+        unbiased = now_var * rows.shape[1] / max(rows.shape[1] - 1, 1)  # as torch keeps it
+        mean.value += BN_MOMENTUM * (now_mean.mean((0, 1)) - mean.value)
+        var.value += BN_MOMENTUM * (unbiased.mean((0, 1)) - var.value)
+        return ((rows - now_mean) * jax.lax.rsqrt(now_var + BN_EPS)).reshape(x.shape)
+
+
+class VisionTransformer(nn.Module):
+    """The autoencoder's encoder on all patches, and a linear head (official `models_vit.py`).
+
+    Parameters are named as in the official code; the position table is one of them.
+
+    Attributes:
+      num_classes: of the head.
+      pool: "cls", the class token after the final norm, or "mean", the mean of the patch tokens
+        before any norm, then a norm of its own (`fc_norm`; the official `global_pool`).
+      drop_path: rate of the last block; grows linearly from 0 at the first.
+      head_std: standard deviation of the head's initial weights.
+      head_norm: BatchNorm without scale and bias before the head (linear probing).
+      head_norm_group: rows that share statistics, see `BatchNorm`.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    channels: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    mlp_ratio: float = 4.0
+    pool: str = "cls"
+    drop_path: float = 0.0
+    head_std: float = 0.02
+    head_norm: bool = False
+    head_norm_group: int = 0
+    dtype: layers.Dtype = jnp.float32
+    attention: str = "xla"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns)."""
+        return grid_size(self.image_size, self.patch_size)
+
+    @property
+    def drop_rates(self) -> list[float]:
+        """Rate of stochastic depth of every block."""
+        return [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
+
+    def setup(self):
+        shape = (1, 1 + self.grid[0] * self.grid[1], self.embed_dim)
+        # Without a pre-trained start the official classifier is timm's: normal, not Xavier.
+        self.patch_embed = layers.PatchEmbed(self.embed_dim, self.patch_size, self.dtype, False)
+        self.cls_token = self.param("cls_token", layers.NORMAL, (1, 1, self.embed_dim))
+        self.pos_embed = self.param("pos_embed", layers.NORMAL, shape)
+        self.blocks = [
+            layers.Block(
+                self.num_heads,
+                self.mlp_ratio,
+                self.dtype,
+                self.attention,
+                kernel_init=layers.NORMAL,
+                drop_path=rate,
+            )
+            for rate in self.drop_rates
+        ]
+        if self.pool == "cls":
+            self.norm = layers.layer_norm(self.dtype)
+        else:
+            self.fc_norm = layers.layer_norm(self.dtype)
+        if self.head_norm:
+            self.batch_norm = BatchNorm(self.head_norm_group)
+        head_init = nn.initializers.normal(self.head_std)
+        self.head = layers.dense(self.num_classes, jnp.float32, kernel_init=head_init)
+
+    def __call__(
+        self, patches: jax.Array, noise: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """Logits float32 [B, num_classes].
+
+        Args:
+          patches: normalised patch vectors [B, L, P] of whole images.
+          noise: uniform [B, depth, 2] for stochastic depth; None drops nothing.
+          train: normalise by the batch's own statistics (`head_norm`).
+        """
+        x = self.features(patches, noise)
+        if self.head_norm:
+            x = self.batch_norm(x, train)
+        return self.head(x)
+
+    def features(self, patches: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+        """What the head sees: float32 [B, D]."""
+        if self.pool == "cls":
+            return self.norm(self._blocks(patches, noise, cls_only=True))[:, 0].astype(jnp.float32)
+        tokens = self._blocks(patches, noise)
+        return self.fc_norm(tokens[:, 1:].mean(axis=1)).astype(jnp.float32)
+
+    def encode(self, patches: jax.Array) -> jax.Array:
+        """All tokens [B, 1 + L, D] after the final norm, class token first (`pool` "cls")."""
+        return self.norm(self._blocks(patches))
+
+    def _blocks(
+        self, patches: jax.Array, noise: jax.Array | None = None, cls_only: bool = False
+    ) -> jax.Array:
+        """Tokens [B, 1 + L, D] behind the last block, or [B, 1, D], the class token alone."""
+        positions = self.pos_embed.astype(self.dtype)
+        x = self.patch_embed(patches) + positions[:, 1:]
+        cls = self.cls_token.astype(self.dtype) + positions[:, :1]
+        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        drops = [None] * self.depth if noise is None else [noise[:, i] for i in range(self.depth)]
+        for block, drop in zip(self.blocks[:-1], drops[:-1], strict=True):
+            x = block(x, noise=drop)
+        if not cls_only:
+            return self.blocks[-1](x, noise=drops[-1])
+        # Blocks finish the last tokens; attention does not care about order.
+        return self.blocks[-1](jnp.roll(x, -1, axis=1), 1, drops[-1])
+
+
+def block_macs(tokens: int, dim: int, mlp_ratio: float) -> float:
+    """Multiply-adds of the matrix products of one block for one example."""
+    return (4 + 2 * mlp_ratio) * tokens * dim**2 + 2 * tokens**2 * dim
+
+
+def forward_macs(model: VisionTransformer) -> float:
+    """Multiply-adds of one image's way through the encoder, as the official code computes it."""
+    patches = model.grid[0] * model.grid[1]
+    patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
+    blocks = model.depth * block_macs(patches + 1, model.embed_dim, model.mlp_ratio)
+    return patches * patch_dim * model.embed_dim + blocks

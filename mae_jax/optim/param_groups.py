@@ -1,8 +1,15 @@
 """Which parameters the optimiser treats differently, decided by their path."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mae_jax.errors import UsageError
+
+TOKENS_AND_POSITIONS = ("cls_token", "pos_embed")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -10,16 +17,74 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
-def decays(name: str, ndim: int) -> bool:
-    """Whether weight decay applies: not to biases or norms (official `add_weight_decay`).
+def decays(name: str, ndim: int, exempt: tuple[str, ...] = ()) -> bool:
+    """Whether weight decay applies: not to biases or norms, nor to the names in `exempt`.
 
-    The class and mask tokens, stored with three axes, are decayed, as there.
+    In pre-training nothing is exempt: the class and mask tokens, stored with three axes, are
+    decayed (official `add_weight_decay`). In fine-tuning TOKENS_AND_POSITIONS are (official
+    `param_groups_lrd`).
     """
-    return ndim > 1 and not name.endswith("/bias")
+    return ndim > 1 and not name.endswith("/bias") and name not in exempt
 
 
-def weight_decay_mask(params: Any) -> Any:
-    """Tree of bools shaped like `params`: True where weight decay applies."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, p: decays(path_name(path), len(p.shape)), params
-    )
+def layer_id(name: str, depth: int) -> int:
+    """Layer of a classifier's parameter for layer-wise decay (official `get_layer_id_for_vit`).
+
+    0 for the embeddings, 1 + i for block i, depth + 1 for everything behind the blocks.
+
+    Raises:
+      UsageError: the parameter belongs to no layer.
+    """
+    top = name.split("/")[0]
+    if top in (*TOKENS_AND_POSITIONS, "patch_embed"):
+        return 0
+    if match := re.fullmatch(r"blocks_(\d+)", top):
+        return int(match[1]) + 1
+    if top in ("norm", "fc_norm", "head"):
+        return depth + 1
+    raise UsageError(f"no layer is known for the parameter {name}: set optim.layer_decay=1")
+
+
+def layer_scale(name: str, depth: int, decay: float) -> float:
+    """Factor on the learning rate, and so on the decay, of a parameter: decay ** (layers above)."""
+    return decay ** (depth + 1 - layer_id(name, depth))
+
+
+def last_blocks(depth: int, blocks: float) -> Callable[[str], bool]:
+    """Which parameters partial fine-tuning trains (paper section 4.3, figure 9).
+
+    Args:
+      depth: blocks of the encoder.
+      blocks: how many of the last ones to train; 0.5 means the MLP half of the last block (with
+        its norm). Final norm and head always train.
+
+    Returns:
+      Function of a parameter's name.
+    """
+    whole = {f"blocks_{i}" for i in range(depth - int(blocks), depth)}
+
+    def trainable(name: str) -> bool:
+        top, *rest = name.split("/")
+        if blocks == 0.5 and top == f"blocks_{depth - 1}":
+            return rest[0] in ("norm2", "mlp")
+        return top in whole or top in ("norm", "fc_norm", "head")
+
+    return trainable
+
+
+def by_name(params: Any, function: Callable[[str, Any], Any]) -> Any:
+    """Tree shaped like `params` of `function(name, parameter)`."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), params)
+
+
+def split(params: Any, trainable: Callable[[str], bool]) -> tuple[Any, Any]:
+    """(what is trained, what is frozen) of a parameter tree; `merge` is the inverse."""
+    flat = flatten_dict(params)
+    trained = {key: x for key, x in flat.items() if trainable(path_name(key))}
+    frozen = {key: x for key, x in flat.items() if key not in trained}
+    return unflatten_dict(trained), unflatten_dict(frozen)
+
+
+def merge(trained: Any, frozen: Any) -> Any:
+    """The whole tree of two parts from `split`."""
+    return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))

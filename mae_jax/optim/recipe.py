@@ -1,14 +1,18 @@
 """Turns `config.optim` and the length of a run into an optimiser."""
 
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
 
-from mae_jax.optim.optimizers import adamw
+from mae_jax.errors import UsageError
+from mae_jax.optim.optimizers import adamw, lars
 from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
 
 log = logging.getLogger(__name__)
+
+OPTIMIZERS = ("adamw", "lars")
 
 
 class Recipe(NamedTuple):
@@ -20,11 +24,29 @@ class Recipe(NamedTuple):
     warmup_epochs: float
 
 
-def adamw_recipe(optim: Any, *, batch_size: int, epochs: float, steps_per_epoch: float) -> Recipe:
-    """AdamW with warm-up and cosine (paper table 8) for a run of so many epochs.
+def make_recipe(
+    optim: Any,
+    *,
+    batch_size: int,
+    epochs: float,
+    steps_per_epoch: float,
+    exempt: tuple[str, ...] = (),
+    scale: Callable[[str], float] | None = None,
+) -> Recipe:
+    """The optimiser of `config.optim` with warm-up and cosine, for a run of so many epochs.
 
     A warm-up as long as the whole run, which a short trial of a long recipe has, is cut to a tenth
     of the run, with a warning.
+
+    Args:
+      optim: `config.optim`.
+      batch_size: global batch.
+      epochs: length of the run.
+      steps_per_epoch: may be fractional.
+      exempt, scale: see `adamw`.
+
+    Raises:
+      UsageError: no such optimiser.
     """
     lr = absolute_lr(optim.base_lr, batch_size)
     warmup = optim.warmup_epochs
@@ -43,11 +65,18 @@ def adamw_recipe(optim: Any, *, batch_size: int, epochs: float, steps_per_epoch:
         steps_per_epoch=steps_per_epoch,
         min_lr=optim.min_lr,
     )
-    tx = adamw(
-        schedule,
-        b1=optim.b1,
-        b2=optim.b2,
-        weight_decay=optim.weight_decay,
-        grad_clip=optim.grad_clip,
-    )
+    if optim.name == "adamw":
+        tx = adamw(
+            schedule,
+            b1=optim.b1,
+            b2=optim.b2,
+            weight_decay=optim.weight_decay,
+            grad_clip=optim.grad_clip,
+            exempt=exempt,
+            scale=scale,
+        )
+    elif optim.name == "lars":
+        tx = lars(schedule, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    else:
+        raise UsageError(f"--config.optim.name={optim.name} is not one of {list(OPTIMIZERS)}")
     return Recipe(tx, schedule, lr, warmup)

@@ -43,7 +43,7 @@ def paper_order_predict(
 class PaperOrder(Pretrain):
     """The same task, computed in the order of the paper."""
 
-    def loss(self, params: Any, batch: dict[str, jax.Array]) -> Any:
+    def loss(self, params: Any, model_state: Any, batch: dict[str, jax.Array]) -> Any:
         masked = masking.from_noise(batch["noise"], self.config.mask.ratio)
         patches = to_float(patchify(batch["image"], self.model.patch_size), **self.pixels)
         target = targets.pixel_target(patches, normalize=self.config.target.normalize)
@@ -52,7 +52,7 @@ class PaperOrder(Pretrain):
         )
         error = jnp.square(pred.astype(jnp.float32) - target).mean(axis=-1)
         loss = (error * masked.mask).sum() / masked.mask.sum()
-        return loss, {"baseline_loss": targets.baseline_loss(target).mean()}
+        return loss, ({"baseline_loss": targets.baseline_loss(target).mean()}, model_state)
 
 
 class TimedStep:
@@ -60,8 +60,8 @@ class TimedStep:
 
     def __init__(self, task: Pretrain, config: Any):
         mesh = sharding.make_mesh(**config.mesh)
-        abstract = abstract_state(task.init_params, task.tx, mesh)
-        self.state: TrainState = create_state(task.init_params, task.tx, abstract)
+        abstract = abstract_state(task, mesh)
+        self.state: TrainState = create_state(task, abstract)
         step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
         shape = (config.batch_size, *task.model.image_size, task.model.channels)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -21,7 +21,7 @@ from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.ops import masking
 from mae_jax.reconstruct import reconstruct
 from mae_jax.rng import stream_key
-from mae_jax.tasks import mae_model
+from mae_jax.tasks import build
 
 
 def picture(
@@ -44,7 +44,7 @@ def picture(
             f"no decoder weights in {path} ({metadata['model']['kind']}): nothing to draw"
         )
     fields = {k: v for k, v in metadata["model"].items() if k not in ("kind", "size")}
-    model = mae_model.build(fields, dtype="auto")
+    model = build.build_mae(fields, dtype="auto")
     data = metadata["config"]["data"]
     images = load_images(
         files, image_size=model.image_size, channels=model.channels, data_config=data
@@ -54,7 +54,7 @@ def picture(
     normalize = metadata["target"]["normalize"]
     columns: list[tuple[str, np.ndarray]] = []
     for ratio in ratios:
-        mae_model.visible_patches(model, ratio)
+        build.visible_patches(model, ratio)
         noise = masking.random_noise(stream_key(seed, "picture_mask"), len(files), model.grid)
         views = _views(model, params, images, noise, ratio, normalize, data)
         if not columns:

@@ -211,3 +211,13 @@ raise SystemExit(7)
 def test_tensorflow_comes_late_and_an_open_iterator_does_not_disturb_the_exit():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 7, done.stderr
+
+
+def test_colours_change_after_the_crop_and_not_with_the_number_of_hosts(pictures):
+    colours = {"randaug_magnitude": 9.0, "color_jitter": 0.4}
+    plain, augmented = train(pictures, 2), train(pictures, 2, **colours)
+    assert_equal(augmented, train(pictures, 2, hosts=2, workers=2, **colours))
+    for a, b in zip(plain, augmented, strict=True):
+        np.testing.assert_array_equal(a["index"], b["index"])
+        changed = [not np.array_equal(x, y) for x, y in zip(a["image"], b["image"], strict=True)]
+        assert all(changed)

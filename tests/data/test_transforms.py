@@ -42,13 +42,13 @@ def plain_box(height, width, draws, scale, ratio):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def boxes(height, width, count, scale=SCALE, ratio=RATIO):
+def boxes(height, width, count, scale=SCALE, ratio=RATIO, rule=transforms.random_box):
     plan = TrainOrder(count, seed=0).plan(
         0, batch_size=count, rows=slice(0, count), num_draws=transforms.NUM_DRAWS
     )
     function = tf.function(
         lambda draws: tf.map_fn(
-            lambda row: transforms.random_box(
+            lambda row: rule(
                 tf.constant(height), tf.constant(width), row, scale=scale, ratio=ratio
             ),
             draws,
@@ -114,6 +114,23 @@ def test_evaluation_transform_is_mae_s(parity):
 def test_evaluation_size(image, target, expected):
     size = transforms.eval_size(tf.constant(image[0]), tf.constant(image[1]), target)
     assert tuple(size.numpy()) == expected
+
+
+@pytest.mark.parametrize("height, width", [(30, 200), (200, 30), (64, 64)])
+def test_one_draw_is_cut_to_the_image(height, width):
+    got, draws = boxes(height, width, 500, scale=(0.08, 1.0), rule=transforms.random_box_once)
+    tries = transforms.TRIES
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for box, u in zip(got, draws, strict=True):
+        area = height * width * (0.08 + 0.92 * u[0])
+        aspect = math.exp(low + (high - low) * u[tries])
+        w = min(round(math.sqrt(area * aspect)), width)
+        h = min(round(math.sqrt(area / aspect)), height)
+        top, left = (
+            int(v * room)
+            for v, room in zip(u[2 * tries :], (height - h + 1, width - w + 1), strict=False)
+        )
+        assert tuple(box) == (top, left, h, w)
 
 
 @pytest.mark.parametrize("target", [(224, 112), (64, 160), (32, 32)])

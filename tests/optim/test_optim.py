@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mae_jax.optim import optimizers, recipe, schedules
-from mae_jax.optim.param_groups import weight_decay_mask
 from tests.parity import official
 
 
@@ -40,7 +39,7 @@ def test_learning_rate_of_the_recipe():
 def test_decayed_parameters_are_the_official_ones():
     with open(official.path("pretrain_weight_decay.json"), encoding="utf-8") as file:
         reference = json.load(file)["tiny"]
-    mask = weight_decay_mask(official.tiny_params())
+    mask = optimizers.decay_mask(official.tiny_params())
     checked = 0
     for name, decay in reference.items():
         if name in official.SKIPPED:
@@ -70,7 +69,7 @@ def test_warm_up_longer_than_the_run_is_cut_with_a_warning(caplog):
 
     optim = vit_l.get_config().optim
     with caplog.at_level("WARNING"):
-        out = recipe.adamw_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
+        out = recipe.make_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
     assert out.warmup_epochs == 0.5
     assert "warmup_epochs=40" in caplog.text
     assert float(out.schedule(0)) == 0.0

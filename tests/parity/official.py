@@ -7,6 +7,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mae_jax.models.mae import MaskedAutoencoder
+from mae_jax.models.vit import VisionTransformer
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 SKIPPED = ("pos_embed", "decoder_pos_embed")  # constants of ours
@@ -57,11 +58,11 @@ def convert(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(keys), value
 
 
-def to_tree(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+def to_tree(flat: dict[str, np.ndarray], skipped: tuple[str, ...] = SKIPPED) -> dict[str, Any]:
     """Official names and arrays as our parameter tree."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
-        if name in SKIPPED:
+        if name in skipped:
             continue
         keys, value = convert(name, value)
         node = tree
@@ -74,6 +75,17 @@ def to_tree(flat: dict[str, np.ndarray]) -> dict[str, Any]:
 def tiny_params() -> dict[str, Any]:
     """Parameters of the `mae_tiny` references."""
     return to_tree(load_file(path("mae_tiny.safetensors")))
+
+
+def tiny_vit(pool: str, **changes: Any) -> VisionTransformer:
+    """The classifier of the `vit_tiny` references."""
+    fields = {key: value for key, value in TINY.items() if not key.startswith("decoder")}
+    return VisionTransformer(**fields | {"num_classes": 10, "pool": pool} | changes)
+
+
+def vit_params(pool: str) -> dict[str, Any]:
+    """Parameters of the `vit_tiny` references, position table included."""
+    return to_tree(load_file(path(f"vit_tiny_gp{int(pool == 'mean')}.safetensors")), skipped=())
 
 
 def subset(data: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

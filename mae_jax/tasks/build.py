@@ -1,4 +1,4 @@
-"""The masked autoencoder that a configuration describes."""
+"""The model that a configuration, or the metadata of a checkpoint, describes."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mae_jax.config import pair, require
 from mae_jax.errors import UsageError
 from mae_jax.models.mae import MaskedAutoencoder
-from mae_jax.models.vit import SIZES
+from mae_jax.models.vit import SIZES, VisionTransformer
 from mae_jax.ops import masking
 
 
@@ -19,8 +19,8 @@ def compute_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
-def model_fields(model: Any) -> dict[str, Any]:
-    """Constructor arguments of the model that `config.model` describes, all of them plain values.
+def encoder_fields(model: Any) -> dict[str, Any]:
+    """Constructor arguments of the encoder that `config.model` describes, all of them plain values.
 
     Raises:
       UsageError: a size that does not exist, or sizes that do not fit together.
@@ -35,29 +35,47 @@ def model_fields(model: Any) -> dict[str, Any]:
         "depth": model.depth or size.depth,
         "num_heads": model.num_heads or size.num_heads,
         "mlp_ratio": model.mlp_ratio,
-        "decoder_embed_dim": model.decoder_embed_dim,
-        "decoder_depth": model.decoder_depth,
-        "decoder_num_heads": model.decoder_num_heads,
     }
-    for part in ("", "decoder_"):
-        dim, heads = fields[f"{part}embed_dim"], fields[f"{part}num_heads"]
-        require(
-            dim > 0 and heads > 0 and dim % heads == 0 and dim % 4 == 0,
-            f"--config.model.{part}embed_dim={dim} must be a multiple of 4 and of "
-            f"{part}num_heads={heads}",
-        )
-        require(fields[f"{part}depth"] >= 1, f"--config.model.{part}depth must be at least 1")
+    _check_blocks(fields, "")
     return fields
 
 
-def build(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> MaskedAutoencoder:
-    """The model of `model_fields`, or of the same in a checkpoint's metadata.
+def mae_fields(model: Any) -> dict[str, Any]:
+    """The same for the whole masked autoencoder."""
+    decoder = {key: model[key] for key in model if key.startswith("decoder_")}
+    _check_blocks(decoder, "decoder_")
+    return encoder_fields(model) | decoder
+
+
+def _check_blocks(fields: dict[str, Any], part: str) -> None:
+    dim, heads = fields[f"{part}embed_dim"], fields[f"{part}num_heads"]
+    require(
+        dim > 0 and heads > 0 and dim % heads == 0 and dim % 4 == 0,
+        f"--config.model.{part}embed_dim={dim} must be a multiple of 4 and of "
+        f"{part}num_heads={heads}",
+    )
+    require(fields[f"{part}depth"] >= 1, f"--config.model.{part}depth must be at least 1")
+
+
+def build_mae(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> MaskedAutoencoder:
+    """The autoencoder of `mae_fields`, or of the same in a checkpoint's metadata.
 
     Raises:
       UsageError: the image is not a whole number of patches.
     """
+    return _build(MaskedAutoencoder, fields, dtype=dtype, attention=attention)
+
+
+def build_vit(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> VisionTransformer:
+    """The classifier of `encoder_fields` and its further arguments. Raises as `build_mae`."""
+    return _build(VisionTransformer, fields, dtype=dtype, attention=attention)
+
+
+def _build(kind: Any, fields: dict[str, Any], *, dtype: str, attention: str) -> Any:
+    known = ("xla", "cudnn")
+    require(attention in known, f"--config.model.attention={attention} is not one of {known}")
     sizes: dict[str, Any] = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
-    model = MaskedAutoencoder(**fields | sizes, dtype=compute_dtype(dtype), attention=attention)
+    model = kind(**fields | sizes, dtype=compute_dtype(dtype), attention=attention)
     try:
         _ = model.grid
     except ValueError as error:

@@ -1,0 +1,43 @@
+"""Fine-tuning on CIFAR-10 of the encoder of configs/cifar10.py.
+
+    launch/local.sh --config=configs/finetune/cifar10.py
+
+    launch/local.sh --config=configs/finetune/cifar10.py:laptop    after configs/cifar10.py:laptop
+
+The laptop setting takes six epochs, and so leaves RandAugment, mixing and erasing out.
+
+Data: as configs/cifar10.py; the 5,000 held-out images are the same.
+Hardware: anything.
+Cost: @COST@
+Expect: @EXPECT@
+"""
+
+import ml_collections
+
+from configs import cifar10
+from configs.finetune import vit_b
+
+
+def get_config(setting: str = "full") -> ml_collections.ConfigDict:
+    """The recipe; `setting` is "full" or "laptop", as in configs/cifar10.py."""
+    config = vit_b.get_config()
+    vit_b.use(config, cifar10.get_config(setting))
+    config.init_from = "runs/cifar10" if setting == "full" else "runs/cifar10_laptop"
+    config.batch_size = 256
+    config.model.num_classes = 10
+    config.optim.base_lr = 1e-3
+    config.optim.layer_decay = 0.75
+    config.data.crop_scale = (0.2, 1.0)  # 0.08 of a 32-pixel image is a blur
+    config.eval_every = 500
+    config.picture_every = 500
+    if setting == "laptop":
+        config.epochs = 6.0
+        config.optim.warmup_epochs = 0.5
+        config.data.crop_scale = (0.5, 1.0)
+        config.data.randaug_magnitude = 0.0
+        config.erase_prob = 0.0
+        config.mix.mixup = 0.0
+        config.mix.cutmix = 0.0
+        config.checkpoint.every_steps = 250
+        config.eval_every = 250
+    return config

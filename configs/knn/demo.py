@@ -1,0 +1,26 @@
+"""kNN and a quick linear classifier on the demo's encoder.
+
+    launch/local.sh --config=configs/knn/demo.py
+
+See configs/finetune/demo.py for all that goes together.
+
+Hardware: anything; two CPU cores will do.
+Cost: @COST@
+Expect: @EXPECT@
+"""
+
+import ml_collections
+
+from configs import demo
+from configs.finetune.vit_b import use
+from configs.knn import vit_b
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe."""
+    config = vit_b.get_config()
+    use(config, demo.get_config())
+    config.init_from = "runs/demo"
+    config.batch_size = 64
+    config.eval.train_images = 4_000
+    return config

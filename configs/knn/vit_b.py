@@ -1,0 +1,39 @@
+"""kNN and a quick linear classifier on frozen features of ViT-B/16, on ImageNet-1K.
+
+    launch/local.sh --config=configs/knn/vit_b.py --config.init_from=runs/vit_b
+
+Trains nothing: takes the features of centre crops of `eval.train_images` training images, and asks
+for the class of every held-out one. kNN: 20 neighbours by cosine, weighted with temperature 0.07.
+The linear classifier is logistic regression by L-BFGS. During pre-training the same numbers come
+with --config.eval.knn_every=N and --config.eval.probe_every=N.
+
+Data: as configs/vit_l.py, with labels.
+Hardware: anything; forward passes alone.
+Cost (arithmetic, not measured: 35 GFLOP per image): minutes on one H100 for all images.
+Expect: no published number for the released weights; kNN is low for masked autoencoders by nature
+(11.2 % after 100 epochs, lightly's PR 1515). The linear probe of the paper is configs/linprobe.
+"""
+
+import ml_collections
+
+from configs import vit_b
+from configs.finetune.vit_b import DECODER
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe."""
+    config = vit_b.get_config()
+    del config.mask, config.target, config.optim
+    for key in DECODER:
+        del config.model[key]
+    config.task = "knn"
+    config.epochs = 0.0
+    config.batch_size = 1024
+    config.init_from = "runs/vit_b"  # a run, or one of its steps
+    config.data.holdout = 0
+    config.eval.knn_every = 1
+    config.eval.probe_every = 1
+    config.eval.train_images = 0
+    config.eval_every = 0
+    config.picture_every = 0
+    return config

@@ -1,0 +1,28 @@
+"""Linear probing of the demo's encoder.
+
+    launch/local.sh --config=configs/linprobe/demo.py
+
+See configs/finetune/demo.py for all that goes together.
+
+Hardware: anything; two CPU cores will do.
+Cost: @COST@
+Expect: @EXPECT@
+"""
+
+import ml_collections
+
+from configs.finetune import demo
+from configs.linprobe import vit_b
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe."""
+    config, fine = vit_b.get_config(), demo.get_config()
+    config.model, config.data = fine.model, fine.data
+    config.data.augment = "crop_once"
+    for key in ("init_from", "epochs", "log_every", "eval_every", "picture_every"):
+        config[key] = fine[key]
+    config.batch_size = 64
+    config.head.batch_norm_group = 0
+    config.optim.warmup_epochs = 0.1
+    return config

@@ -1,0 +1,25 @@
+"""Partial fine-tuning on CIFAR-10: the last block, final norm and head.
+
+    launch/local.sh --config=configs/partial/cifar10.py
+
+    launch/local.sh --config=configs/partial/cifar10.py:laptop    after configs/cifar10.py:laptop
+
+As configs/finetune/cifar10.py; --config.trainable_blocks=0.5 for the MLP half of the block alone.
+
+Data: as configs/cifar10.py; the 5,000 held-out images are the same.
+Hardware: anything.
+Cost: @COST@
+Expect: @EXPECT@
+"""
+
+import ml_collections
+
+from configs.finetune import cifar10
+
+
+def get_config(setting: str = "full") -> ml_collections.ConfigDict:
+    """The recipe; `setting` is "full" or "laptop", as in configs/cifar10.py."""
+    config = cifar10.get_config(setting)
+    config.trainable = "last"
+    config.trainable_blocks = 1.0
+    return config

@@ -1,0 +1,23 @@
+"""The network of configs/finetune/demo.py from scratch: what pre-training saves.
+
+    launch/local.sh --config=configs/scratch/demo.py
+
+See configs/finetune/demo.py for all that goes together.
+
+Hardware: anything; two CPU cores will do.
+Cost: @COST@
+Expect: @EXPECT@
+"""
+
+import ml_collections
+
+from configs.finetune import demo
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The recipe."""
+    config = demo.get_config()
+    config.init_from = ""
+    config.head.init_std = 0.02
+    config.optim.layer_decay = 1.0
+    return config

@@ -1,0 +1,61 @@
+"""GELU and layer normalisation with backward passes that recompute instead of storing.
+
+The functions are the ordinary ones. Their automatic gradients keep several arrays as large as the
+input alive until the backward pass, which on CPU costs about a quarter of a train step.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def _cdf(x: jax.Array) -> jax.Array:
+    """Distribution function of the standard normal."""
+    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU of any array."""
+    return x * _cdf(x)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return (grad * (_cdf(x) + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Layer normalisation over the last axis of float32 x [..., D], with scale and bias [D]."""
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float):
+    mean = x.mean(-1, keepdims=True)
+    centred = x - mean  # two passes: E[x^2] - E[x]^2 would lose digits
+    rstd = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return centred * rstd * scale + bias, (x, mean, rstd, scale)
+
+
+def _layer_norm_backward(eps: float, saved: tuple[jax.Array, ...], grad: jax.Array):
+    x, mean, rstd, scale = saved
+    unit = (x - mean) * rstd
+    scaled = grad * scale
+    through_mean = scaled.mean(-1, keepdims=True)
+    through_std = unit * (scaled * unit).mean(-1, keepdims=True)
+    axes = tuple(range(x.ndim - 1))
+    dx = rstd * (scaled - through_mean - through_std)
+    return dx, (grad * unit).sum(axes), grad.sum(axes)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

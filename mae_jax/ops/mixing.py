@@ -1,0 +1,92 @@
+"""Mixup, CutMix and label smoothing, as timm's `Mixup` in batch mode does them, on device.
+
+Reference: Zhang et al. (1710.09412), Yun et al. (1905.04899); recipe of the official
+`main_finetune.py`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Mix(NamedTuple):
+    """How much to mix.
+
+    Attributes:
+      mixup: parameter of the Beta distribution for mixup; 0 never mixes so.
+      cutmix: the same for CutMix.
+      prob: share of groups that are mixed at all.
+      switch_prob: share of mixed groups that take CutMix, where both are on.
+      group: consecutive rows that share one draw and are paired among themselves. The official
+        code draws once for each device's batch, 32 in its recipes; a group that does not straddle
+        devices needs no communication.
+    """
+
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    group: int = 32
+
+
+def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+    """Targets float32 [B, C]: 1 - smoothing on the label, and smoothing spread over all classes."""
+    hot = jax.nn.one_hot(labels, num_classes)
+    return hot * (1.0 - smoothing) + smoothing / num_classes
+
+
+def mix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, how: Mix
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes every image and target with those of its partner, the mirrored row of its group.
+
+    Args:
+      key: of all draws.
+      images: float [B, H, W, C]; B is a multiple of `how.group`.
+      targets: float [B, num_classes].
+      how: see `Mix`.
+
+    Returns:
+      Images and targets of the same shapes.
+    """
+    height, width = images.shape[1:3]
+    rows = images.reshape(-1, how.group, *images.shape[1:])
+    goals = targets.reshape(-1, how.group, targets.shape[-1])
+    keys = jax.random.split(key, 5)
+    groups = rows.shape[0]
+    cut = _use_cutmix(keys[0], groups, how)
+    lam_mixup = jax.random.beta(keys[1], how.mixup or 1.0, how.mixup or 1.0, (groups,))
+    lam_cutmix = jax.random.beta(keys[2], how.cutmix or 1.0, how.cutmix or 1.0, (groups,))
+    inside = cutmix_box(keys[3], lam_cutmix, height, width)
+    kept = 1.0 - inside.mean((1, 2))  # the box may reach over the edge: what it really covers
+    mixed = jax.random.uniform(keys[4], (groups,)) < how.prob
+    lam = jnp.where(mixed, jnp.where(cut, kept, lam_mixup), 1.0)
+    # Share of each pixel that stays: the same everywhere for mixup, 0 or 1 for CutMix.
+    share = jnp.where((cut & mixed)[:, None, None], 1.0 - inside, lam[:, None, None])
+    share = share[:, None, :, :, None].astype(images.dtype)
+    rows = rows * share + rows[:, ::-1] * (1 - share)
+    lam = lam[:, None, None]
+    goals = goals * lam + goals[:, ::-1] * (1 - lam)
+    return rows.reshape(images.shape), goals.reshape(targets.shape)
+
+
+def _use_cutmix(key: jax.Array, groups: int, how: Mix) -> jax.Array:
+    """bool [groups]."""
+    prob = how.switch_prob if how.mixup > 0 and how.cutmix > 0 else float(how.cutmix > 0)
+    return jax.random.uniform(key, (groups,)) < prob
+
+
+def cutmix_box(key: jax.Array, lam: jax.Array, height: int, width: int) -> jax.Array:
+    """float32 [G, height, width]: 1 inside a box of area 1 - lam about a uniform centre."""
+    ratio = jnp.sqrt(1.0 - lam)
+    y_key, x_key = jax.random.split(key)
+
+    def span(key: jax.Array, side: int) -> jax.Array:
+        half = jnp.floor(side * ratio).astype(jnp.int32) // 2
+        centre = jax.random.randint(key, lam.shape, 0, side)
+        at = jnp.arange(side)
+        low, high = (centre - half)[:, None], (centre + half)[:, None]
+        return ((at >= low) & (at < high)).astype(jnp.float32)
+
+    return span(y_key, height)[:, :, None] * span(x_key, width)[:, None, :]

@@ -1,0 +1,53 @@
+"""Plots with matplotlib, as uint8 pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+NAMED = 40  # with more classes than this their names are not written
+
+
+def _image(figure: Figure) -> np.ndarray:
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """uint8 [H, W, 3] picture of int [C, C] counts; rows are the right answers, in shares."""
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(5.0, min(0.35 * len(classes), 14.0)) + 1
+    figure = Figure((size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(counts / total, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(shown, label="share of the row's class")
+    right = counts.trace() / max(counts.sum(), 1)
+    axes.set(xlabel="answer", ylabel="class", title=f"top-1 {right:.2%} of {counts.sum():,}")
+    if len(classes) <= NAMED:
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=90)
+        axes.set_yticks(ticks, classes)
+        for (row, column), count in np.ndenumerate(counts):
+            if count and len(classes) <= 12:
+                share = count / total[row, 0]
+                color = "white" if share > 0.5 else "black"
+                text = f"{100 * share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    return _image(figure)
+
+
+def curves(
+    title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlabel: str
+) -> np.ndarray:
+    """uint8 [H, W, 3] picture of named (x, y) lines."""
+    figure = Figure((8, 5), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for name, (x, y) in lines.items():
+        axes.plot(x, y, marker="o" if len(x) < 30 else "", markersize=4, label=name)
+    axes.set(title=title, xlabel=xlabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _image(figure)

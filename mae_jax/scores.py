@@ -1,0 +1,68 @@
+"""What a classifier answered, and what follows from it; every example counts once."""
+
+import csv
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Predictions(NamedTuple):
+    """Answers for N examples.
+
+    Attributes:
+      classes: names, in the order of the labels.
+      index: int64 [N], the example in its source.
+      label: int32 [N], the right answer.
+      best: int32 [N, 5] (or as many as there are classes), the likeliest classes, best first.
+      loss: float64 [N], cross-entropy.
+    """
+
+    classes: list[str]
+    index: np.ndarray
+    label: np.ndarray
+    best: np.ndarray
+    loss: np.ndarray
+
+    def metrics(self) -> dict[str, float]:
+        """Top-1 and top-5 accuracy in [0, 1], mean loss, and the number of examples."""
+        right = self.best == self.label[:, None]
+        return {
+            "top1": float(right[:, 0].mean()),
+            "top5": float(right.any(axis=1).mean()),
+            "loss": float(self.loss.mean()),
+            "count": float(len(self.label)),
+        }
+
+    def confusion(self) -> np.ndarray:
+        """int64 [C, C]: how many examples of the row's class were given the column's."""
+        size = len(self.classes)
+        flat = np.bincount(self.label * size + self.best[:, 0], minlength=size * size)
+        return flat.reshape(size, size)
+
+    def write(self, folder: str, describe: Callable[[int], str]) -> list[str]:
+        """Writes predictions.csv and per_class.csv; returns their paths.
+
+        Args:
+          folder: made when missing.
+          describe: where an example comes from, by its index.
+        """
+        os.makedirs(folder, exist_ok=True)
+        each = os.path.join(folder, "predictions.csv")
+        with open(each, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            out = csv.writer(file)
+            ranks = [f"top{i + 1}" for i in range(self.best.shape[1])]
+            out.writerow(["example", "label", *ranks, "loss"])
+            for index, label, best, loss in zip(*self[1:], strict=True):
+                names = [self.classes[i] for i in (label, *best)]
+                out.writerow([describe(int(index)), *names, f"{loss:.6f}"])
+        by_class = os.path.join(folder, "per_class.csv")
+        confusion = self.confusion()
+        with open(by_class, "w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["class", "examples", "top1"])
+            for name, row, right in zip(self.classes, confusion, confusion.diagonal(), strict=True):
+                total = int(row.sum())
+                out.writerow([name, total, f"{right / total:.4f}" if total else ""])
+        return [each, by_class]

@@ -1,0 +1,50 @@
+"""Takes the encoder of another run into a classifier (official `main_finetune.py`)."""
+
+from typing import Any
+
+import numpy as np
+
+from mae_jax.models.posemb import resize_table, sincos_2d
+from mae_jax.models.vit import VisionTransformer
+from mae_jax.ops.patches import grid_size
+from mae_jax.task import Weights
+
+
+def adopt_encoder(
+    model: VisionTransformer,
+    classes: list[str] | None,
+    weights: dict[str, np.ndarray],
+    metadata: dict[str, Any],
+) -> Weights:
+    """What of an autoencoder, or of another classifier, `model` takes over.
+
+    The position table, fixed in pre-training, becomes a parameter; for another grid it is resized.
+    A head is taken over with the classes it was trained for, and starts anew for any others.
+
+    Args:
+      model: the classifier to start.
+      classes: its classes; None where the head does not matter.
+      weights: parameters of the other run, by name.
+      metadata: of the other run's checkpoint.
+    """
+    theirs = metadata["model"]
+    old_grid = grid_size(tuple(theirs["image_size"]), tuple(theirs["patch_size"]))
+    wanted = {f"blocks_{i}" for i in range(theirs["depth"])} | {"patch_embed", "cls_token"}
+    fresh = ["head/"]
+    if theirs["kind"] == "mae":
+        table = sincos_2d(theirs["embed_dim"], old_grid)[None]
+        wanted |= {"norm"} if model.pool == "cls" else set()
+        fresh += ["fc_norm/"]
+    else:
+        table = weights["pos_embed"]
+        norm = "norm" if model.pool == "cls" else "fc_norm"
+        wanted |= {norm}
+        if theirs["pool"] != model.pool:
+            fresh.append(f"{norm}/")
+        elif metadata["classes"] == classes:
+            wanted |= {"head"}
+            fresh = []
+    arrays = {name: x for name, x in weights.items() if name.split("/")[0] in wanted}
+    arrays["pos_embed"] = resize_table(table, old_grid, model.grid)
+    unused = tuple(sorted(weights.keys() - arrays.keys()))
+    return Weights(arrays, fresh=tuple(fresh), unused=unused)

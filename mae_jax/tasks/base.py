@@ -1,0 +1,168 @@
+"""What all tasks share: the data, the length of the run and its optimiser."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mae_jax import checkpoint, pictures, run_info
+from mae_jax.config import require
+from mae_jax.data import pipeline, sources
+from mae_jax.optim.recipe import make_recipe
+from mae_jax.task import Evaluator
+
+log = logging.getLogger(__name__)
+
+FEW_STEPS = 100
+
+
+class ImageTask:
+    """A task on images; `task.Task` says what each part is for.
+
+    Args:
+      config: the whole configuration.
+      workdir: folder of the run; "" when nothing is to be written.
+      image_size: (H, W) that the model takes.
+
+    Raises:
+      UsageError: the data are not there.
+    """
+
+    ema_decay = 0.0
+    evaluators: dict[str, Evaluator]
+
+    def __init__(self, config: Any, workdir: str, *, image_size: tuple[int, int]):
+        self.config, self.workdir = config, workdir
+        self.image_size = image_size
+        self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
+        found = sources.make_sources(
+            config.data,
+            image_size=image_size,
+            channels=config.model.channels,
+            workdir=workdir or None,
+            resuming=checkpoint.exists(workdir),
+        )
+        self.train_source = found.train
+        self.held_out: Any = found.eval or ()
+        self.steps_per_epoch = len(self.train_source) / config.batch_size
+
+    def set_length(self) -> None:
+        """Number of steps, from `steps` or `epochs`.
+
+        Raises:
+          UsageError: there is not even one.
+        """
+        config, num_images = self.config, len(self.train_source)
+        require(
+            config.steps > 0 or config.epochs > 0,
+            "the run has no length: set --config.epochs or --config.steps",
+        )
+        self.num_steps = config.steps or int(config.epochs * self.steps_per_epoch)
+        require(
+            self.num_steps > 0,
+            f"--config.epochs={config.epochs} of {num_images} images is less than one batch of "
+            f"{config.batch_size}: lower --config.batch_size or raise --config.epochs",
+        )
+        if self.num_steps < FEW_STEPS:
+            log.warning("only %d updates: too few to learn anything", self.num_steps)
+
+    def set_recipe(
+        self, *, exempt: tuple[str, ...] = (), scale: Callable[[str], float] | None = None
+    ) -> None:
+        """Optimiser and learning rates of `config.optim`; see `optim.optimizers.adamw`."""
+        self.recipe = make_recipe(
+            self.config.optim,
+            batch_size=self.config.batch_size,
+            epochs=self.num_steps / self.steps_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            exempt=exempt,
+            scale=scale,
+        )
+        self.tx, self.schedule = self.recipe.tx, self.recipe.schedule
+
+    def trainable(self, name: str) -> bool:
+        return True
+
+    def require_held_out(self) -> None:
+        """Refuses to look at held-out images where there are none."""
+        every = self.config.eval_every, self.config.picture_every
+        require(
+            len(self.held_out) > 0 or not any(every),
+            "no held-out images: set --config.data.holdout (or both --config.eval_every=0 and "
+            "--config.picture_every=0)",
+        )
+
+    def train_batches(self, start_step: int) -> Any:
+        return pipeline.train_batches(
+            self.train_source,
+            **self._data_options(self.config.batch_size),
+            seed=self.config.seed,
+            start_step=start_step,
+            **_this_process(),
+        )
+
+    def eval_batches(self, source: Any, *, limit: int = 0) -> Any:
+        """One pass over a source, or over `limit` evenly spaced examples of it."""
+        # Evaluation has no parts to accumulate over, and must fit where one part fits.
+        batch_size = self.config.batch_size // self.config.grad_accum
+        options = self._data_options(batch_size)
+        return pipeline.eval_batches(source, **options, limit=limit or None, **_this_process())
+
+    def first_held_out(self, number: int) -> dict[str, np.ndarray]:
+        """The same few held-out images on every process."""
+        number = min(number, len(self.held_out))
+        batches = pipeline.eval_batches(self.held_out, **self._data_options(number), limit=number)
+        return next(iter(batches))
+
+    def _data_options(self, batch_size: int) -> dict[str, Any]:
+        return {
+            "data_config": self.config.data,
+            "image_size": self.image_size,
+            "channels": self.config.model.channels,
+            "batch_size": batch_size,
+        }
+
+    def save_picture(self, image: np.ndarray, step: int) -> str:
+        path = os.path.join(self.workdir, "pictures", f"step_{step:08d}.png")
+        pictures.save(path, image)
+        return path
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        config = self.config
+        return {
+            "task": config.task,
+            "step": step,
+            "epochs_seen": step / self.steps_per_epoch,
+            "data": {
+                **{key: list(value) for key, value in self.pixels.items()},
+                "dtype": config.data.dtype,
+                "source": self.train_source.fingerprint(),
+            },
+            "config": config.to_dict(),
+            "versions": run_info.versions(),
+        }
+
+    def data_facts(self) -> dict[str, Any]:
+        """What a person checks before a long run: the data."""
+        source = self.train_source
+        return {
+            "data": f"{source.name}: {len(source):,} images; held out {len(self.held_out):,}",
+            "global batch": f"{self.config.batch_size} in {self.config.grad_accum} part(s)",
+        }
+
+    def length_facts(self) -> dict[str, Any]:
+        """And the length and the learning rate."""
+        recipe, per_epoch = self.recipe, self.steps_per_epoch
+        return {
+            "steps": f"{self.num_steps:,} = {self.num_steps / per_epoch:.4g} epochs of "
+            f"{per_epoch:.6g} steps",
+            "learning rate": f"{recipe.lr:.4g} (base {self.config.optim.base_lr} per 256 images), "
+            f"warm-up {recipe.warmup_epochs * per_epoch:.0f} steps",
+        }
+
+
+def _this_process() -> dict[str, Any]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -1,0 +1,83 @@
+"""kNN and the cheap linear probe of a finished encoder: nothing is trained."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from mae_jax import rng
+from mae_jax.config import check_common, require
+from mae_jax.models.vit import forward_macs
+from mae_jax.ops.patches import patchify, to_float
+from mae_jax.task import Batch, Weights
+from mae_jax.tasks import build
+from mae_jax.tasks.adopt import adopt_encoder
+from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.monitor import Monitor
+
+
+class Knn(ImageTask):
+    """A run without steps: `init_from`, then the evaluators of `Monitor`, once.
+
+    Args:
+      config: a configuration of configs/knn.
+      workdir: folder of the run; "" when nothing is to be written.
+
+    Raises:
+      UsageError: the configuration or its data cannot work.
+    """
+
+    num_steps = 0
+
+    def __init__(self, config: Any, workdir: str):
+        check_common(config, jax.device_count())
+        require(
+            config.eval.knn_every > 0 or config.eval.probe_every > 0,
+            "nothing to measure: set --config.eval.knn_every=1 or --config.eval.probe_every=1",
+        )
+        self.fields = build.encoder_fields(config.model) | {"num_classes": 1}  # head is not used
+        self.model = build.build_vit(
+            self.fields, dtype=config.model.dtype, attention=config.model.attention
+        )
+        super().__init__(config, workdir, image_size=self.model.image_size)
+        self.flops_per_image = 2 * forward_macs(self.model)
+        self.tx, self.schedule = optax.identity(), lambda step: jnp.zeros(())
+        self.evaluators = Monitor(self, self._encode).evaluators()
+
+    def init_variables(self) -> tuple[Any, Any]:
+        patch_dim = self.model.patch_size[0] * self.model.patch_size[1] * self.model.channels
+        patches = jnp.zeros((1, self.model.grid[0] * self.model.grid[1], patch_dim))
+        key = rng.stream_key(self.config.seed, "init")
+        return self.model.init(key, patches)["params"], {}
+
+    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+        return adopt_encoder(self.model, None, weights, metadata)
+
+    def _encode(self, state: Any, images: jax.Array) -> jax.Array:
+        patches = to_float(patchify(images, self.model.patch_size), **self.pixels)
+        variables = {"params": state.params}
+        tokens: Any = self.model.apply(variables, patches, method=self.model.encode)
+        return tokens
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "model": f"{self.config.model.size} {self.fields}",
+            "start": self.config.init_from or "from scratch",
+            **self.data_facts(),
+        }
+
+    # There are no steps, so nothing of what follows is ever asked for.
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        return batch
+
+    def loss(
+        self, params: Any, model_state: Any, batch: Batch
+    ) -> tuple[jax.Array, tuple[Batch, Any]]:
+        return jnp.zeros(()), ({}, model_state)
+
+    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
+        raise ValueError("a run without steps draws no pictures")

@@ -1,0 +1,104 @@
+"""Several runs side by side: a table, and a plot of one metric.
+
+python -m mae_jax.tools.compare RUN RUN ... [--metric eval/top1] [--out FILE.png]
+
+A metric is SPLIT/NAME of metrics.jsonl: eval/top1, eval/loss, train/loss, knn/top1, ... Without
+--metric it is the first of eval/top1, knn/top1 and eval/loss that some run has.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mae_jax import pictures, plots
+from mae_jax.console import run_command
+from mae_jax.errors import UsageError
+
+PREFERRED = ("eval/top1", "knn/top1", "eval/loss")
+LOWER_IS_BETTER = ("loss",)
+
+
+class Curve(NamedTuple):
+    """One metric of one run, by step and epoch."""
+
+    steps: list[int]
+    values: list[float]
+
+
+def read_run(folder: str) -> dict[str, Curve]:
+    """All curves of a run: "eval/top1" -> Curve.
+
+    Raises:
+      UsageError: the folder is not a run's.
+    """
+    path = os.path.join(folder, "metrics.jsonl")
+    if not os.path.isfile(path):
+        raise UsageError(f"{folder} has no metrics.jsonl: give the folders of runs")
+    curves: dict[str, Curve] = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                continue  # a run that goes on is writing it
+            values = json.loads(line)
+            step, split = values.pop("step"), values.pop("split")
+            for name, value in values.items():
+                curve = curves.setdefault(f"{split}/{name}", Curve([], []))
+                curve.steps.append(step)
+                curve.values.append(value)
+    return curves
+
+
+def table(metric: str, runs: dict[str, Curve]) -> str:
+    """Markdown: last and best value of each run, and where."""
+    best = min if metric.endswith(LOWER_IS_BETTER) else max
+    lines = [f"| run | steps | last {metric} | best | at step |", "|---|---|---|---|---|"]
+    for name, (steps, values) in runs.items():
+        top = best(values)
+        at = steps[values.index(top)]
+        lines.append(f"| {name} | {steps[-1]} | {values[-1]:.4g} | {top:.4g} | {at} |")
+    return "\n".join(lines)
+
+
+def compare(folders: Sequence[str], metric: str | None) -> tuple[str, dict[str, Curve]]:
+    """The metric and the curve of each run that has it.
+
+    Raises:
+      UsageError: no run has it; says what there is.
+    """
+    found = {os.path.normpath(folder): read_run(folder) for folder in folders}
+    names = sorted({name for curves in found.values() for name in curves})
+    metric = metric or next((name for name in PREFERRED if name in names), None)
+    runs = {run: curves[metric] for run, curves in found.items() if metric in curves}
+    if metric is None or not runs:
+        raise UsageError(f"no run has the metric {metric}; there are: {', '.join(names)}")
+    return metric, runs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="mae_jax.tools.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser.add_argument("--metric", help="SPLIT/NAME")
+    parser.add_argument("--out", help="PNG of the curves")
+    args = parser.parse_args(argv)
+    metric, runs = compare(args.runs, args.metric)
+    print(table(metric, runs))
+    missing = [run for run in args.runs if os.path.normpath(run) not in runs]
+    if missing:
+        print(f"without {metric}: {', '.join(missing)}")
+    if args.out:
+        lines = {name: (curve.steps, curve.values) for name, curve in runs.items()}
+        pictures.save(args.out, plots.curves(metric, lines, xlabel="step"))
+        print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,90 @@
+"""The commands around classification: evaluate a checkpoint, compare runs."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_jax import train
+from mae_jax.errors import UsageError
+from mae_jax.tasks.classify import Classify
+from mae_jax.tasks.pretrain import Pretrain
+from mae_jax.tools import compare, evaluate
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A fine-tuned run on a folder, with an average of the weights."""
+    root, workdir = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("bird", "cat", "dog")):
+        (root / name).mkdir()
+        for i in range(20):
+            pixels = np.clip(rng.normal(40 + 80 * label, 20, (16, 16, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    config = tiny.classify_config(
+        init_from="", steps=40, data__source="folder", data__root=str(root), data__holdout=15,
+        model__num_classes=3, optim__ema=0.5, eval_every=40,
+    )  # fmt: skip
+    assert train.run(Classify(config, str(workdir)), config, str(workdir))
+    return root, workdir
+
+
+def test_evaluation_of_a_checkpoint_gives_what_the_run_logged(run, tmp_path, capsys):
+    root, workdir = run
+    assert evaluate.main(["--checkpoint", str(workdir), "--out", str(tmp_path)]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if " " in line)
+    logged = tiny.metric_lines(workdir, "eval")[-1]
+    for name in ("top1", "top5", "loss", "count", "ema_top1", "ema_loss"):
+        assert float(printed[name]) == pytest.approx(logged[name], rel=1e-5)
+    assert logged["ema_top1"] > 0.6 and logged["count"] == 15  # brightness tells the class
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 16 and lines[1].startswith(str(root))
+    right = sum(line.split(",")[1] == line.split(",")[2] for line in lines[1:])
+    assert right / 15 == pytest.approx(logged["ema_top1"])
+    assert Image.open(tmp_path / "confusion.png").size[0] > 300
+
+
+def test_a_folder_with_other_classes_is_refused(run, tmp_path):
+    root, workdir = run
+    for name in ("bird", "cat", "fox"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    arguments = ["--checkpoint", str(workdir), "--out", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match="the checkpoint was trained for 3 .*wrong folder"):
+        evaluate.main([*arguments, "--root", str(tmp_path)])
+
+
+def test_a_pre_training_run_is_no_classifier(tmp_path):
+    config = tiny.config(steps=1)
+    train.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
+    with pytest.raises(UsageError, match="is a pretrain run, not a classifier"):
+        evaluate.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def write_run(folder, top1):
+    folder.mkdir()
+    lines = [{"step": 10 * i, "split": "eval", "top1": v} for i, v in enumerate(top1)]
+    lines.append({"step": 5, "split": "train", "loss": 1.0})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 99, "spl')
+
+
+def test_runs_are_compared_in_a_table_and_a_plot(tmp_path, capsys):
+    write_run(tmp_path / "a", [0.1, 0.5, 0.4])
+    write_run(tmp_path / "b", [0.2, 0.3])
+    out = tmp_path / "plot.png"
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == f"| {tmp_path / 'a'} | 20 | 0.4 | 0.5 | 10 |"
+    assert lines[3] == f"| {tmp_path / 'b'} | 10 | 0.3 | 0.3 | 10 |"
+    assert np.asarray(Image.open(out)).std() > 5
+    metric, curves = compare.compare([str(tmp_path / "a")], "train/loss")
+    assert "| 5 | 1 | 1 | 5 |" in compare.table(metric, curves)
+    with pytest.raises(UsageError, match="eval/top2; there are: eval/top1, train/loss"):
+        compare.main([str(tmp_path / "a"), "--metric=eval/top2"])
+    with pytest.raises(UsageError, match="has no metrics.jsonl"):
+        compare.main([str(tmp_path)])
