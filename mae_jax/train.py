@@ -185,7 +185,7 @@ class _Loop:
         bad = {"bad_images": self.batches.bad_count}
         _check_finite(step, numbers)
         self.writer.write(step, "train", epoch | numbers | bad | speed)
-        shown = ("loss", "baseline_loss", "lr", "images_per_s", "data_wait_ms", "mfu")
+        shown = ("loss", "baseline_loss", "top1", "lr", "images_per_s", "data_wait_ms", "mfu")
         self.progress.log(step, {k: v for k, v in (numbers | speed).items() if k in shown})
 
     def _due(self, every: int, step: int) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from mae_jax import sharding
+from mae_jax.optim.schedules import absolute_lr
 from mae_jax.state import abstract_state
 from mae_jax.tasks import TASKS
 from mae_jax.train_step import make_train_step
@@ -26,16 +27,22 @@ def load(name):
 def test_recipe_builds_and_its_step_traces(name, tmp_path):
     config = load(name).get_config()
     config.data.source = "shapes"  # the real data need not be here
+    if config.model.get("num_classes"):
+        config.model.num_classes = 12
     task = TASKS[config.task](config, str(tmp_path))
     mesh = sharding.make_mesh(**config.mesh)
     abstract = abstract_state(task, mesh)
     step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
     shape = (config.batch_size, *task.model.image_size, config.model.channels)
-    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+    batch = {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    }
     state, values = jax.eval_shape(step, abstract, batch)
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, abstract)
     assert values["loss"].shape == () and values["loss"].dtype == jnp.float32
-    assert task.num_steps > 0 and task.facts()
+    assert task.facts()
+    assert task.num_steps > 0 or config.task == "knn"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -68,3 +75,94 @@ def test_paper_recipes_are_table_8(name, size, patch):
     assert ablation.epochs == 800 and not ablation.target.normalize
     ablation.epochs, ablation.target.normalize = 1600.0, True
     assert ablation.to_dict() == config.to_dict()
+
+
+def official(config):
+    """What the tables of the paper and of the official code list, in their order."""
+    optim, mix, model = config.optim, config.mix, config.model
+    return (
+        (model.size, model.patch_size[0], config.epochs, config.batch_size, config.trainable),
+        (optim.name, optim.base_lr, optim.min_lr, optim.warmup_epochs, optim.weight_decay),
+        (optim.b1, optim.b2, optim.layer_decay, optim.ema, optim.grad_clip),
+        (config.head.pool, config.head.init_std, config.head.batch_norm, model.drop_path),
+        (mix.mixup, mix.cutmix, mix.group, config.label_smoothing, config.erase_prob),
+        (config.data.augment, config.data.randaug_magnitude, config.data.randaug_std),
+    )
+
+
+def table(size, patch, epochs, *, batch=1024, train="all", optim, adam, head, mix, data):
+    return ((size, patch, epochs, batch, train), optim, adam, head, mix, data)
+
+
+RAND = ("crop", 9.0, 0.5)
+FINE = {"mix": (0.8, 1.0, 32, 0.1, 0.25), "data": RAND}
+PROBE = {
+    "batch": 16384,
+    "train": "head",
+    "optim": ("lars", 0.1, 0.0, 10, 0.0),
+    "adam": (0.9, 0.999, 1.0, 0.0, 0.0),  # not used by lars
+    "head": ("cls", 0.01, True, 0.0),
+    "mix": (0.0, 0.0, 32, 0.0, 0.0),
+    "data": ("crop_once", 0.0, 0.5),
+}
+SCRATCH = {
+    "batch": 4096,
+    "optim": ("adamw", 1e-4, 0.0, 20, 0.3),
+    "adam": (0.9, 0.95, 1.0, 0.9999, 0.0),
+    "mix": (0.8, 1.0, 32, 0.1, 0.0),
+    "data": RAND,
+}
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("finetune.vit_b", table("B", 16, 100, **FINE, optim=("adamw", 5e-4, 1e-6, 5, 0.05),
+         adam=(0.9, 0.999, 0.65, 0.0, 0.0), head=("mean", 2e-5, False, 0.1))),
+        ("finetune.vit_l", table("L", 16, 50, **FINE, optim=("adamw", 1e-3, 1e-6, 5, 0.05),
+         adam=(0.9, 0.999, 0.75, 0.0, 0.0), head=("mean", 2e-5, False, 0.2))),
+        ("finetune.vit_h", table("H", 14, 50, **FINE | {"mix": (0.8, 1.0, 16, 0.1, 0.25)},
+         optim=("adamw", 1e-3, 1e-6, 5, 0.05), adam=(0.9, 0.999, 0.75, 0.0, 0.0),
+         head=("mean", 2e-5, False, 0.3))),
+        ("linprobe.vit_b", table("B", 16, 90, **PROBE)),
+        ("linprobe.vit_l", table("L", 16, 50, **PROBE)),
+        ("linprobe.vit_h", table("H", 14, 50, **PROBE)),
+        ("scratch.vit_b", table("B", 16, 300, **SCRATCH, head=("cls", 0.02, False, 0.1))),
+        ("scratch.vit_l", table("L", 16, 200, **SCRATCH, head=("cls", 0.02, False, 0.2))),
+        ("scratch.vit_h", table("H", 14, 200, **SCRATCH, head=("cls", 0.02, False, 0.2))),
+        ("partial.vit_l", table("L", 16, 50, train="last", mix=(0.8, 1.0, 32, 0.1, 0.0), data=RAND,
+         optim=("adamw", 1e-3, 1e-6, 5, 0.05), adam=(0.9, 0.999, 0.75, 0.0, 0.0),
+         head=("cls", 2e-5, False, 0.1))),
+    ],
+)  # fmt: skip
+def test_classification_recipes_are_the_official_ones(name, expected):
+    config = load(f"configs.{name}").get_config()
+    assert official(config) == expected
+    assert tuple(config.data.crop_scale) == (0.08, 1.0) and config.data.hflip
+    assert config.model.num_classes == 1000 and config.eval_images == 0
+    assert (config.head.batch_norm_group == 512) == name.startswith("linprobe")
+
+
+def test_peak_learning_rates_are_the_official_ones():
+    peaks = {"finetune.vit_b": 2e-3, "finetune.vit_l": 4e-3, "linprobe.vit_b": 6.4,
+             "scratch.vit_b": 1.6e-3}  # fmt: skip
+    for name, peak in peaks.items():
+        config = load(f"configs.{name}").get_config()
+        assert absolute_lr(config.optim.base_lr, config.batch_size) == pytest.approx(peak)
+
+
+CIFAR = ("cifar10", *(f"{kind}.cifar10" for kind in ("finetune", "partial", "scratch")))
+
+
+@pytest.mark.parametrize("name", [*CIFAR, "linprobe.cifar10", "knn.cifar10"])
+def test_laptop_settings_share_one_encoder_and_the_held_out_images(name):
+    for setting in ("full", "laptop"):
+        base = load("configs.cifar10").get_config(setting)
+        config = load(f"configs.{name}").get_config(setting)
+        for key in ("size", "embed_dim", "depth", "num_heads", "image_size", "patch_size"):
+            assert config.model[key] == base.model[key]
+        assert config.data.holdout == base.data.holdout == 5000
+        started = "" if name in ("cifar10", "scratch.cifar10") else "runs/cifar10"
+        assert config.init_from == started + ("_laptop" if started and setting == "laptop" else "")
+    with pytest.raises(ValueError, match="unknown setting"):
+        load(f"configs.{name}").get_config("other")

@@ -1,5 +1,6 @@
 """The input pipeline. Importing it does not import TensorFlow; reading data does."""
 
+from mae_jax.data.folder import evaluation_folder
 from mae_jax.data.options import DataOptions
 from mae_jax.data.pipeline import Batches, eval_batches, load_images, train_batches
 from mae_jax.data.source import Record, Source
@@ -12,6 +13,7 @@ __all__ = [
     "Source",
     "Sources",
     "eval_batches",
+    "evaluation_folder",
     "load_images",
     "make_sources",
     "train_batches",

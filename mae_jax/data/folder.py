@@ -77,6 +77,25 @@ def make_folder_sources(
     return train, _source(eval_at, part="eval", workdir=workdir, classes=train.classes)
 
 
+def evaluation_folder(place: str, classes: list[str]) -> FolderSource:
+    """All images of a folder that has a folder for each class, or for some of `classes`.
+
+    Labels are numbered as in `classes`, whose names the folders must bear.
+
+    Raises:
+      UsageError: no such folder, no images, or a folder that is no class.
+    """
+    if not os.path.isdir(place):
+        raise UsageError(f"{place} is not a folder")
+    source = _source(place, part="eval", workdir=None, classes=classes)
+    if source.classes is None:
+        raise UsageError(
+            f"the folders of {place} are not classes of the model ({len(classes)}: "
+            f"{', '.join(classes[:3])}, ...): wrong folder?"
+        )
+    return source
+
+
 def _folders(options: DataOptions) -> tuple[str, str | None]:
     root, split = options.root, options.split
     train_at = os.path.join(root, split)

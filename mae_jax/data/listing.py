@@ -130,7 +130,8 @@ def read_list(path: str) -> Listing:
     `.txt`: one path per line; an optional label follows after a TAB (paths may hold spaces).
     `.csv`: a header line with `path` and optionally `label`. Relative paths start at the list's
     directory. Labels are all whole numbers (-1 = none), or names, which are numbered in sorted
-    order. Empty lines and, in `.txt`, lines that begin with # are skipped.
+    order; when some are missing none are used. Empty lines and, in `.txt`, lines that begin with #
+    are skipped.
 
     Raises:
       UsageError: names the line or the missing files.
@@ -188,10 +189,17 @@ def _labels(path: str, texts: list[str]) -> tuple[np.ndarray, list[str] | None]:
     except ValueError:
         classes = sorted(set(texts) - {""})
         number = {name: label for label, name in enumerate(classes)}
-        return np.array([number.get(text, -1) for text in texts], np.int32), classes
+        labels = np.array([number.get(text, -1) for text in texts], np.int32)
+    else:
+        classes = [str(label) for label in range(labels.max() + 1)]
     if labels.min() < -1:
         raise UsageError(f"the list {path} holds the label {labels.min()}; use 0, 1, ... or -1")
-    return labels, [str(label) for label in range(labels.max() + 1)]
+    unlabelled = int((labels < 0).sum())
+    if unlabelled:
+        # Training on a missing label would be silent nonsense; whoever needs labels sees None.
+        log.warning("%s: %s images have no label: no labels are used", path, f"{unlabelled:,}")
+        return labels, None
+    return labels, classes
 
 
 def remembered(listing: Listing, cache: epath.Path | None, *, place: str) -> Listing:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from mae_jax import evaluate as evaluation
 from mae_jax import plots, rng, run_info
 from mae_jax.config import check_common, require
+from mae_jax.data import Sources
 from mae_jax.models.vit import forward_macs
 from mae_jax.ops.erasing import random_erasing
 from mae_jax.ops.mixing import Mix, mix, smooth_one_hot
@@ -35,15 +36,16 @@ class Classify(ImageTask):
     Args:
       config: a configuration of configs/finetune, linprobe, partial or scratch.
       workdir: folder of the run; "" when nothing is to be written.
+      found: the images; None finds those of `config.data`.
 
     Raises:
       UsageError: the configuration or its data cannot work.
     """
 
-    def __init__(self, config: Any, workdir: str):
+    def __init__(self, config: Any, workdir: str, found: Sources | None = None):
         _check(config)
         encoder = build.encoder_fields(config.model)
-        super().__init__(config, workdir, image_size=encoder["image_size"])
+        super().__init__(config, workdir, image_size=encoder["image_size"], found=found)
         self.require_held_out()
         self.classes = self._check_classes()
         self.fields = encoder | {

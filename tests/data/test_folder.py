@@ -144,6 +144,14 @@ def test_csv_lists_with_names_and_an_evaluation_list(tmp_path):
         sources(tmp_path / "bad.csv")
 
 
+@pytest.mark.parametrize("label", ["", "-1"])
+def test_a_list_with_missing_labels_is_unlabelled(tmp_path, caplog, label):
+    write(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text(f"path,label\n1.jpg,0\n2.jpg,{label}\n")
+    train, _ = sources(tmp_path / "list.csv")
+    assert train.classes is None and "1 images have no label" in caplog.text
+
+
 def test_a_restart_keeps_the_order_and_leaves_new_files_out(image_folder, tmp_path, caplog):
     first = sources(image_folder, tmp_path / "run").train
     write(image_folder / "train", "aardvark/0.jpg", "cat/99.jpg")

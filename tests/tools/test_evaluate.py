@@ -47,15 +47,31 @@ def test_evaluation_of_a_checkpoint_gives_what_the_run_logged(run, tmp_path, cap
     assert Image.open(tmp_path / "confusion.png").size[0] > 300
 
 
+def fill(folder, names, number=6):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
+            shade = 40 + 80 * ("bird", "cat", "dog").index(name) if name != "fox" else 0
+            Image.new("RGB", (16, 16), (shade, shade, shade + i)).save(folder / name / f"{i}.png")
+
+
+def test_all_images_of_another_folder_with_some_of_the_classes(run, tmp_path):
+    fill(tmp_path / "new", ("dog", "bird"))
+    task, metrics, answers = evaluate.evaluate(
+        str(run[1]), images=str(tmp_path / "new"), batch_size=4
+    )
+    assert metrics["count"] == 12 and task.classes == ["bird", "cat", "dog"]
+    assert sorted(answers.label) == [0] * 6 + [2] * 6
+    assert metrics["ema_top1"] > 0.8
+
+
 def test_a_folder_with_other_classes_is_refused(run, tmp_path):
-    root, workdir = run
-    for name in ("bird", "cat", "fox"):
-        (tmp_path / name).mkdir()
-        for i in range(6):
-            Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
-    arguments = ["--checkpoint", str(workdir), "--out", str(tmp_path / "out")]
-    with pytest.raises(UsageError, match="the checkpoint was trained for 3 .*wrong folder"):
-        evaluate.main([*arguments, "--root", str(tmp_path)])
+    fill(tmp_path / "new", ("bird", "cat", "fox"))
+    arguments = ["--checkpoint", str(run[1]), "--out", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match="are not classes of the model .*wrong folder"):
+        evaluate.main([*arguments, "--images", str(tmp_path / "new")])
+    with pytest.raises(UsageError, match="has 3 classes|trained for 3"):
+        evaluate.main([*arguments, "--root", str(tmp_path / "new")])
 
 
 def test_a_pre_training_run_is_no_classifier(tmp_path):
