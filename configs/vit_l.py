@@ -65,6 +65,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.optim.weight_decay = 0.05
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
+    config.optim.momentum = 0.9  # of lars
     config.optim.grad_clip = 0.0  # off, as in the paper
 
     config.data = ml_collections.ConfigDict()

@@ -121,18 +121,23 @@ def load_metadata(path: str) -> dict[str, Any]:
         return reader.restore(os.path.join(folder, "metadata"))
 
 
-def load_params(path: str) -> Any:
-    """Parameters alone, as NumPy arrays, of the checkpoint at `path` (see `find`).
+def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, Any]:
+    """Parts of the state, as NumPy arrays, of the checkpoint at `path` (see `find`).
 
-    Works on any machine, whatever devices the run had.
+    Works on any machine, whatever devices the run had, and reads nothing else.
+
+    Args:
+      path: a run's folder or one step's.
+      parts: fields of `TrainState`; one that the run did not have comes back as {}.
     """
     folder = epath.Path(_step_folder(path)) / "state"
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        shapes = reader.metadata(folder).tree["params"]
-        item = {"params": jax.tree.map(lambda m: np.empty(m.shape, m.dtype), shapes)}
+        tree = reader.metadata(folder).tree
+        shapes = {part: tree[part] for part in parts if tree.get(part)}
+        item = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), shapes)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
-        return reader.restore(folder, args=args)["params"]
+        return dict.fromkeys(parts, {}) | reader.restore(folder, args=args)
 
 
 def _steps(run: str) -> list[int]:

@@ -43,6 +43,8 @@ def changes(old: Any, new: Any) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
         harmless = any(key == h or key.startswith(h + ".") for h in HARMLESS)
+        if key == "grad_accum" and new.get("head.batch_norm"):
+            harmless = False  # BatchNorm sees the parts of a batch, not the whole
         if not harmless and old.get(key) != new.get(key):
             lines.append(f"{key}: {old.get(key)} -> {new.get(key)}")
     return lines

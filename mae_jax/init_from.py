@@ -7,7 +7,7 @@ import jax
 
 from mae_jax import checkpoint
 from mae_jax.errors import UsageError
-from mae_jax.optim.param_groups import path_name
+from mae_jax.params import named
 from mae_jax.state import TrainState, with_params
 from mae_jax.task import Task
 
@@ -25,13 +25,11 @@ def load_initial(path: str, task: Task, state: TrainState) -> TrainState:
     Raises:
       UsageError: a parameter is missing, has another shape, or would be left behind.
     """
-    flat = jax.tree_util.tree_flatten_with_path
-    given = {path_name(p): x for p, x in flat(checkpoint.load_params(path))[0]}
+    given = named(checkpoint.load_arrays(path)["params"])
     adopted = task.adopt(given, checkpoint.load_metadata(path))
-    arrays, fresh, missing, wrong, wanted = [], [], [], [], set()
-    for key, old in flat(state.params)[0]:
-        name = path_name(key)
-        wanted.add(name)
+    arrays, fresh, missing, wrong = [], [], [], []
+    wanted = named(state.params)
+    for name, old in wanted.items():
         new = adopted.arrays.get(name)
         if new is None:
             (fresh if name.startswith(adopted.fresh) else missing).append(name)
@@ -40,7 +38,7 @@ def load_initial(path: str, task: Task, state: TrainState) -> TrainState:
             wrong.append(f"{name} is {new.shape}, needed {old.shape}")
         else:
             arrays.append(jax.make_array_from_callback(new.shape, old.sharding, new.__getitem__))
-    left = sorted(adopted.arrays.keys() - wanted)
+    left = sorted(adopted.arrays.keys() - wanted.keys())
     log.info("%s: matched %d of %d parameters", path, len(arrays) - len(fresh), len(wanted))
     for text, names in (("started anew", fresh), ("unused", adopted.unused)):
         log.info("%s: %d parameters: %s", text, len(names), _tops(names))

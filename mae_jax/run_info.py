@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from mae_jax.optim.param_groups import decays, path_name
+from mae_jax.optim.param_groups import decays
+from mae_jax.params import named
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,12 @@ def git_revision() -> str:
     return done.stdout.strip()
 
 
-def parameter_counts(params: Any, exempt: tuple[str, ...] = ()) -> str:
+def parameter_counts(params: Any, weight_decay: float, exempt: tuple[str, ...] = ()) -> str:
     """How many parameter values there are, and how many of them are decayed."""
     decayed = total = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for name, leaf in named(params).items():
         total += leaf.size
-        decayed += leaf.size * decays(path_name(path), len(leaf.shape), exempt)
+        decayed += leaf.size * (weight_decay > 0 and decays(name, len(leaf.shape), exempt))
     return f"{total:,}, of which {decayed:,} with weight decay"
 
 

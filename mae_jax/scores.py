@@ -16,7 +16,7 @@ class Predictions(NamedTuple):
       index: int64 [N], the example in its source.
       label: int32 [N], the right answer.
       best: int32 [N, 5] (or as many as there are classes), the likeliest classes, best first.
-      loss: float64 [N], cross-entropy.
+      loss: float32 [N], cross-entropy.
     """
 
     classes: list[str]
@@ -31,7 +31,7 @@ class Predictions(NamedTuple):
         return {
             "top1": float(right[:, 0].mean()),
             "top5": float(right.any(axis=1).mean()),
-            "loss": float(self.loss.mean()),
+            "loss": float(self.loss.mean(dtype=np.float64)),
             "count": float(len(self.label)),
         }
 
@@ -59,7 +59,7 @@ class Predictions(NamedTuple):
                 out.writerow([describe(int(index)), *names, f"{loss:.6f}"])
         by_class = os.path.join(folder, "per_class.csv")
         confusion = self.confusion()
-        with open(by_class, "w", newline="", encoding="utf-8") as file:
+        with open(by_class, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             out = csv.writer(file)
             out.writerow(["class", "examples", "top1"])
             for name, row, right in zip(self.classes, confusion, confusion.diagonal(), strict=True):

@@ -1,15 +1,17 @@
 """What a run carries from step to step, and all that a checkpoint needs to continue it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax.struct import PyTreeNode
 from jax.sharding import Mesh
 
-from mae_jax.optim import param_groups
+from mae_jax.params import split
 from mae_jax.sharding import state_sharding
-from mae_jax.task import Task
+
+if TYPE_CHECKING:
+    from mae_jax.task import Task
 
 
 class TrainState(PyTreeNode):
@@ -30,7 +32,7 @@ class TrainState(PyTreeNode):
     ema: Any
 
 
-def abstract_state(task: Task, mesh: Mesh) -> TrainState:
+def abstract_state(task: "Task", mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing it."""
     shapes = jax.eval_shape(lambda: _build(task))
     return jax.tree.map(
@@ -40,22 +42,22 @@ def abstract_state(task: Task, mesh: Mesh) -> TrainState:
     )
 
 
-def create_state(task: Task, abstract: TrainState) -> TrainState:
+def create_state(task: "Task", abstract: TrainState) -> TrainState:
     """A new state, created where it belongs: no device ever holds the whole of a sharded one."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(lambda: _build(task), out_shardings=shardings)()
 
 
-def with_params(task: Task, state: TrainState, params: Any) -> TrainState:
+def with_params(task: "Task", state: TrainState, params: Any) -> TrainState:
     """The same beginning of a run with other parameters."""
-    trained, _ = param_groups.split(params, task.trainable)
+    trained, _ = split(params, task.trainable)
     copy = jax.tree.map(jnp.copy, trained) if task.ema_decay else {}  # the state is donated
     return state.replace(params=params, ema=copy)
 
 
-def _build(task: Task) -> TrainState:
+def _build(task: "Task") -> TrainState:
     params, model_state = task.init_variables()
-    trained, _ = param_groups.split(params, task.trainable)
+    trained, _ = split(params, task.trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -91,6 +91,8 @@ def _start_state(
             _check_same_run(other.metadata(step), task.metadata(step), allow)
             log.info("continuing %s after step %d in a new workdir", folder, step)
             return other.restore(step, abstract)
+    if config.init_from:
+        checkpoint.find(config.init_from)  # before anything is compiled
     state = create_state(task, abstract)
     return load_initial(config.init_from, task, state) if config.init_from else state
 
@@ -202,7 +204,7 @@ class _Loop:
         for split, evaluator in self.task.evaluators.items():
             if self._due(evaluator.every, step):
                 values = evaluator.run(state, self.mesh)
-                self.writer.write(step, split, values)
+                self.writer.write(step, split, {"epoch": step / self.task.steps_per_epoch} | values)
                 text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
                 self.progress.message(f"{split} at step {step}: {text}")
         if self._due(self.config.picture_every, step):

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mae_jax import rng, sharding
-from mae_jax.optim import param_groups
+from mae_jax.params import merge, split
 from mae_jax.state import TrainState
 from mae_jax.task import Batch, Task
 
@@ -16,12 +16,13 @@ from mae_jax.task import Batch, Task
 def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, grad_accum: int):
     """Compiled function (state, batch) -> (state, metrics); donates the state.
 
-    With `grad_accum` > 1 the batch is worked through in that many parts, for the same update.
+    With `grad_accum` > 1 the batch is worked through in that many parts, for the same update (but
+    BatchNorm takes its statistics from the parts, one after the other).
     Only the trained parameters are differentiated: nothing is computed backwards below them.
     """
 
     def loss(trained: Any, frozen: Any, model_state: Any, batch: Batch):
-        value, (aux, new) = task.loss(param_groups.merge(trained, frozen), model_state, batch)
+        value, (aux, new) = task.loss(merge(trained, frozen), model_state, batch)
         return value, ({"loss": value, **aux}, new)
 
     grad_fn = jax.grad(loss, has_aux=True)
@@ -46,7 +47,7 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
         batch = task.prepare(batch, rng.stream_key(seed, "train", state.step))
-        trained, frozen = param_groups.split(state.params, task.trainable)
+        trained, frozen = split(state.params, task.trainable)
         (grads, values), model_state = gradients(trained, frozen, state.model_state, batch)
         updates, opt_state = task.tx.update(grads, state.opt_state, trained)
         values |= {"lr": task.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
@@ -54,7 +55,7 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
         ema = state.ema
         if task.ema_decay:
             ema = optax.incremental_update(trained, ema, 1 - task.ema_decay)
-        params = param_groups.merge(trained, frozen)
+        params = merge(trained, frozen)
         return TrainState(state.step + 1, params, opt_state, model_state, ema), values
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)

@@ -50,6 +50,7 @@ def test_recipe_opens_with_its_command_hardware_and_expectation(name):
     text = load(name).__doc__
     path = name.replace(".", "/") + ".py"
     assert f"--config={path}" in text
+    assert "@" not in text
     for word in ("Hardware", "Cost", "Expect"):
         assert word in text, f"{path} does not say: {word}"
 

@@ -19,6 +19,8 @@ FORBIDDEN = {
     "data": ("models", "tasks", "optim", "train", "checkpoint", "state", "ops", "tools"),
     "train": ("models", "tasks", "data", "tools"),
     "train_step": ("models", "tasks", "data", "tools"),
+    "state": ("models", "tasks", "data", "optim", "tools"),
+    "params": ("models", "tasks", "data", "optim", "task", "state", "tools"),
     "task": ("models", "tasks", "data", "tools"),
     "checkpoint": ("models", "tasks", "data", "optim", "train", "ops", "tools"),
     "tasks": ("main", "tools"),

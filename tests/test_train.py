@@ -26,7 +26,7 @@ def stop_at(monkeypatch, step):
 
 
 def assert_same_params(a, b, **tolerance):
-    a, b = checkpoint.load_params(str(a)), checkpoint.load_params(str(b))
+    a, b = checkpoint.load_arrays(str(a))["params"], checkpoint.load_arrays(str(b))["params"]
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0} | tolerance)

@@ -56,7 +56,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.warmup_epochs = 5.0
     config.optim.weight_decay = 0.05
     config.optim.b2 = 0.999
-    config.optim.momentum = 0.9  # lars
     config.optim.layer_decay = 0.65
     config.optim.ema = 0.0  # decay of an average of the weights, evaluated too; 0: none
 

@@ -1,6 +1,7 @@
 """Partial fine-tuning of ViT-L/16 on ImageNet-1K (paper section 4.3, figure 9).
 
-    launch/local.sh --config=configs/partial/vit_l.py --config.trainable_blocks=4
+    launch/local.sh --config=configs/partial/vit_l.py --config.trainable_blocks=4 \
+        --config.init_from=runs/vit_l_ablation
 
 Trains the last blocks, the final norm and the head; everything below is frozen and costs no
 backward pass and no optimiser memory. 0.5 trains only the MLP half of the last block; 0 is linear
@@ -21,6 +22,7 @@ from configs.finetune import vit_l
 def get_config() -> ml_collections.ConfigDict:
     """The recipe."""
     config = vit_l.get_config()
+    config.init_from = "runs/vit_l_ablation"
     config.trainable = "last"
     config.trainable_blocks = 4.0
     # Table 9, which was tuned for these encoders.

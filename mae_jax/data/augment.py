@@ -7,7 +7,7 @@ does them; TensorFlow has no bicubic shear or rotation and is slower at the rest
 import itertools
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -18,73 +18,90 @@ LAYERS = 2
 RAND_DRAWS = 4 * LAYERS  # which operation, whether, how much, in which direction
 PROB = 0.5  # of each layer
 MAX_LEVEL = 10.0
-FILL = (124, 116, 104)  # ImageNet's mean
 JITTER_DRAWS = 4  # order; brightness, contrast, saturation
 NUM_DRAWS = JITTER_DRAWS + RAND_DRAWS
 
 Pixels = Any  # a Pillow image
 
 
-def _affine(image: Pixels, matrix: tuple[float, ...]) -> Pixels:
+class How(NamedTuple):
+    """How an operation is applied: level in [0, 1], sign (1 or -1), colour of empty corners."""
+
+    level: float
+    sign: int = 1
+    fill: tuple[int, ...] = (124, 116, 104)
+
+    @property
+    def signed(self) -> float:
+        return self.sign * self.level
+
+
+Operation = Callable[[Pixels, How], Pixels]
+
+
+def _affine(image: Pixels, how: How, matrix: tuple[float, ...]) -> Pixels:
     bicubic, affine = Image.Resampling.BICUBIC, Image.Transform.AFFINE
-    return image.transform(image.size, affine, matrix, bicubic, fillcolor=FILL)
+    return image.transform(image.size, affine, matrix, bicubic, fillcolor=how.fill)
 
 
-def _rotate(image: Pixels, level: float, sign: int) -> Pixels:
-    return image.rotate(sign * 30 * level, Image.Resampling.BICUBIC, fillcolor=FILL)
+def _rotate(image: Pixels, how: How) -> Pixels:
+    return image.rotate(30 * how.signed, Image.Resampling.BICUBIC, fillcolor=how.fill)
 
 
-def _posterize(image: Pixels, level: float, sign: int) -> Pixels:
-    bits = 4 - int(4 * level)
+def _posterize(image: Pixels, how: How) -> Pixels:
+    bits = 4 - int(4 * how.level)
     # Pillow refuses 0 bits, where timm's older one gave a black image.
     return ImageOps.posterize(image, bits) if bits else image.point(lambda value: 0)
 
 
-def _solarize_add(image: Pixels, level: float, sign: int) -> Pixels:
-    more = int(110 * level)
+def _solarize_add(image: Pixels, how: How) -> Pixels:
+    more = int(110 * how.level)
     return image.point([min(255, i + more) if i < 128 else i for i in range(256)] * 3)
 
 
-def _enhance(kind: Any) -> Callable[[Pixels, float, int], Pixels]:
-    return lambda image, level, sign: kind(image).enhance(1 + sign * 0.9 * level)
+def _enhance(kind: Any) -> Operation:
+    return lambda image, how: kind(image).enhance(1 + 0.9 * how.signed)
 
 
-# Each takes an image, a level in [0, 1] and a sign. Ranges: timm's auto_augment.py.
-OPERATIONS: dict[str, Callable[[Pixels, float, int], Pixels]] = {
-    "AutoContrast": lambda image, level, sign: ImageOps.autocontrast(image),
-    "Equalize": lambda image, level, sign: ImageOps.equalize(image),
-    "Invert": lambda image, level, sign: ImageOps.invert(image),
+# Ranges: timm's auto_augment.py.
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": lambda image, how: ImageOps.autocontrast(image),
+    "Equalize": lambda image, how: ImageOps.equalize(image),
+    "Invert": lambda image, how: ImageOps.invert(image),
     "Rotate": _rotate,
     "PosterizeIncreasing": _posterize,
-    "SolarizeIncreasing": lambda image, level, sign: ImageOps.solarize(
-        image, 256 - int(256 * level)
-    ),
+    "SolarizeIncreasing": lambda image, how: ImageOps.solarize(image, 256 - int(256 * how.level)),
     "SolarizeAdd": _solarize_add,
     "ColorIncreasing": _enhance(ImageEnhance.Color),
     "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
     "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
     "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
-    "ShearX": lambda image, level, sign: _affine(image, (1, sign * 0.3 * level, 0, 0, 1, 0)),
-    "ShearY": lambda image, level, sign: _affine(image, (1, 0, 0, sign * 0.3 * level, 1, 0)),
-    "TranslateXRel": lambda image, level, sign: _affine(
-        image, (1, 0, sign * 0.45 * level * image.size[0], 0, 1, 0)
+    "ShearX": lambda image, how: _affine(image, how, (1, 0.3 * how.signed, 0, 0, 1, 0)),
+    "ShearY": lambda image, how: _affine(image, how, (1, 0, 0, 0.3 * how.signed, 1, 0)),
+    "TranslateXRel": lambda image, how: _affine(
+        image, how, (1, 0, 0.45 * how.signed * image.size[0], 0, 1, 0)
     ),
-    "TranslateYRel": lambda image, level, sign: _affine(
-        image, (1, 0, 0, 0, 1, sign * 0.45 * level * image.size[1])
+    "TranslateYRel": lambda image, how: _affine(
+        image, how, (1, 0, 0, 0, 1, 0.45 * how.signed * image.size[1])
     ),
 }
 _NAMES = tuple(OPERATIONS)
 
 
 def choose(
-    draws: Sequence[float] | np.ndarray, *, magnitude: float, std: float
-) -> list[tuple[str, float, int]]:
-    """The (operation, level in [0, 1], sign) of each layer that is applied.
+    draws: Sequence[float] | np.ndarray,
+    *,
+    magnitude: float,
+    std: float,
+    fill: tuple[int, ...] = How(0).fill,
+) -> list[tuple[str, How]]:
+    """Name of the operation, and how to apply it, of each layer that is applied.
 
     Args:
       draws: RAND_DRAWS numbers uniform in [0, 1).
       magnitude: mean of the magnitude, of at most 10.
       std: its standard deviation.
+      fill: colour of corners that an operation leaves empty; timm's is the data set's mean.
     """
     chosen = []
     for which, whether, how_much, direction in np.reshape(draws, (LAYERS, 4)):
@@ -93,20 +110,19 @@ def choose(
         # Open at both ends, where the normal quantile is infinite.
         spread = NormalDist().inv_cdf(min(max(how_much, 2.0**-33), 1 - 2.0**-33))
         level = min(max(magnitude + std * spread, 0.0), MAX_LEVEL) / MAX_LEVEL
-        chosen.append((_NAMES[int(which * len(_NAMES))], level, 1 if direction < 0.5 else -1))
+        how = How(level, 1 if direction < 0.5 else -1, fill)
+        chosen.append((_NAMES[int(which * len(_NAMES))], how))
     return chosen
 
 
-def rand_augment(
-    image: np.ndarray, draws: np.ndarray, *, magnitude: float, std: float
-) -> np.ndarray:
+def rand_augment(image: np.ndarray, draws: np.ndarray, **options: Any) -> np.ndarray:
     """Two layers of RandAugment on uint8 [H, W, 3]; see `choose` for the arguments."""
-    chosen = choose(draws, magnitude=magnitude, std=std)
+    chosen = choose(draws, **options)
     if not chosen:
         return image
     result = Image.fromarray(image)
-    for name, level, sign in chosen:
-        result = OPERATIONS[name](result, level, sign)
+    for name, how in chosen:
+        result = OPERATIONS[name](result, how)
     return np.asarray(result)
 
 
@@ -134,13 +150,15 @@ def after_crop(options: DataOptions) -> Callable[[np.ndarray, np.ndarray], np.nd
     if not options.changes_colors:
         return None
 
+    fill = tuple(min(255, round(255 * value)) for value in options.mean)
+
     def change(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
         jitter, rand = np.split(draws[-NUM_DRAWS:], [JITTER_DRAWS])
         if options.color_jitter > 0:
             image = color_jitter(image, jitter, strength=options.color_jitter)
         if options.randaug_magnitude > 0:
             magnitude, std = options.randaug_magnitude, options.randaug_std
-            image = rand_augment(image, rand, magnitude=magnitude, std=std)
+            image = rand_augment(image, rand, magnitude=magnitude, std=std, fill=fill)
         return image
 
     return change

@@ -9,7 +9,7 @@ from mae_jax.errors import UsageError
 
 SOURCES = ("shapes", "folder", "tfds")
 # Keys of `config.data` that the model side reads (normalisation happens on the device).
-FOREIGN_KEYS = ("mean", "std")
+FOREIGN_KEYS = ("std",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class DataOptions:
       color_jitter: strength of random brightness, contrast and saturation; 0 = off.
       resize_antialias: False is a little faster and visibly aliased (mean change 3 of 255).
       exif_transpose: turn photos the way their EXIF orientation says.
+      mean: of the pixels, per channel; what RandAugment fills corners with.
       dtype: `uint8`, or `float32` in the file's own units (needed for .npy other than uint8).
       max_bad_fraction: unreadable share of a split above which the run stops.
       workers: decoding threads, 0 = one per available core.
@@ -60,6 +61,7 @@ class DataOptions:
     color_jitter: float = 0.0
     resize_antialias: bool = True
     exif_transpose: bool = True
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     dtype: str = "uint8"
     max_bad_fraction: float = 0.001
     workers: int = 0
@@ -78,7 +80,7 @@ class DataOptions:
         values = {}
         for key, value in data_config.items():
             if key in known:
-                values[key] = tuple(value) if key in ("crop_scale", "crop_ratio") else value
+                values[key] = tuple(value) if isinstance(value, (list, tuple)) else value
             elif key not in FOREIGN_KEYS:
                 close = difflib.get_close_matches(key, sorted(known), n=1)
                 hint = (

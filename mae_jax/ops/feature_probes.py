@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# Accelerators would round float32 to fewer digits, and neighbours would change places.
+EXACT = jax.lax.Precision.HIGHEST
 QUERIES_AT_ONCE = 256  # bounds the table of similarities to training examples
 
 
@@ -38,13 +40,14 @@ def knn_scores(
     Reference: Wu et al. (1805.01978), as used by DINO (2104.14294): k 20, temperature 0.07.
     """
     train, labels = _unit(train), jnp.asarray(labels)
+    queries = _unit(queries)
 
     def votes(query: jax.Array) -> jax.Array:
-        similar, nearest = jax.lax.top_k(train @ query, k)
+        similar, nearest = jax.lax.top_k(jnp.matmul(train, query, precision=EXACT), k)
         weights = jnp.exp(similar / temperature)
         return jnp.zeros(num_classes).at[labels[nearest]].add(weights)
 
-    return jax.lax.map(votes, _unit(queries), batch_size=QUERIES_AT_ONCE)
+    return jax.lax.map(votes, queries, batch_size=QUERIES_AT_ONCE)
 
 
 def logistic_regression(
@@ -76,7 +79,7 @@ def logistic_regression(
     x = (train - mean) / std
 
     def logits(params: Any, x: jax.Array) -> jax.Array:
-        return x @ params[0] + params[1]
+        return jnp.matmul(x, params[0], precision=EXACT) + params[1]
 
     def loss(params: Any) -> jax.Array:
         errors = optax.softmax_cross_entropy_with_integer_labels(logits(params, x), labels)

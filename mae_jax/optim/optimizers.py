@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import optax
 
-from mae_jax.optim.param_groups import by_name, decays
+from mae_jax.optim.param_groups import decays
 from mae_jax.optim.schedules import Schedule
+from mae_jax.params import by_name
 
 
 def adamw(
@@ -32,10 +33,8 @@ def adamw(
       scale: factor on the learning rate of a parameter, by its name (layer-wise decay). As in
         torch, where it is the rate of a parameter group, it acts on the weight decay too.
     """
-    # Always a slot, so that clipping can be switched on for the rest of a run.
-    clip = optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
     return optax.chain(
-        clip,
+        _clip(grad_clip),
         optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8),
         optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, exempt)),
         *([_scale_by_name(scale)] if scale else []),
@@ -44,7 +43,12 @@ def adamw(
 
 
 def lars(
-    schedule: Schedule, *, momentum: float, weight_decay: float, trust_coefficient: float = 0.001
+    schedule: Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float = 0.001,
+    grad_clip: float = 0.0,
 ) -> optax.GradientTransformation:
     """LARS as the official linear probing has it (util/lars.py; `optax.lars` is another).
 
@@ -56,17 +60,24 @@ def lars(
       momentum: of the heavy ball, without damping.
       weight_decay: added to the gradient before it is scaled.
       trust_coefficient: as above.
+      grad_clip: largest global gradient norm; 0 leaves gradients alone.
     """
 
     def matrices(params: Any) -> Any:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     return optax.chain(
+        _clip(grad_clip),
         optax.add_decayed_weights(weight_decay, mask=matrices),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices),
         optax.trace(momentum),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _clip(grad_clip: float) -> optax.GradientTransformation:
+    # Always a slot, so that clipping can be switched on for the rest of a run.
+    return optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
 
 
 def decay_mask(params: Any, exempt: tuple[str, ...] = ()) -> Any:

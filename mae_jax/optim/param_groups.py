@@ -2,19 +2,10 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
-
-import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mae_jax.errors import UsageError
 
 TOKENS_AND_POSITIONS = ("cls_token", "pos_embed")
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A parameter's path as text: `blocks_0/attn/qkv/kernel`."""
-    return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
 def decays(name: str, ndim: int, exempt: tuple[str, ...] = ()) -> bool:
@@ -70,21 +61,3 @@ def last_blocks(depth: int, blocks: float) -> Callable[[str], bool]:
         return top in whole or top in ("norm", "fc_norm", "head")
 
     return trainable
-
-
-def by_name(params: Any, function: Callable[[str, Any], Any]) -> Any:
-    """Tree shaped like `params` of `function(name, parameter)`."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), params)
-
-
-def split(params: Any, trainable: Callable[[str], bool]) -> tuple[Any, Any]:
-    """(what is trained, what is frozen) of a parameter tree; `merge` is the inverse."""
-    flat = flatten_dict(params)
-    trained = {key: x for key, x in flat.items() if trainable(path_name(key))}
-    frozen = {key: x for key, x in flat.items() if key not in trained}
-    return unflatten_dict(trained), unflatten_dict(frozen)
-
-
-def merge(trained: Any, frozen: Any) -> Any:
-    """The whole tree of two parts from `split`."""
-    return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))

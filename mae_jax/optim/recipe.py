@@ -76,7 +76,14 @@ def make_recipe(
             scale=scale,
         )
     elif optim.name == "lars":
-        tx = lars(schedule, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        if scale is not None:
+            raise UsageError("--config.optim.layer_decay must be 1 with --config.optim.name=lars")
+        tx = lars(
+            schedule,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+            grad_clip=optim.grad_clip,
+        )
     else:
         raise UsageError(f"--config.optim.name={optim.name} is not one of {list(OPTIMIZERS)}")
     return Recipe(tx, schedule, lr, warmup)

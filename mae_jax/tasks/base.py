@@ -26,7 +26,6 @@ class ImageTask:
       config: the whole configuration.
       workdir: folder of the run; "" when nothing is to be written.
       image_size: (H, W) that the model takes.
-      found: the images; None finds those of `config.data`.
 
     Raises:
       UsageError: the data are not there.
@@ -35,18 +34,11 @@ class ImageTask:
     ema_decay = 0.0
     evaluators: dict[str, Evaluator]
 
-    def __init__(
-        self,
-        config: Any,
-        workdir: str,
-        *,
-        image_size: tuple[int, int],
-        found: sources.Sources | None = None,
-    ):
+    def __init__(self, config: Any, workdir: str, *, image_size: tuple[int, int]):
         self.config, self.workdir = config, workdir
         self.image_size = image_size
         self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-        found = found or sources.make_sources(
+        found = sources.make_sources(
             config.data,
             image_size=image_size,
             channels=config.model.channels,

@@ -7,25 +7,24 @@ is trained, in the head, in the augmentation and in the optimiser, and all that 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import evaluate as evaluation
 from mae_jax import plots, rng, run_info
-from mae_jax.config import check_common, require
-from mae_jax.data import Sources
+from mae_jax.config import check_common, flatten, require
 from mae_jax.models.vit import forward_macs
 from mae_jax.ops.erasing import random_erasing
 from mae_jax.ops.mixing import Mix, mix, smooth_one_hot
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.optim import param_groups
+from mae_jax.params import merge, split
 from mae_jax.scores import Predictions
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build
-from mae_jax.tasks.adopt import adopt_encoder
+from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.predict import Predictor
 
 TRAINABLE = ("all", "head", "last")
 
@@ -36,16 +35,15 @@ class Classify(ImageTask):
     Args:
       config: a configuration of configs/finetune, linprobe, partial or scratch.
       workdir: folder of the run; "" when nothing is to be written.
-      found: the images; None finds those of `config.data`.
 
     Raises:
       UsageError: the configuration or its data cannot work.
     """
 
-    def __init__(self, config: Any, workdir: str, found: Sources | None = None):
+    def __init__(self, config: Any, workdir: str):
         _check(config)
         encoder = build.encoder_fields(config.model)
-        super().__init__(config, workdir, image_size=encoder["image_size"], found=found)
+        super().__init__(config, workdir, image_size=encoder["image_size"])
         self.require_held_out()
         self.classes = self._check_classes()
         self.fields = encoder | {
@@ -74,43 +72,37 @@ class Classify(ImageTask):
         self.ema_decay = config.optim.ema
         self.mixing = Mix(**config.mix)
         self.mixes = _mixes(config)
+        self._changes_pixels = self.mixes or config.erase_prob > 0
         # A pass backwards is two more; below frozen blocks there is none. (The parts in between,
         # of partial fine-tuning, are counted as if all were trained.)
         self.flops_per_image = (2 if config.trainable == "head" else 6) * forward_macs(self.model)
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
-        self._row_step: Any = None
-        self.predictions: Predictions | None = None
+        self._predictor = Predictor(self.model, self.classes, **self.pixels)
+        self._answers: tuple[int, Predictions] | None = None  # and the step they belong to
 
     def _check_classes(self) -> list[str]:
         """Names of the classes, the same in the training and the held-out images."""
         train, held_out, wanted = self.train_source, self.held_out, self.config.model.num_classes
-        require(
-            train.classes is not None,
-            f"{train.name} has no labels: give every class a folder of its own (docs/data.md)",
-        )
+        _require_labels(train)
         classes = list(train.classes or ())
         require(
             wanted in (0, len(classes)),
             f"{train.name} has {len(classes)} classes where --config.model.num_classes={wanted}: "
             "wrong folder? (0 takes what the data have)",
         )
-        other = list(getattr(held_out, "classes", classes) or ())
-        require(
-            other == classes,
-            f"the held-out images ({getattr(held_out, 'name', '')}) do not have the classes of "
-            f"{train.name} ({len(classes)}: {', '.join(classes[:3])}, ...): wrong folder?",
-        )
+        if len(held_out):
+            require(
+                held_out.classes == train.classes,
+                f"the held-out images ({held_out.name}) do not have the classes of {train.name} "
+                f"({len(classes)}: {', '.join(classes[:3])}, ...): wrong folder?",
+            )
+            _require_labels(held_out)
         return classes
 
     # The model.
 
     def init_variables(self) -> tuple[Any, Any]:
-        rows = self.config.head.batch_norm_group or 1
-        patch_dim = self.model.patch_size[0] * self.model.patch_size[1] * self.model.channels
-        patches = jnp.zeros((rows, self.model.grid[0] * self.model.grid[1], patch_dim))
-        variables = self.model.init(rng.stream_key(self.config.seed, "init"), patches)
-        params = variables.pop("params")
-        return params, dict(variables)
+        return build.init_vit(self.model, rng.stream_key(self.config.seed, "init"))
 
     def trainable(self, name: str) -> bool:
         which = self.config.trainable
@@ -119,14 +111,15 @@ class Classify(ImageTask):
         return which == "all" or name.startswith("head/")
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+        warn_of_other_pixels(metadata["data"], self.pixels)
         return adopt_encoder(self.model, self.classes, weights, metadata)
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         config, images = self.config, batch["image"]
         erase_key, mix_key, path_key = jax.random.split(key, 3)
         targets = smooth_one_hot(batch["label"], len(self.classes), config.label_smoothing)
-        if config.erase_prob or self.mixes:
-            images = self._normalize(images)
+        if self._changes_pixels:
+            images = to_float(images, **self.pixels)
         if config.erase_prob:
             images = random_erasing(erase_key, images, config.erase_prob)
         if self.mixes:
@@ -137,16 +130,12 @@ class Classify(ImageTask):
             prepared["noise"] = jax.random.uniform(path_key, shape)
         return prepared
 
-    def _normalize(self, images: jax.Array) -> jax.Array:
-        """float32 [B, H, W, C], normalised."""
-        return to_float(images, **self.pixels)
-
     def loss(
         self, params: Any, model_state: Any, batch: Batch
     ) -> tuple[jax.Array, tuple[Batch, Any]]:
         images, targets = batch["image"], batch["target"]
-        if not (self.config.erase_prob or self.mixes):
-            images = self._normalize(images)
+        if not self._changes_pixels:  # until here they are bytes, a quarter of the memory
+            images = to_float(images, **self.pixels)
         patches = patchify(images, self.model.patch_size)
         logits: Any
         logits, new = self.model.apply(
@@ -164,46 +153,25 @@ class Classify(ImageTask):
 
     def evaluate(self, state: Any, mesh: Mesh) -> dict[str, float]:
         """Accuracy and loss on the held-out images; of the average of the weights too, if kept."""
-        params = state.params
-        self.predictions = self.predict(params, state.model_state, mesh)
-        metrics = self.predictions.metrics()
+        answers = self._predict(state.params, state, mesh)
+        metrics = answers.metrics()
         if self.ema_decay:
-            _, frozen = param_groups.split(params, self.trainable)
-            average = param_groups.merge(state.ema, frozen)
-            self.predictions = self.predict(average, state.model_state, mesh)
-            metrics |= {f"ema_{k}": v for k, v in self.predictions.metrics().items()}
-            del metrics["ema_count"]
+            answers = self._predict(merge(state.params, state.ema), state, mesh)
+            average = answers.metrics()
+            metrics |= {f"ema_{key}": average[key] for key in ("top1", "top5", "loss")}
+        self._answers = (int(state.step), answers)
         return metrics
 
-    def predict(self, params: Any, model_state: Any, mesh: Mesh) -> Predictions:
-        """Answers for every held-out image, or `eval_images` of them."""
-        if self._row_step is None:
-            self._row_step = evaluation.compile_eval_step(self._rows, mesh)
+    def _predict(self, params: Any, state: Any, mesh: Mesh) -> Predictions:
         batches = self.eval_batches(self.held_out, limit=self.config.eval_images)
-        variables = {"params": params, **model_state}
-        rows = evaluation.collect(self._row_step, variables, batches, mesh)
-        return Predictions(
-            self.classes, rows["index"], rows["label"], rows["best"], rows["loss"].astype(float)
-        )
-
-    def _rows(self, variables: Any, batch: Batch) -> Batch:
-        patches = patchify(self._normalize(batch["image"]), self.model.patch_size)
-        logits: Any = self.model.apply(variables, patches)
-        labels = batch["label"]
-        return {
-            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
-            "best": jax.lax.top_k(logits, min(5, len(self.classes)))[1],
-            "label": labels,
-            "index": batch["index"],
-            "valid": batch["valid"],
-        }
+        return self._predictor({"params": params, **state.model_state}, batches, mesh)
 
     def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
-        """Confusion matrix of the latest evaluation."""
-        if self.predictions is None:
+        """Confusion matrix on the held-out images."""
+        if self._answers is None or self._answers[0] != int(state.step):
             self.evaluate(state, mesh)
-        assert self.predictions is not None
-        return plots.confusion_matrix(self.predictions.confusion(), self.classes)
+        assert self._answers is not None
+        return plots.confusion_matrix(self._answers[1].confusion(), self.classes)
 
     def metadata(self, step: int) -> dict[str, Any]:
         return {
@@ -214,18 +182,28 @@ class Classify(ImageTask):
 
     def facts(self) -> dict[str, Any]:
         """What a person checks before a long run."""
+        config, depth = self.config, self.model.depth
         params, _ = jax.eval_shape(self.init_variables)
-        trained, frozen = param_groups.split(params, self.trainable)
-        exempt = param_groups.TOKENS_AND_POSITIONS
+        trained, frozen = split(params, self.trainable)
+        exempt, decay = param_groups.TOKENS_AND_POSITIONS, config.optim.weight_decay
+        scales = [config.optim.layer_decay ** (depth + 1 - i) for i in range(depth + 2)]
         return {
-            "model": f"{self.config.model.size} {self.fields}",
-            "trained": run_info.parameter_counts(trained, exempt),
+            "model": f"{config.model.size} {self.fields}",
+            "trained": run_info.parameter_counts(trained, decay, exempt),
             "frozen": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
-            "start": self.config.init_from or "from scratch",
+            "start": config.init_from or "from scratch",
             **self.data_facts(),
             **self.length_facts(),
-            "layer decay": f"{self.config.optim.layer_decay}",
+            "layer scales": f"{' '.join(f'{s:.3g}' for s in scales)} (embeddings, blocks, head)",
         }
+
+
+def _require_labels(source: Any) -> None:
+    """Refuses images without labels; a prepared test split has the classes, but -1 everywhere."""
+    require(
+        source.classes is not None and source.read([0])[0].label >= 0,
+        f"{source.name} has no labels: give every class a folder of its own (docs/data.md)",
+    )
 
 
 def _check(config: Any) -> None:
@@ -236,19 +214,16 @@ def _check(config: Any) -> None:
         ("head.pool", config.head.pool, ("cls", "mean")),
     ):
         require(value in known, f"--config.{key}={value} is not one of {known}")
-    shares = {
-        "model.drop_path": config.model.drop_path,
-        "label_smoothing": config.label_smoothing,
-        "erase_prob": config.erase_prob,
-        "optim.ema": config.optim.ema,
-    }
-    for key, value in shares.items():
-        require(0 <= value < 1, f"--config.{key}={value} must be in [0, 1)")
+    flat = flatten(config)
+    for key in ("model.drop_path", "label_smoothing", "erase_prob", "optim.ema"):
+        require(0 <= flat[key] < 1, f"--config.{key}={flat[key]} must be in [0, 1)")
+    for key in ("mix.prob", "mix.switch_prob", "optim.layer_decay"):
+        require(0 <= flat[key] <= 1, f"--config.{key}={flat[key]} must be in [0, 1]")
     batch, part = config.batch_size, config.batch_size // config.grad_accum
     group = config.mix.group
     require(
-        (group > 0 and batch % group == 0) or not _mixes(config),
-        f"--config.mix.group={group} does not divide --config.batch_size={batch}",
+        (group > 0 and group % 2 == 0 and batch % group == 0) or not _mixes(config),
+        f"--config.mix.group={group} must be even and divide --config.batch_size={batch}",
     )
     group = config.head.batch_norm_group or part
     require(

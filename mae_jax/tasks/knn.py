@@ -14,7 +14,7 @@ from mae_jax.models.vit import forward_macs
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.task import Batch, Weights
 from mae_jax.tasks import build
-from mae_jax.tasks.adopt import adopt_encoder
+from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask
 from mae_jax.tasks.monitor import Monitor
 
@@ -38,6 +38,10 @@ class Knn(ImageTask):
             config.eval.knn_every > 0 or config.eval.probe_every > 0,
             "nothing to measure: set --config.eval.knn_every=1 or --config.eval.probe_every=1",
         )
+        require(
+            config.epochs == 0 and config.steps == 0 and config.picture_every == 0,
+            "nothing is trained or drawn here: leave epochs, steps and picture_every at 0",
+        )
         self.fields = build.encoder_fields(config.model) | {"num_classes": 1}  # head is not used
         self.model = build.build_vit(
             self.fields, dtype=config.model.dtype, attention=config.model.attention
@@ -48,12 +52,10 @@ class Knn(ImageTask):
         self.evaluators = Monitor(self, self._encode).evaluators()
 
     def init_variables(self) -> tuple[Any, Any]:
-        patch_dim = self.model.patch_size[0] * self.model.patch_size[1] * self.model.channels
-        patches = jnp.zeros((1, self.model.grid[0] * self.model.grid[1], patch_dim))
-        key = rng.stream_key(self.config.seed, "init")
-        return self.model.init(key, patches)["params"], {}
+        return build.init_vit(self.model, rng.stream_key(self.config.seed, "init"))
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+        warn_of_other_pixels(metadata["data"], self.pixels)
         return adopt_encoder(self.model, None, weights, metadata)
 
     def _encode(self, state: Any, images: jax.Array) -> jax.Array:

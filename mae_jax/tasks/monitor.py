@@ -43,6 +43,8 @@ class Monitor:
         require(feature in FEATURES, f"--config.eval.feature={feature} is not one of {FEATURES}")
         if not (self.options.knn_every or self.options.probe_every):
             return
+        number = self.options.train_images
+        require(number >= 0, f"--config.eval.train_images={number} must not be negative")
         classes = task.train_source.classes
         require(
             classes is not None and len(task.held_out) > 0 and task.held_out.classes == classes,

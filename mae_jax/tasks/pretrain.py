@@ -17,6 +17,7 @@ from mae_jax.ops.patches import gather, patchify, to_float
 from mae_jax.reconstruct import Reconstruction, reconstruct
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build
+from mae_jax.tasks.adopt import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask
 from mae_jax.tasks.monitor import Monitor
 
@@ -68,6 +69,8 @@ class Pretrain(ImageTask):
                 f"--config.init_from holds a {metadata['model']['kind']} without a decoder: "
                 "pre-training continues from a pre-training run"
             )
+        check_same_heads(metadata["model"], self.model.num_heads)
+        warn_of_other_pixels(metadata["data"], self.pixels)
         return Weights(weights)
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
@@ -156,7 +159,7 @@ class Pretrain(ImageTask):
         params, _ = jax.eval_shape(self.init_variables)
         return {
             "model": f"{self.config.model.size} {self.fields}",
-            "parameters": run_info.parameter_counts(params),
+            "parameters": run_info.parameter_counts(params, self.config.optim.weight_decay),
             "patches": f"{self.num_keep} of {self.model.grid[0] * self.model.grid[1]} visible",
             **self.data_facts(),
             **self.length_facts(),

@@ -22,9 +22,10 @@ LOWER_IS_BETTER = ("loss",)
 
 
 class Curve(NamedTuple):
-    """One metric of one run, by step and epoch."""
+    """One metric of one run, by step and by epoch."""
 
     steps: list[int]
+    epochs: list[float]
     values: list[float]
 
 
@@ -43,22 +44,26 @@ def read_run(folder: str) -> dict[str, Curve]:
             if not line.endswith("\n"):
                 continue  # a run that goes on is writing it
             values = json.loads(line)
-            step, split = values.pop("step"), values.pop("split")
+            step, epoch, split = (values.pop(key) for key in ("step", "epoch", "split"))
             for name, value in values.items():
-                curve = curves.setdefault(f"{split}/{name}", Curve([], []))
-                curve.steps.append(step)
-                curve.values.append(value)
+                curve = curves.setdefault(f"{split}/{name}", Curve([], [], []))
+                for known, new in zip(curve, (step, epoch, value), strict=True):
+                    known.append(new)
     return curves
 
 
 def table(metric: str, runs: dict[str, Curve]) -> str:
     """Markdown: last and best value of each run, and where."""
     best = min if metric.endswith(LOWER_IS_BETTER) else max
-    lines = [f"| run | steps | last {metric} | best | at step |", "|---|---|---|---|---|"]
-    for name, (steps, values) in runs.items():
+    lines = [
+        f"| run | steps | epochs | last {metric} | best | at step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (steps, epochs, values) in runs.items():
         top = best(values)
+        length = f"{steps[-1]} | {epochs[-1]:.4g}"
         at = steps[values.index(top)]
-        lines.append(f"| {name} | {steps[-1]} | {values[-1]:.4g} | {top:.4g} | {at} |")
+        lines.append(f"| {name} | {length} | {values[-1]:.4g} | {top:.4g} | {at} |")
     return "\n".join(lines)
 
 
@@ -94,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"without {metric}: {', '.join(missing)}")
     if args.out:
-        lines = {name: (curve.steps, curve.values) for name, curve in runs.items()}
-        pictures.save(args.out, plots.curves(metric, lines, xlabel="step"))
+        lines = {name: (curve.epochs, curve.values) for name, curve in runs.items()}
+        pictures.save(args.out, plots.curves(metric, lines, xlabel="epoch"))
         print(args.out)
     return 0
 

@@ -7,72 +7,95 @@ for each class. Writes predictions.csv, per_class.csv and confusion.png into --o
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from mae_jax import checkpoint, pictures, plots, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
-from mae_jax.data import Sources, evaluation_folder
+from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
+from mae_jax.params import merge
 from mae_jax.scores import Predictions
-from mae_jax.state import abstract_state
-from mae_jax.tasks.classify import Classify
+from mae_jax.tasks import build
+from mae_jax.tasks.predict import Predictor
 
 
 def evaluate(
-    path: str, *, images: str = "", root: str = "", batch_size: int = 0
-) -> tuple[Classify, dict[str, float], Predictions]:
+    path: str, *, images: str = "", root: str = "", batch_size: int = 256
+) -> tuple[dict[str, float], Predictions, Source]:
     """Answers of the checkpoint at `path` for all held-out images.
 
     Args:
       path: a classification run's folder or one step's (see `checkpoint.find`).
       images: a folder to evaluate on instead (see `data.evaluation_folder`).
       root: where the run's data are now; "" where they were.
-      batch_size: images at once; 0: as many as the run's evaluation takes.
+      batch_size: images at once on all devices; rounded up to a multiple of their number.
 
     Returns:
-      The task, its metrics, and the answers (of the averaged weights, where the run kept them).
+      Metrics; the answers (of the averaged weights, where the run kept them); their images.
 
     Raises:
-      UsageError: not a classifier, or the images have other classes than it was trained for.
+      UsageError: not a classifier, or other images than the run's, or of other classes.
     """
-    folder, step = checkpoint.find(path)
     metadata = checkpoint.load_metadata(path)
     require(
         metadata["task"] == "classify",
         f"{path} is a {metadata['task']} run, not a classifier: fine-tune or probe it first "
         "(configs/finetune, configs/linprobe)",
     )
-    config: Any = ml_collections.ConfigDict(metadata["config"])
-    # However many devices the run had, evaluate on those that are here.
-    changes: dict[str, Any] = {"eval_images": 0, "mesh.data": -1, "mesh.fsdp": 1}
-    if root:
-        changes["data.root"] = root
-    if batch_size:
-        changes |= {"batch_size": batch_size, "grad_accum": 1, "mix.group": 1}
-        changes["head.batch_norm_group"] = 0
-    config.update_from_flattened_dict(changes)
-    classes, found = metadata["classes"], None
+    config = metadata["config"]
+    fields = {k: v for k, v in metadata["model"].items() if k not in ("kind", "size")}
+    model = build.build_vit(fields, dtype=config["model"]["dtype"])
+    data = ml_collections.ConfigDict(config["data"])
+    data.root = root or data.root
     if images:
-        source = evaluation_folder(images, classes)
-        found = Sources(source, source)
-    task = Classify(config, "", found)
+        source: Source = evaluation_folder(images, metadata["classes"])
+    else:
+        source = _held_out(data, model, metadata, checkpoint.find(path)[0])
+    mesh = sharding.make_mesh()
+    mean, std = (tuple(metadata["data"][key]) for key in ("mean", "std"))
+    predictor = Predictor(model, metadata["classes"], mean=mean, std=std)
+    arrays = checkpoint.load_arrays(path, ("params", "model_state", "ema"))
+    metrics: dict[str, float] = {}
+    answers: Any = None
+    for prefix in ("", "ema_") if arrays["ema"] else ("",):
+        params = merge(arrays["params"], arrays["ema"] if prefix else {})
+        variables = {"params": params, **arrays["model_state"]}
+        variables = jax.device_put(variables, sharding.replicated(mesh))
+        devices = jax.device_count()
+        batches = eval_batches(
+            source,
+            data_config=data,
+            image_size=model.image_size,
+            channels=model.channels,
+            batch_size=-(-batch_size // devices) * devices,
+        )
+        answers = predictor(variables, batches, mesh)
+        metrics |= {prefix + name: value for name, value in answers.metrics().items()}
+    return metrics, answers, source
+
+
+def _held_out(data: Any, model: Any, metadata: dict[str, Any], run: str) -> Source:
+    """The held-out images of the run itself; by the list of files that it kept, if it did."""
+    found = make_sources(data, image_size=model.image_size, channels=model.channels, workdir=run)
+    was, now = metadata["data"]["source"], found.train.fingerprint()
+    other = [key for key in was if key != "root" and was[key] != now.get(key)]
     require(
-        task.classes == classes,
-        f"the images have {len(task.classes)} classes ({', '.join(task.classes[:3])}, ...), the "
-        f"checkpoint was trained for {len(classes)} ({', '.join(classes[:3])}, ...): wrong folder?",
+        not other and found.eval is not None,
+        f"the run's images are not there any more ({', '.join(other) or 'none held out'}): "
+        "give --images DIR",
     )
-    mesh = sharding.make_mesh(**config.mesh)
-    with contextlib.closing(checkpoint.Checkpointer(folder, read_only=True)) as saver:
-        state = saver.restore(step, abstract_state(task, mesh))
-    metrics = task.evaluate(state, mesh)
-    assert task.predictions is not None
-    return task, metrics, task.predictions
+    assert found.eval is not None
+    require(
+        list(found.eval.classes or ()) == metadata["classes"],
+        "the held-out images have other classes than the checkpoint was trained for",
+    )
+    return found.eval
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,14 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder to write into")
     parser.add_argument("--images", default="", help="folder with a folder for each class")
     parser.add_argument("--root", default="", help="where the run's own data are now")
-    parser.add_argument("--batch_size", type=int, default=0, help="images at once")
+    parser.add_argument("--batch_size", type=int, default=256, help="images at once")
     args = parser.parse_args(argv)
     setup_logging()
-    task, metrics, predictions = evaluate(
+    metrics, answers, source = evaluate(
         args.checkpoint, images=args.images, root=args.root, batch_size=args.batch_size
     )
-    files = predictions.write(args.out, task.held_out.describe)
-    image = plots.confusion_matrix(predictions.confusion(), task.classes)
+    files = answers.write(args.out, source.describe)
+    image = plots.confusion_matrix(answers.confusion(), answers.classes)
     files.append(os.path.join(args.out, "confusion.png"))
     pictures.save(files[-1], image)
     for name, value in metrics.items():

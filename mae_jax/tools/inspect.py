@@ -8,23 +8,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from mae_jax import checkpoint
 from mae_jax.config import flatten
 from mae_jax.console import run_command
-from mae_jax.optim.param_groups import path_name
+from mae_jax.params import named
 
 
 def content_hash(params: Any) -> str:
     """SHA-256 of all parameters: names, shapes, dtypes and values. Independent of file layout."""
     digest = hashlib.sha256()
-    named = {
-        path_name(p): np.asarray(x) for p, x in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
-    for name in sorted(named):
-        array = np.ascontiguousarray(named[name])
+    arrays = named(params)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -33,19 +30,19 @@ def content_hash(params: Any) -> str:
 def describe(path: str) -> dict[str, Any]:
     """Everything the command prints, as plain values."""
     run, step = checkpoint.find(path)
-    params = checkpoint.load_params(path)
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    params = checkpoint.load_arrays(path)["params"]
+    flat = named(params).items()
     return {
         "checkpoint": os.path.join(run, checkpoint.FOLDER, str(step)),
         "metadata": checkpoint.load_metadata(path),
         "arrays": {
-            path_name(key): {
+            name: {
                 "shape": list(x.shape),
                 "dtype": str(x.dtype),
                 "mean": float(np.mean(x)),
                 "std": float(np.std(x)),
             }
-            for key, x in flat
+            for name, x in flat
         },
         "parameters": sum(x.size for _, x in flat),
         "sha256": content_hash(params),

@@ -50,7 +50,7 @@ def picture(
         files, image_size=model.image_size, channels=model.channels, data_config=data
     )
     ratios = ratios or [metadata["mask"]["ratio"]]
-    params = checkpoint.load_params(path)
+    params = checkpoint.load_arrays(path)["params"]
     normalize = metadata["target"]["normalize"]
     columns: list[tuple[str, np.ndarray]] = []
     for ratio in ratios:

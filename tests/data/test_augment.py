@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from mae_jax.data import augment
+from mae_jax.data.augment import How
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import TrainOrder
 from tests.data.helpers import picture
@@ -14,7 +15,7 @@ LEVELS = (0.0, 0.33, 0.9, 1.0)
 
 
 def apply(name, level, sign=1, image=IMAGE):
-    return np.asarray(augment.OPERATIONS[name](Image.fromarray(image), level, sign))
+    return np.asarray(augment.OPERATIONS[name](Image.fromarray(image), How(level, sign)))
 
 
 def grey(image):
@@ -79,7 +80,7 @@ def test_autocontrast_and_equalize_stretch_each_channel():
 def shift(image, rows, columns):
     """The image moved by whole pixels, filled with the fill colour."""
     out = np.empty_like(image)
-    out[:] = augment.FILL
+    out[:] = How(0).fill
     h, w = image.shape[:2]
     source = image[max(rows, 0) : h + min(rows, 0), max(columns, 0) : w + min(columns, 0)]
     top, left = max(-rows, 0), max(-columns, 0)
@@ -104,14 +105,13 @@ def test_geometry_moves_the_right_way_by_the_right_amount(sign):
         by = sign * 0.25 * (row + 0.5) * 240 / 63
         middle = np.s_[16:48]
         np.testing.assert_allclose(sheared[row, middle], smooth[row, middle] + by, atol=1.6)
+    # Turned to the left by 30 degrees: at (x, y) from the centre lies what was at x cos - y sin.
     turned = apply("Rotate", 1.0, sign, smooth)
-    expected = np.asarray(
-        Image.fromarray(smooth).rotate(
-            sign * 30, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)
-        )
-    )
-    np.testing.assert_array_equal(turned, expected)
-    assert tuple(turned[0, 0]) == (124, 116, 104)
+    assert tuple(turned[0, 0]) == How(0).fill
+    y, x = np.mgrid[16:32, 22:42] + 0.5 - np.array([24, 32])[:, None, None]
+    angle = np.deg2rad(30 * sign)
+    at = x * np.cos(angle) - y * np.sin(angle) + 31.5
+    np.testing.assert_allclose(turned[16:32, 22:42, 0], at * 240 / 63, atol=2)
     down = smooth.transpose(1, 0, 2)
     np.testing.assert_allclose(
         apply("ShearY", 0.25 / 0.3, sign, down)[16:48].astype(float),
@@ -124,15 +124,15 @@ def test_fifteen_operations_are_drawn_alike_and_half_of_the_layers_apply():
     draws = np.random.default_rng(0).uniform(size=(20_000, augment.RAND_DRAWS))
     chosen = [layer for row in draws for layer in augment.choose(row, magnitude=9, std=0.5)]
     assert len(chosen) / 40_000 == pytest.approx(0.5, abs=0.01)
-    names, counts = np.unique([name for name, _, _ in chosen], return_counts=True)
+    names, counts = np.unique([name for name, _ in chosen], return_counts=True)
     assert sorted(names) == sorted(augment.OPERATIONS) and len(names) == 15
     np.testing.assert_allclose(counts / len(chosen), 1 / 15, atol=0.005)
-    levels = np.array([level for _, level, _ in chosen])
+    levels = np.array([how.level for _, how in chosen])
     # Normal about 9 with deviation 0.5, clipped at 10 (2.3 % of the draws).
     assert levels.max() == 1.0 and (levels == 1.0).mean() == pytest.approx(0.0228, abs=0.004)
     assert np.median(levels) == pytest.approx(0.9, abs=0.002)
     assert np.quantile(levels, 0.1587) == pytest.approx(0.85, abs=0.003)
-    assert np.mean([sign for _, _, sign in chosen]) == pytest.approx(0, abs=0.02)
+    assert np.mean([how.sign for _, how in chosen]) == pytest.approx(0, abs=0.02)
 
 
 def test_extreme_draws_are_harmless():
@@ -162,6 +162,10 @@ def test_jitter_applies_three_factors_in_every_order():
 
 
 def test_the_stream_of_draws_decides_and_nothing_else():
+    grey = DataOptions(randaug_magnitude=10.0, randaug_std=0.0, mean=(0.5, 0.5, 0.5))
+    which = (list(augment.OPERATIONS).index("Rotate") + 0.5) / 15
+    draws = np.array([0.0] * augment.JITTER_DRAWS + [which, 0.0, 0.5, 0.0, 0.0, 0.9, 0.0, 0.0])
+    assert tuple(augment.after_crop(grey)(IMAGE, draws)[0, 0]) == (128, 128, 128)
     options = DataOptions(randaug_magnitude=9.0, color_jitter=0.4)
     change = augment.after_crop(options)
     assert augment.after_crop(DataOptions()) is None

@@ -16,7 +16,7 @@ from mae_jax.ops.mixing import smooth_one_hot
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.optim import param_groups
 from mae_jax.optim.optimizers import adamw
-from mae_jax.optim.param_groups import path_name
+from mae_jax.params import path_name
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,6 +12,7 @@ import pytest
 from mae_jax.errors import UsageError
 from mae_jax.models.vit import BatchNorm
 from mae_jax.optim import optimizers, param_groups
+from mae_jax.params import merge, split
 from tests.parity import official
 
 with open(official.path("lr_decay.json"), encoding="utf-8") as file:
@@ -108,6 +109,6 @@ def test_partial_fine_tuning_trains_the_last_blocks_norm_and_head(blocks, traine
 
 def test_split_and_merge_are_inverse():
     tree = {"a": {"x": 1, "y": 2}, "b": {"x": 3}, "c": 4}
-    trained, frozen = param_groups.split(tree, lambda name: name in ("a/x", "c"))
+    trained, frozen = split(tree, lambda name: name in ("a/x", "c"))
     assert (trained, frozen) == ({"a": {"x": 1}, "c": 4}, {"a": {"y": 2}, "b": {"x": 3}})
-    assert param_groups.merge(trained, frozen) == tree
+    assert merge(trained, frozen) == tree

@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from mae_jax import checkpoint, distributed, evaluate, rng, sharding, train
+from mae_jax import checkpoint, distributed, rng, sharding, train
+from mae_jax.config import changes as config_changes
 from mae_jax.data import pipeline
 from mae_jax.errors import UsageError
-from mae_jax.optim import param_groups
+from mae_jax.params import named
 from mae_jax.scores import Predictions
 from mae_jax.state import abstract_state, create_state
 from mae_jax.tasks.classify import Classify
@@ -38,8 +39,7 @@ def classify(kind="finetune", **changes):
 
 
 def params_of(folder):
-    flat = jax.tree_util.tree_flatten_with_path(checkpoint.load_params(str(folder)))[0]
-    return {param_groups.path_name(path): x for path, x in flat}
+    return named(checkpoint.load_arrays(str(folder))["params"])
 
 
 def start_of(config):
@@ -47,8 +47,7 @@ def start_of(config):
     task = Classify(config, "")
     mesh = sharding.make_mesh(**config.mesh)
     state = train._start_state(task, config, NoCheckpoint(), abstract_state(task, mesh), False)
-    flat = jax.tree_util.tree_flatten_with_path(state.params)[0]
-    return {param_groups.path_name(path): np.asarray(x) for path, x in flat}
+    return {name: np.asarray(x) for name, x in named(state.params).items()}
 
 
 class NoCheckpoint:
@@ -63,12 +62,12 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize(
-    "kind, changes",
+    "kind, settings",
     [("finetune", EVERYTHING), ("linprobe", {"grad_accum": 2, "mesh__fsdp": 2})],
     ids=["fine-tuning with all that is random", "probe in two parts"],
 )
-def test_a_restart_changes_no_bit(tmp_path, monkeypatch, pretrained, kind, changes):
-    config = classify(kind, steps=12, eval_every=6, init_from=pretrained, **changes)
+def test_a_restart_changes_no_bit(tmp_path, monkeypatch, pretrained, kind, settings):
+    config = classify(kind, steps=12, eval_every=6, init_from=pretrained, **settings)
     assert run(tmp_path / "whole", config)
     monkeypatch.setattr(distributed.StopRequest, "at", lambda self, now: now == 7)
     assert not run(tmp_path / "parts", config)
@@ -169,6 +168,18 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
     np.testing.assert_array_equal(
         again["head/kernel"], params_of(tmp_path / "tuned")["head/kernel"]
     )
+    # What a probe's head saw went through BatchNorm: it is of no use without, or with another.
+    run(tmp_path / "probe", classify("linprobe", steps=1, init_from=pretrained))
+    for kind in ("finetune", "linprobe"):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            start_of(classify(kind, init_from=str(tmp_path / "probe"), head__pool="cls"))
+        assert "started anew: 2 parameters: head" in caplog.text
+    with pytest.raises(UsageError, match="has 2 heads of attention where .*num_heads is 4"):
+        start_of(classify(init_from=pretrained, model__num_heads=4))
+    caplog.clear()
+    start_of(classify(init_from=pretrained, data__mean=(0.1, 0.5, 0.5)))
+    assert "data.mean=(0.1, 0.5, 0.5), but the weights" in caplog.text
     with pytest.raises(UsageError, match="vit without a decoder"):
         config = tiny.config(init_from=str(tmp_path / "tuned"), model__depth=2)
         run(tmp_path / "back", config, Pretrain)
@@ -226,16 +237,59 @@ def test_four_hosts_count_every_one_of_1003_examples_once():
     joined = (
         {k: np.concatenate([b[k] for b in bs]) for k in bs[0]} for bs in zip(*hosts, strict=True)
     )
-    step = evaluate.compile_eval_step(task._rows, mesh)
-    variables = {"params": state.params, **state.model_state}
-    rows = evaluate.collect(step, variables, joined, mesh)
-    np.testing.assert_array_equal(np.sort(rows["index"]), np.arange(1003))
+    answers = task._predictor({"params": state.params, **state.model_state}, joined, mesh)
+    np.testing.assert_array_equal(np.sort(answers.index), np.arange(1003))
     alone = task.evaluate(state, mesh)
     assert alone["count"] == 1003
-    answers = Predictions(task.classes, rows["index"], rows["label"], rows["best"], rows["loss"])
     assert answers.metrics()["top1"] == alone["top1"]
     assert answers.metrics()["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert answers.confusion().sum() == 1003
+
+
+def test_a_picture_is_of_the_weights_it_is_asked_for():
+    config = classify(init_from="", eval_every=0, data__num_eval=200)
+    task, mesh = Classify(config, ""), sharding.make_mesh(**config.mesh)
+    state = create_state(task, abstract_state(task, mesh))
+    first = task.picture(state, mesh)
+    np.testing.assert_array_equal(first, task.picture(state, mesh))
+    bias = {**state.params["head"], "bias": jnp.eye(12)[3]}  # all are called the fourth class
+    later = state.replace(step=state.step + 1, params={**state.params, "head": bias})
+    assert not np.array_equal(first, task.picture(later, mesh))
+
+
+def one_step(config):
+    """State after one step at full learning rate, and its metrics."""
+    task, mesh = Classify(config, ""), sharding.make_mesh(**config.mesh)
+    abstract = abstract_state(task, mesh)
+    step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
+    batches = task.train_batches(0)
+    state, values = step(create_state(task, abstract), sharding.to_device(mesh, next(batches)))
+    batches.close()
+    return state, jax.device_get(values)
+
+
+def test_parts_and_sharding_give_the_update_of_the_big_batch():
+    base = EVERYTHING | {
+        "batch_size": 32, "init_from": "", "optim__warmup_epochs": 1e-9, "model__embed_dim": 64,
+        "head__init_std": 0.02,
+    }  # fmt: skip
+    whole, expected = one_step(classify(**base))
+    for changes in ({"grad_accum": 4}, {"mesh__fsdp": 4}):
+        state, values = one_step(classify(**base, **changes))
+        for key in ("loss", "grad_norm", "lr"):
+            np.testing.assert_allclose(values[key], expected[key], rtol=5e-6, err_msg=key)
+        # Adam's first step hides the size of a gradient; its first moment shows it.
+        moments = (x.opt_state[1].mu for x in (whole, state))
+        for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
+            bound = 5e-6 * max(float(jnp.abs(a).max()), 1e-4)
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound)
+
+
+def test_a_probe_is_not_continued_in_other_parts():
+    old = classify("linprobe", init_from="")
+    new = classify("linprobe", init_from="", grad_accum=2)
+    assert config_changes(old, new) == ["grad_accum: 1 -> 2"]
+    assert not config_changes(classify(init_from=""), classify(init_from="", grad_accum=2))
 
 
 def test_scores_are_those_of_plain_counting(tmp_path):
@@ -265,9 +319,11 @@ def test_scores_are_those_of_plain_counting(tmp_path):
         ({"trainable": "last", "trainable_blocks": 3.0}, "must be 0.5 or a whole number from 1"),
         ({"head__pool": "max"}, "--config.head.pool=max is not one of"),
         ({"optim__name": "sgd"}, "--config.optim.name=sgd is not one of"),
-        ({"mix__mixup": 0.8, "mix__group": 5}, "--config.mix.group=5 does not divide"),
+        ({"mix__mixup": 0.8, "mix__group": 5}, "--config.mix.group=5 must be even and divide"),
         ({"head__batch_norm": True, "head__batch_norm_group": 5}, "batch_norm_group=5 does not"),
         ({"label_smoothing": 1.0}, "--config.label_smoothing=1.0 must be in"),
+        ({"mix__prob": 1.5}, "--config.mix.prob=1.5 must be in"),
+        ({"optim__name": "lars"}, "layer_decay must be 1 with"),
     ],
 )
 def test_impossible_choices_are_refused_with_their_name(changes, message):

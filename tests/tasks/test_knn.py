@@ -1,13 +1,12 @@
 """Features and their probes: beside pre-training, and of a finished encoder."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mae_jax import sharding, train
 from mae_jax.errors import UsageError
-from mae_jax.optim.param_groups import path_name
+from mae_jax.params import by_name, named
 from mae_jax.state import abstract_state, create_state
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.knn import Knn
@@ -39,22 +38,18 @@ def test_a_finished_encoder_gives_what_its_own_run_reported(tmp_path):
     for split, lines in reported.items():
         (line,) = tiny.metric_lines(tmp_path / "knn", split)
         assert line["count"] == 20 and line["train_count"] == 50
-        assert {**line, "step": 6} == lines[-1]
+        assert {**line, "step": 6, "epoch": 1.0} == lines[-1]
 
 
 def test_both_ways_to_encode_are_the_same_features():
-    pre, knn = tiny.config(), tiny.classify_config("knn", init_from="")
+    pre, knn = tiny.config(), tiny.classify_config("knn", init_from="", steps=0)
     ours, theirs = Pretrain(pre, ""), Knn(knn, "")
     mesh = sharding.make_mesh(**pre.mesh)
     state = create_state(ours, abstract_state(ours, mesh))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)), jnp.uint8)
-    leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
-    flat = {path_name(path): np.asarray(x) for path, x in leaves}
-    adopted = theirs.adopt(flat, ours.metadata(0)).arrays
+    adopted = theirs.adopt(named(state.params), ours.metadata(0)).arrays
     params, _ = theirs.init_variables()
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, old: adopted.get(path_name(path), old), params
-    )
+    params = by_name(params, lambda name, old: adopted.get(name, old))
     other = state.replace(params=params)
     np.testing.assert_allclose(
         ours._encode(state, images), theirs._encode(other, images), rtol=0, atol=1e-5
@@ -68,6 +63,8 @@ def test_both_ways_to_encode_are_the_same_features():
         ({"eval__knn_k": 97}, "--config.eval.knn_k=97 must be from 1"),
         ({"data__num_eval": 0, "data__holdout": 0}, "need labelled training and held-out images"),
         ({"eval__knn_every": 0, "eval__probe_every": 0}, "nothing to measure"),
+        ({"picture_every": 1}, "nothing is trained or drawn here"),
+        ({"eval__train_images": -1}, "--config.eval.train_images=-1 must not be negative"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes, message):

@@ -41,7 +41,7 @@ def test_inspect_tells_all_in_text_and_json(run, capsys):
     info = json.loads(capsys.readouterr().out)
     assert info["sha256"] in text
     assert info["metadata"]["step"] == 2
-    params = checkpoint.load_params(run)
+    params = checkpoint.load_arrays(run)["params"]
     assert info["parameters"] == sum(x.size for x in jax.tree.leaves(params))
 
 
