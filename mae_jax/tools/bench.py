@@ -5,8 +5,9 @@ r"""How fast the train step and the input pipeline are on this machine.
     python -m mae_jax.tools.bench data --config=configs/folder.py --config.data.root=DIR \
         --against=pil
 
-`step` runs the real train step on a batch that lies on the devices; `--against=plain` alternates it
-with the paper's order of steps (embed all patches, unshuffle, predict all) on the same layers.
+`step` runs the real train step of any recipe on a batch that lies on the devices; `--against=plain`
+alternates pre-training with the paper's order of steps (embed all patches, unshuffle, predict all)
+on the same layers.
 `data` reads real batches; `--against=pil` alternates it with a Pillow + NumPy loop in one thread
 that does the same transforms to the same files: compare it with --config.data.workers=1.
 """

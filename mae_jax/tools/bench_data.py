@@ -12,14 +12,14 @@ from PIL import Image
 
 from mae_jax.data import Source
 from mae_jax.errors import UsageError
-from mae_jax.tasks.pretrain import Pretrain
+from mae_jax.tasks import TASKS
 
 
 def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
     """Times batches of the training pipeline.
 
     Args:
-      config: a pre-training configuration.
+      config: a configuration of any task that trains.
       repeats: timed batches, in five turns. What is read ahead at the end of a turn is thrown away
         and counts against the pipeline: more repeats, or a smaller data.prefetch, make it less.
       against: "pil" alternates, turn by turn, with a plain Pillow + NumPy loop in one thread; ""
@@ -28,7 +28,9 @@ def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
     Returns:
       For each: images/s by the clock, and by the processor time of the whole process.
     """
-    task = Pretrain(config, "")
+    if against == "pil" and config.task != "pretrain":
+        raise UsageError("--against=pil knows the transforms of pre-training alone")
+    task = TASKS[config.task](config, "")
     works: dict[str, Callable[[int], None]] = {"ours": lambda turn: _drain(task, turn, per_turn)}
     if against == "pil":
         loop = pil_images(task.train_source, task.model.image_size, config.data)
@@ -58,7 +60,7 @@ def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
     return result
 
 
-def _drain(task: Pretrain, turn: int, batches: int) -> None:
+def _drain(task: Any, turn: int, batches: int) -> None:
     """Reads some batches; opening the pipeline anew keeps its threads from working out of turn."""
     iterator = task.train_batches(turn * batches)
     for _ in range(batches):

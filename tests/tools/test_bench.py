@@ -36,6 +36,18 @@ def test_bench_step_compares_both_orders(capsys):
         assert result[name]["images_per_s"] > 0 and result[name]["compile_s"] > 0
 
 
+def test_any_task_that_trains_can_be_timed(capsys):
+    changes = {**tiny.CHANGES, "init_from": ""}
+    flags = [f"--config.{k}={v}" for k, v in changes.items() if "decoder" not in k]
+    for what in ("step", "data"):
+        arguments = [what, "--config=configs/linprobe/demo.py", *flags, "--repeats=2"]
+        assert bench.main(arguments) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["ours"]["images_per_s"] > 0
+        with pytest.raises(UsageError, match="--against="):
+            bench.main([*arguments, "--against=" + ("plain" if what == "step" else "pil")])
+
+
 def test_bench_data_compares_with_pillow(tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     for i in range(8):
