@@ -1,6 +1,7 @@
 """Starts a run from the weights of another one, with an account of every parameter."""
 
 import logging
+import os
 from collections.abc import Iterable
 
 import jax
@@ -8,19 +9,21 @@ import jax
 from mae_jax import checkpoint
 from mae_jax.errors import UsageError
 from mae_jax.params import named
+from mae_jax.run_info import write_json
 from mae_jax.state import TrainState, with_params
 from mae_jax.task import Task
 
 log = logging.getLogger(__name__)
 
 
-def load_initial(path: str, task: Task, state: TrainState) -> TrainState:
+def load_initial(path: str, task: Task, state: TrainState, workdir: str) -> TrainState:
     """A new run's `state` with the parameters of the checkpoint at `path`.
 
     Args:
       path: a run's folder or one step's (see `checkpoint.find`).
       task: says what of them it can use, and what starts anew (`Task.adopt`).
       state: a fresh state; what the checkpoint does not give stays as it is.
+      workdir: gets init_from.json, which names every parameter as matched, fresh or unused.
 
     Raises:
       UsageError: a parameter is missing, has another shape, or would be left behind.
@@ -48,6 +51,10 @@ def load_initial(path: str, task: Task, state: TrainState) -> TrainState:
             f"{wrong}, without a place {left}; set --config.model to what "
             f"`python -m mae_jax.tools.inspect {path}` shows"
         )
+    if jax.process_index() == 0:
+        matched = [name for name in wanted if name not in fresh]
+        report = {"from": path, "matched": matched, "fresh": fresh, "unused": adopted.unused}
+        write_json(os.path.join(workdir, "init_from.json"), report)
     return with_params(task, state, jax.tree.unflatten(jax.tree.structure(state.params), arrays))
 
 

@@ -57,7 +57,7 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
             _check_same_run(saver.metadata(step), task.metadata(step), allow_config_change)
         run_info.announce(workdir, config, task.facts())
         abstract = abstract_state(task, mesh)
-        state = _start_state(task, config, saver, abstract, allow_config_change)
+        state = _start_state(task, config, workdir, saver, abstract, allow_config_change)
         loop = _Loop(task, config, workdir, mesh, saver, abstract)
         return loop.run(state, stop, closing)
 
@@ -78,7 +78,12 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool
 
 
 def _start_state(
-    task: Task, config: Any, saver: checkpoint.Checkpointer, abstract: TrainState, allow: bool
+    task: Task,
+    config: Any,
+    workdir: str,
+    saver: checkpoint.Checkpointer,
+    abstract: TrainState,
+    allow: bool,
 ) -> TrainState:
     """The state to begin with; the order is the module's docstring."""
     step = saver.latest_step()
@@ -94,7 +99,7 @@ def _start_state(
     if config.init_from:
         checkpoint.find(config.init_from)  # before anything is compiled
     state = create_state(task, abstract)
-    return load_initial(config.init_from, task, state) if config.init_from else state
+    return load_initial(config.init_from, task, state, workdir) if config.init_from else state
 
 
 class _Loop:

@@ -1,5 +1,6 @@
 """The classification task on the loop: what trains, what stays, what continues, what is refused."""
 
+import json
 import os
 import pathlib
 
@@ -42,11 +43,11 @@ def params_of(folder):
     return named(checkpoint.load_arrays(str(folder))["params"])
 
 
-def start_of(config):
+def start_of(config, workdir):
     """Parameters before the first step, by name."""
     task = Classify(config, "")
-    mesh = sharding.make_mesh(**config.mesh)
-    state = train._start_state(task, config, NoCheckpoint(), abstract_state(task, mesh), False)
+    abstract = abstract_state(task, sharding.make_mesh(**config.mesh))
+    state = train._start_state(task, config, str(workdir), NoCheckpoint(), abstract, False)
     return {name: np.asarray(x) for name, x in named(state.params).items()}
 
 
@@ -105,7 +106,7 @@ def test_frozen_parameters_keep_every_bit_and_the_others_move(
     tmp_path, pretrained, kind, changes, trained
 ):
     config = classify(kind, steps=3, init_from=pretrained, optim__warmup_epochs=0.01, **changes)
-    before = start_of(config)
+    before = start_of(config, tmp_path)
     run(tmp_path, config)
     after = params_of(tmp_path)
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -147,24 +148,28 @@ def test_frozen_parameters_cost_no_backward_pass_and_no_optimiser_memory():
 
 def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
     with caplog.at_level("INFO"):
-        start_of(classify(init_from=pretrained))
+        start_of(classify(init_from=pretrained), tmp_path)
     assert "matched 28 of 32 parameters" in caplog.text
     assert "started anew: 4 parameters: fc_norm, head" in caplog.text
     assert "decoder_blocks_0, decoder_embed, decoder_norm, decoder_pred, mask_token, norm" in (
         caplog.text
     )
+    report = json.loads((tmp_path / "init_from.json").read_text())
+    assert len(report["matched"]) == 28 and "pos_embed" in report["matched"]
+    assert sorted(report["fresh"]) == ["fc_norm/bias", "fc_norm/scale", "head/bias", "head/kernel"]
+    assert "mask_token" in report["unused"] and "blocks_0/attn/qkv/kernel" in report["matched"]
     with pytest.raises(UsageError, match="without a place.*blocks_1/attn/qkv/kernel"):
-        start_of(tiny.classify_config(init_from=pretrained, model__depth=1))
+        start_of(tiny.classify_config(init_from=pretrained, model__depth=1), tmp_path)
     with pytest.raises(UsageError, match="missing.*blocks_2/attn/qkv/kernel"):
-        start_of(tiny.classify_config(init_from=pretrained, model__depth=3))
+        start_of(tiny.classify_config(init_from=pretrained, model__depth=3), tmp_path)
     with pytest.raises(UsageError, match=r"cls_token is \(1, 1, 24\), needed \(1, 1, 48\)"):
-        start_of(classify(init_from=pretrained, model__embed_dim=48))
+        start_of(classify(init_from=pretrained, model__embed_dim=48), tmp_path)
     # Another image size: the table is resized, the rest is as it was.
-    large = start_of(classify(init_from=pretrained, model__image_size=(32, 24)))
+    large = start_of(classify(init_from=pretrained, model__image_size=(32, 24)), tmp_path)
     assert large["pos_embed"].shape == (1, 1 + 8 * 6, 24)
     # A classifier of the same classes is taken over with its head, for another grid too.
     run(tmp_path / "tuned", classify(steps=1, init_from=pretrained))
-    again = start_of(classify(init_from=str(tmp_path / "tuned")))
+    again = start_of(classify(init_from=str(tmp_path / "tuned")), tmp_path)
     np.testing.assert_array_equal(
         again["head/kernel"], params_of(tmp_path / "tuned")["head/kernel"]
     )
@@ -173,12 +178,12 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
     for kind in ("finetune", "linprobe"):
         caplog.clear()
         with caplog.at_level("INFO"):
-            start_of(classify(kind, init_from=str(tmp_path / "probe"), head__pool="cls"))
+            start_of(classify(kind, init_from=str(tmp_path / "probe"), head__pool="cls"), tmp_path)
         assert "started anew: 2 parameters: head" in caplog.text
     with pytest.raises(UsageError, match="has 2 heads of attention where .*num_heads is 4"):
-        start_of(classify(init_from=pretrained, model__num_heads=4))
+        start_of(classify(init_from=pretrained, model__num_heads=4), tmp_path)
     caplog.clear()
-    start_of(classify(init_from=pretrained, data__mean=(0.1, 0.5, 0.5)))
+    start_of(classify(init_from=pretrained, data__mean=(0.1, 0.5, 0.5)), tmp_path)
     assert "data.mean=(0.1, 0.5, 0.5), but the weights" in caplog.text
     with pytest.raises(UsageError, match="vit without a decoder"):
         config = tiny.config(init_from=str(tmp_path / "tuned"), model__depth=2)
