@@ -4,6 +4,7 @@ The only module that knows Orbax. A save is asynchronous; a step folder appears 
 """
 
 import contextlib
+import dataclasses
 import os
 from typing import Any
 
@@ -54,7 +55,7 @@ class Checkpointer:
         `state` may be donated as soon as this returns.
         """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
+            state=ocp.args.StandardSave(_parts(state)), metadata=ocp.args.JsonSave(metadata)
         )
         step = int(state.step)
         if step not in self._manager.all_steps() and not self._manager.save(step, args=args):
@@ -71,9 +72,9 @@ class Checkpointer:
         Raises:
           UsageError: it is the state of another model or optimiser.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_parts(abstract)))
         try:
-            return self._manager.restore(step, args=args)["state"]
+            return abstract.replace(**self._manager.restore(step, args=args)["state"])
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"checkpoint {step} of {self._manager.directory} does not fit this configuration's "
@@ -87,6 +88,15 @@ class Checkpointer:
     def close(self) -> None:
         """Waits, then lets go of the folder."""
         self._manager.close()
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The fields of a state that hold anything; others are not written.
+
+    A field that comes with a later version is then no obstacle to the runs of an earlier one.
+    """
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def exists(run: str) -> bool:

@@ -25,6 +25,15 @@ HARMLESS = (
     "data.max_bad_fraction",
 )
 
+# Keys that came with later versions, and the value that does what was done without them.
+LATER = {
+    "data.color_jitter": 0.0,
+    "data.randaug_magnitude": 0.0,
+    "data.randaug_std": 0.5,
+    "optim.name": "adamw",
+    "optim.momentum": 0.9,
+}
+
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"model": {"size": "L"}} -> {"model.size": "L"}; tuples as lists, as JSON has them."""
@@ -39,7 +48,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def changes(old: Any, new: Any) -> list[str]:
     """Lines "key: old -> new" of all that differs and would change what the run computes."""
-    old, new = flatten(old), flatten(new)
+    old, new = LATER | flatten(old), LATER | flatten(new)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         harmless = any(key == h or key.startswith(h + ".") for h in HARMLESS)

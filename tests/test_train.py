@@ -1,14 +1,19 @@
 """The loop: resuming, micro-batches, meshes, refusals. In this process, on four CPU devices."""
 
+import contextlib
 import json
 import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
+from flax.traverse_util import unflatten_dict
 
 from mae_jax import checkpoint, distributed, rng, sharding, train
+from mae_jax.config import LATER, flatten
 from mae_jax.errors import UsageError
 from mae_jax.state import abstract_state, create_state
 from mae_jax.tasks.pretrain import Pretrain
@@ -139,6 +144,27 @@ def test_other_data_are_another_run(tmp_path):
     train._check_same_run(old, moved, allow_change=False)
     with pytest.raises(UsageError, match="seed: 0 -> 1"):
         run(tmp_path / "b", tiny.config(seed=1, resume=str(tmp_path / "a")))
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
+    metadata = Pretrain.metadata
+
+    def earlier(self, step):
+        """Without the keys that came later."""
+        found = metadata(self, step)
+        known = {k: v for k, v in flatten(found["config"]).items() if k not in LATER}
+        return found | {"config": unflatten_dict(known, sep=".")}
+
+    monkeypatch.setattr(Pretrain, "metadata", earlier)
+    run(tmp_path, tiny.config(steps=2))
+    monkeypatch.undo()
+    assert "color_jitter" not in checkpoint.load_metadata(str(tmp_path))["config"]["data"]
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(epath.Path(tmp_path) / "checkpoints" / "2" / "state").tree
+    assert tree.keys() == {"step", "params", "opt_state"}  # all that there was then
+    with pytest.raises(UsageError, match="optim.name: adamw -> lars"):
+        run(tmp_path, tiny.config(steps=2, optim__name="lars"))
+    assert run(tmp_path, tiny.config(steps=2))
 
 
 def test_some_checkpoints_are_kept_for_ever(tmp_path):
