@@ -8,8 +8,9 @@ The laptop setting takes three epochs, and so leaves RandAugment, mixing and era
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: @COST@
-Expect: @EXPECT@
+Cost: laptop: half an hour on two CPU cores (measured with two other jobs beside it: 75 to 95
+images/s). The full setting was not run.
+Expect: laptop: top-1 66.2 % of the held-out images (measured, seed 0).
 """
 
 import ml_collections

@@ -8,8 +8,10 @@
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: @COST@
-Expect: @EXPECT@
+Cost: laptop: two and a quarter minutes on two CPU cores (measured, beside another run). The full
+setting was not run.
+Expect: laptop: kNN 45.6 %, logistic regression 54.6 %; with an untrained encoder 30.1 % and 35.3
+% (measured, seed 0).
 """
 
 import ml_collections

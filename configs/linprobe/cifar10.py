@@ -8,8 +8,10 @@
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: @COST@
-Expect: @EXPECT@
+Cost: laptop: five and a half minutes on two CPU cores, 550 images/s (measured, beside another
+run). The full setting was not run.
+Expect: laptop: top-1 45.4 % of the held-out images; 28.1 % with an untrained encoder (measured,
+seed 0).
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """GELU and layer normalisation with backward passes that recompute instead of storing.
 
 The functions are the ordinary ones. Their automatic gradients keep several arrays as large as the
-input alive until the backward pass, which on CPU costs about a quarter of a train step.
+input alive until the backward pass, which on CPU costs about a fifth of a train step.
 """
 
 import functools
