@@ -8,8 +8,9 @@ As configs/finetune/cifar10.py; --config.trainable_blocks=0.5 for the MLP half o
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: @COST@
-Expect: @EXPECT@
+Cost: laptop: 19 minutes on two CPU cores (measured with two other jobs beside it: 120 to 145
+images/s). The full setting was not run.
+Expect: laptop: top-1 60.0 % of the held-out images (measured, seed 0).
 """
 
 import ml_collections
