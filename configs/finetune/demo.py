@@ -11,8 +11,11 @@ Then compare it with the same network from scratch, and with probes:
     python -m mae_jax.tools.compare runs/finetune/demo runs/scratch/demo runs/linprobe/demo
 
 Hardware: anything; two CPU cores will do.
-Cost: @COST@
-Expect: @EXPECT@
+Cost: the step takes 153 images a second on two quiet CPU cores (measured, `bench step`), so some
+two and a half minutes with its evaluations; 8 minutes with three other jobs beside it.
+Expect: held-out top-1 14.1 % (measured; guessing 8.3 %, from scratch 8.0 %). The demo is too
+short to learn to tell outlines apart: it shows the commands. configs/finetune/cifar10.py:laptop
+shows what pre-training is worth.
 """
 
 import ml_collections

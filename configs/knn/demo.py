@@ -5,8 +5,8 @@
 See configs/finetune/demo.py for all that goes together.
 
 Hardware: anything; two CPU cores will do.
-Cost: @COST@
-Expect: @EXPECT@
+Cost: half a minute on two CPU cores (measured).
+Expect: kNN 9.9 %, logistic regression 15.6 % (measured).
 """
 
 import ml_collections

@@ -5,8 +5,8 @@
 See configs/finetune/demo.py for all that goes together.
 
 Hardware: anything; two CPU cores will do.
-Cost: @COST@
-Expect: @EXPECT@
+Cost: as configs/finetune/demo.py.
+Expect: held-out top-1 8.0 %, no better than guessing (measured).
 """
 
 import ml_collections
