@@ -5,6 +5,8 @@ position added does not care about order; and its last block, norm and predictio
 masked patches alone. `tests/models/plain_mae.py` is the paper's order of steps, and equal to this.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 from mae_jax.models import layers
 from mae_jax.models.posemb import sincos_2d
 from mae_jax.models.vit import block_macs
-from mae_jax.ops.masking import Masking
+from mae_jax.ops.masking import Masking, from_noise
 from mae_jax.ops.patches import gather, grid_size
 
 
@@ -112,6 +114,15 @@ class MaskedAutoencoder(nn.Module):
         """Rows of the position table [B, K, dim] for grid indices `ids` [B, K]."""
         table = jnp.asarray(sincos_2d(dim, self.grid)[1:], self.dtype)
         return table[ids]
+
+
+def init_params(model: MaskedAutoencoder, key: jax.Array) -> Any:
+    """Fresh parameters."""
+    patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
+    num_patches = model.grid[0] * model.grid[1]
+    hidden = from_noise(jnp.zeros((1, num_patches)), 0.5)  # the parameters do not depend on it
+    visible = jnp.zeros((1, hidden.len_keep, patch_dim))
+    return model.init(key, visible, hidden)["params"]
 
 
 def train_flops(model: MaskedAutoencoder, num_visible: int) -> float:

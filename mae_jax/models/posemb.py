@@ -40,14 +40,14 @@ def resize_table(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) 
     if old == new:
         return table.astype(np.float32)
     grid = table[0, 1:].reshape(*old, -1).astype(np.float64)
-    grid = np.einsum("rh,hwd->rwd", _bicubic(old[0], new[0]), grid)
-    grid = np.einsum("cw,rwd->rcd", _bicubic(old[1], new[1]), grid)
+    grid = np.einsum("rh,hwd->rwd", resize_matrix(old[0], new[0]), grid)
+    grid = np.einsum("cw,rwd->rcd", resize_matrix(old[1], new[1]), grid)
     patches = grid.reshape(1, new[0] * new[1], -1)
     return np.concatenate([table[:, :1], patches], axis=1).astype(np.float32)
 
 
-def _bicubic(old: int, new: int) -> np.ndarray:
-    """Matrix [new, old] of one-dimensional bicubic interpolation."""
+def resize_matrix(old: int, new: int) -> np.ndarray:
+    """Matrix [new, old] of one-dimensional bicubic interpolation; see `resize_table`."""
     a = -0.75
     at = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(at).astype(int)

@@ -1,6 +1,6 @@
 """The Vision Transformer as a classifier, and the sizes of its encoder."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -61,7 +61,7 @@ class VisionTransformer(nn.Module):
     Parameters are named as in the official code; the position table is one of them.
 
     Attributes:
-      num_classes: of the head.
+      num_classes: of the head; 0 for none, as in timm.
       pool: "cls", the class token after the final norm, or "mean", the mean of the patch tokens
         before any norm, then a norm of its own (`fc_norm`; the official `global_pool`).
       drop_path: rate of the last block; grows linearly from 0 at the first.
@@ -119,13 +119,14 @@ class VisionTransformer(nn.Module):
             self.fc_norm = layers.layer_norm(self.dtype)
         if self.head_norm:
             self.batch_norm = BatchNorm(self.head_norm_group)
-        head_init = nn.initializers.normal(self.head_std)
-        self.head = layers.dense(self.num_classes, jnp.float32, kernel_init=head_init)
+        if self.num_classes:
+            head_init = nn.initializers.normal(self.head_std)
+            self.head = layers.dense(self.num_classes, jnp.float32, kernel_init=head_init)
 
     def __call__(
         self, patches: jax.Array, noise: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Logits float32 [B, num_classes].
+        """Logits float32 [B, num_classes], or without classes the features.
 
         Args:
           patches: normalised patch vectors [B, L, P] of whole images.
@@ -135,7 +136,7 @@ class VisionTransformer(nn.Module):
         x = self.features(patches, noise)
         if self.head_norm:
             x = self.batch_norm(x, train)
-        return self.head(x)
+        return self.head(x) if self.num_classes else x
 
     def features(self, patches: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         """What the head sees: float32 [B, D]."""
@@ -144,18 +145,31 @@ class VisionTransformer(nn.Module):
         tokens = self._blocks(patches, noise)
         return self.fc_norm(tokens[:, 1:].mean(axis=1)).astype(jnp.float32)
 
-    def encode(self, patches: jax.Array) -> jax.Array:
-        """All tokens [B, 1 + L, D] after the final norm, class token first (`pool` "cls")."""
-        return self.norm(self._blocks(patches))
+    def encode(self, patches: jax.Array, num_blocks: int | None = None) -> jax.Array:
+        """All tokens [B, 1 + L, D], class token first.
+
+        Args:
+          patches: as in `__call__`.
+          num_blocks: tokens behind so many blocks, before any norm; None: behind all of them, after
+            the final norm (with pool "mean" there is none for tokens).
+        """
+        x = self._embed(patches)
+        for block in self.blocks[:num_blocks]:
+            x = block(x)
+        return self.norm(x) if num_blocks is None and self.pool == "cls" else x
+
+    def _embed(self, patches: jax.Array) -> jax.Array:
+        """Tokens [B, 1 + L, D] before the first block."""
+        positions = self.pos_embed.astype(self.dtype)
+        x = self.patch_embed(patches) + positions[:, 1:]
+        cls = self.cls_token.astype(self.dtype) + positions[:, :1]
+        return jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x], axis=1)
 
     def _blocks(
         self, patches: jax.Array, noise: jax.Array | None = None, cls_only: bool = False
     ) -> jax.Array:
         """Tokens [B, 1 + L, D] behind the last block, or [B, 1, D], the class token alone."""
-        positions = self.pos_embed.astype(self.dtype)
-        x = self.patch_embed(patches) + positions[:, 1:]
-        cls = self.cls_token.astype(self.dtype) + positions[:, :1]
-        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        x = self._embed(patches)
         drops = [None] * self.depth if noise is None else [noise[:, i] for i in range(self.depth)]
         for block, drop in zip(self.blocks[:-1], drops[:-1], strict=True):
             x = block(x, noise=drop)
@@ -163,6 +177,13 @@ class VisionTransformer(nn.Module):
             return self.blocks[-1](x, noise=drops[-1])
         # Blocks finish the last tokens; attention does not care about order.
         return self.blocks[-1](jnp.roll(x, -1, axis=1), 1, drops[-1])
+
+
+def init_variables(model: VisionTransformer, key: jax.Array) -> tuple[Any, Any]:
+    """Fresh (parameters, other variables)."""
+    patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
+    variables = model.init(key, jnp.zeros((1, model.grid[0] * model.grid[1], patch_dim)))
+    return variables.pop("params"), dict(variables)
 
 
 def block_macs(tokens: int, dim: int, mlp_ratio: float) -> float:

@@ -61,17 +61,22 @@ def adopt_encoder(
         wanted |= {"norm"} if model.pool == "cls" else set()
         fresh += ["fc_norm/"]
     else:
-        table = weights["pos_embed"]
+        table = weights.get("pos_embed")
         norm = "norm" if model.pool == "cls" else "fc_norm"
         wanted |= {norm}
         if theirs["pool"] != model.pool:
             fresh.append(f"{norm}/")
-        elif metadata["classes"] == classes and not (theirs["head_norm"] or model.head_norm):
+        elif (
+            theirs["num_classes"]
+            and metadata["classes"] == classes
+            and not (theirs["head_norm"] or model.head_norm)
+        ):
             wanted |= {"head"}
             fresh = []
     arrays = {name: x for name, x in weights.items() if name.split("/")[0] in wanted}
-    if old_grid != model.grid:
-        log.info("position table resized from %s to %s patches", old_grid, model.grid)
-    arrays["pos_embed"] = resize_table(table, old_grid, model.grid)
+    if table is not None:
+        if old_grid != model.grid:
+            log.info("position table resized from %s to %s patches", old_grid, model.grid)
+        arrays["pos_embed"] = resize_table(table, old_grid, model.grid)
     unused = tuple(sorted(weights.keys() - arrays.keys()))
     return Weights(arrays, fresh=tuple(fresh), unused=unused)

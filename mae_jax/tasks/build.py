@@ -71,13 +71,6 @@ def build_vit(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> 
     return _build(VisionTransformer, fields, dtype=dtype, attention=attention)
 
 
-def init_vit(model: VisionTransformer, key: jax.Array) -> tuple[Any, Any]:
-    """Fresh (parameters, other variables) of a classifier."""
-    patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
-    variables = model.init(key, jnp.zeros((1, model.grid[0] * model.grid[1], patch_dim)))
-    return variables.pop("params"), dict(variables)
-
-
 def _build(kind: Any, fields: dict[str, Any], *, dtype: str, attention: str) -> Any:
     known = ("xla", "cudnn")
     require(attention in known, f"--config.model.attention={attention} is not one of {known}")

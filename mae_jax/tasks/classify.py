@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mae_jax import plots, rng, run_info
 from mae_jax.config import check_common, flatten, require
-from mae_jax.models.vit import forward_macs
+from mae_jax.models import vit
 from mae_jax.ops.erasing import random_erasing
 from mae_jax.ops.mixing import Mix, mix, smooth_one_hot
 from mae_jax.ops.patches import patchify, to_float
@@ -75,7 +75,9 @@ class Classify(ImageTask):
         self._changes_pixels = self.mixes or config.erase_prob > 0
         # A pass backwards is two more; below frozen blocks there is none. (The parts in between,
         # of partial fine-tuning, are counted as if all were trained.)
-        self.flops_per_image = (2 if config.trainable == "head" else 6) * forward_macs(self.model)
+        self.flops_per_image = (2 if config.trainable == "head" else 6) * vit.forward_macs(
+            self.model
+        )
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
         self._predictor = Predictor(self.model, self.classes, **self.pixels)
         self._answers: tuple[int, Predictions] | None = None  # and the step they belong to
@@ -102,7 +104,7 @@ class Classify(ImageTask):
     # The model.
 
     def init_variables(self) -> tuple[Any, Any]:
-        return build.init_vit(self.model, rng.stream_key(self.config.seed, "init"))
+        return vit.init_variables(self.model, rng.stream_key(self.config.seed, "init"))
 
     def trainable(self, name: str) -> bool:
         which = self.config.trainable

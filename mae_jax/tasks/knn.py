@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mae_jax import rng
 from mae_jax.config import check_common, require
-from mae_jax.models.vit import forward_macs
+from mae_jax.models import vit
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.task import Batch, Weights
 from mae_jax.tasks import build
@@ -42,17 +42,17 @@ class Knn(ImageTask):
             config.epochs == 0 and config.steps == 0 and config.picture_every == 0,
             "nothing is trained or drawn here: leave epochs, steps and picture_every at 0",
         )
-        self.fields = build.encoder_fields(config.model) | {"num_classes": 1}  # head is not used
+        self.fields = build.encoder_fields(config.model) | {"num_classes": 0}
         self.model = build.build_vit(
             self.fields, dtype=config.model.dtype, attention=config.model.attention
         )
         super().__init__(config, workdir, image_size=self.model.image_size)
-        self.flops_per_image = 2 * forward_macs(self.model)
+        self.flops_per_image = 2 * vit.forward_macs(self.model)
         self.tx, self.schedule = optax.identity(), lambda step: jnp.zeros(())
         self.evaluators = Monitor(self, self._encode).evaluators()
 
     def init_variables(self) -> tuple[Any, Any]:
-        return build.init_vit(self.model, rng.stream_key(self.config.seed, "init"))
+        return vit.init_variables(self.model, rng.stream_key(self.config.seed, "init"))
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
         warn_of_other_pixels(metadata["data"], self.pixels)

@@ -11,7 +11,7 @@ from mae_jax import evaluate as evaluation
 from mae_jax import pictures, rng, run_info, sharding
 from mae_jax.config import check_common, require
 from mae_jax.errors import UsageError
-from mae_jax.models.mae import train_flops
+from mae_jax.models.mae import init_params, train_flops
 from mae_jax.ops import masking, targets
 from mae_jax.ops.patches import gather, patchify, to_float
 from mae_jax.reconstruct import Reconstruction, reconstruct
@@ -56,12 +56,7 @@ class Pretrain(ImageTask):
     # The model.
 
     def init_variables(self) -> tuple[Any, Any]:
-        noise = jnp.zeros((1, self.model.grid[0] * self.model.grid[1]))
-        hidden = masking.from_noise(noise, self.config.mask.ratio)
-        patch_dim = self.model.patch_size[0] * self.model.patch_size[1] * self.model.channels
-        visible = jnp.zeros((1, self.num_keep, patch_dim))
-        key = rng.stream_key(self.config.seed, "init")
-        return self.model.init(key, visible, hidden)["params"], {}
+        return init_params(self.model, rng.stream_key(self.config.seed, "init")), {}
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
         if metadata["model"]["kind"] != "mae":
