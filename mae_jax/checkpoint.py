@@ -1,12 +1,13 @@
 """Checkpoints with Orbax: `<run>/checkpoints/<step>/{state,metadata}`.
 
+A folder of weights, which belongs to no run, is one `{state,metadata}` without an optimiser.
 The only module that knows Orbax. A save is asynchronous; a step folder appears only when complete.
 """
 
 import contextlib
 import dataclasses
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -104,31 +105,81 @@ def exists(run: str) -> bool:
     return bool(_steps(run))
 
 
-def find(path: str) -> tuple[str, int]:
-    """(run folder, step) of a run folder, meaning its newest step, or of one step's folder.
+class Found(NamedTuple):
+    """Where a checkpoint is.
+
+    Attributes:
+      folder: has `state` and `metadata`.
+      run: the run's folder; "" for a folder of weights, which belongs to none.
+      step: completed steps.
+    """
+
+    folder: str
+    run: str
+    step: int
+
+
+def find(path: str) -> Found:
+    """The checkpoint of a run folder, meaning its newest step, of a step's, or of a weights folder.
 
     Raises:
       UsageError: there is no checkpoint.
     """
     path = os.path.abspath(path)
     parent, name = os.path.split(path)
-    if name.isdigit() and os.path.isdir(os.path.join(path, "state")):
-        return os.path.dirname(parent), int(name)
+    if all(os.path.isdir(os.path.join(path, part)) for part in ("state", "metadata")):
+        in_run = name.isdigit() and os.path.basename(parent) == FOLDER
+        return Found(path, os.path.dirname(parent), int(name)) if in_run else Found(path, "", 0)
     run = os.path.dirname(path) if name == FOLDER else path
     steps = _steps(run)
     if not steps:
         raise UsageError(
-            f"no checkpoint under {path}: give a run folder that has {FOLDER}/<step>/, or a step's "
-            "folder itself"
+            f"no checkpoint under {path}: give a run folder that has {FOLDER}/<step>/, a step's "
+            "folder itself, or weights (a folder of mae_jax, Hugging Face or timm; .pth, "
+            ".safetensors or .npz)"
         )
-    return run, max(steps)
+    return Found(os.path.join(run, FOLDER, str(max(steps))), run, max(steps))
+
+
+def find_run(path: str) -> Found:
+    """The same, but for what is to be continued: weights alone are refused."""
+    found = find(path)
+    if not found.run:
+        raise UsageError(
+            f"{path} holds weights without an optimiser: begin with them, --config.init_from={path}"
+        )
+    return found
+
+
+def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str, Any]) -> None:
+    """Writes parameters (NumPy arrays) without a run; the folder appears when it is complete.
+
+    Args:
+      folder: must not exist.
+      params: tree of parameters.
+      model_state: statistics of the model, or {}.
+      metadata: as those of a run's checkpoint.
+    """
+    state = {"params": params} | ({"model_state": model_state} if model_state else {})
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(os.path.abspath(folder), args=args)
 
 
 def load_metadata(path: str) -> dict[str, Any]:
     """Description of the checkpoint at `path` (see `find`)."""
-    folder = _step_folder(path)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(os.path.join(folder, "metadata"))
+        return reader.restore(os.path.join(find(path).folder, "metadata"))
+
+
+def parts(path: str) -> set[str]:
+    """Fields of the state that the checkpoint at `path` (see `find`) holds anything of."""
+    folder = epath.Path(find(path).folder) / "state"
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder).tree
+    return {name for name, part in tree.items() if part}
 
 
 def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, Any]:
@@ -140,7 +191,7 @@ def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, An
       path: a run's folder or one step's.
       parts: fields of `TrainState`; one that the run did not have comes back as {}.
     """
-    folder = epath.Path(_step_folder(path)) / "state"
+    folder = epath.Path(find(path).folder) / "state"
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).tree
         shapes = {part: tree[part] for part in parts if tree.get(part)}
@@ -156,8 +207,3 @@ def _steps(run: str) -> list[int]:
     return [
         int(n) for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n, "state"))
     ]
-
-
-def _step_folder(path: str) -> str:
-    run, step = find(path)
-    return os.path.join(run, FOLDER, str(step))

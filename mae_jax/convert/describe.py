@@ -1,0 +1,292 @@
+"""What model some arrays are: by their shapes, by what the file says, by what the user says."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mae_jax.convert import released
+from mae_jax.convert.names import Arrays
+from mae_jax.errors import UsageError
+from mae_jax.models.posemb import sincos_2d
+from mae_jax.models.vit import SIZES, Size
+from mae_jax.ops.patches import grid_size
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+TABLES = ("pos_embed", "decoder_pos_embed")
+# Largest difference of a table from the fixed one: float16 files keep three digits.
+_TABLE_TOLERANCE = 1e-3
+# A decoder of raw pixels has much to say about the mean of a patch, one of normalised pixels has
+# not: `mean_preference` was 24 and 30 in a run on photos with raw pixels, 0.95 with normalised.
+_RAW_PIXELS_PREFERENCE = 4.0
+
+
+class Hints(NamedTuple):
+    """What the user knows of a model, for what its file does not say.
+
+    Attributes:
+      num_heads, decoder_num_heads: heads of attention; no shape tells.
+      image_size: (H, W); a position table only tells the number of patches.
+      normalize: whether the target were normalised patches.
+      mean, std: of the pixels.
+      classes: names of the classes, in the order of the head.
+    """
+
+    num_heads: int | None = None
+    decoder_num_heads: int | None = None
+    image_size: tuple[int, int] | None = None
+    normalize: bool | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: list[str] | None = None
+
+
+class Description(NamedTuple):
+    """Metadata as of a checkpoint, the parameters without fixed tables, and remarks."""
+
+    metadata: dict[str, Any]
+    params: Arrays
+    notes: list[str]
+
+
+def describe(
+    arrays: Arrays, *, file: str, stated: dict[str, Any], hints: Hints, license: str = ""
+) -> Description:
+    """Describes arrays (our names and layout) as the metadata of a checkpoint do.
+
+    Args:
+      arrays: parameters, and `batch_norm/...` where a probe has its BatchNorm.
+      file: where they come from.
+      stated: what the file says; see `files.File`.
+      hints: what the user says; must not contradict the file.
+      license: of the weights, if the user names one.
+
+    Raises:
+      UsageError: it is no such model, or something that must be known is not.
+    """
+    facts = _Facts(stated, hints)
+    is_mae = any(name.startswith(("decoder_", "mask_token")) for name in arrays)
+    model: dict[str, Any] = {"kind": "mae" if is_mae else "vit"} | _encoder(arrays, facts)
+    model["image_size"] = _image_size(arrays, model, facts)
+    params = dict(arrays)
+    metadata: dict[str, Any] = {"task": "convert", "step": 0, "epochs_seen": None}
+    if is_mae:
+        model |= _decoder(arrays, facts)
+        _drop_fixed_tables(params, model, facts)
+        metadata["mask"] = {"kind": "random", "ratio": facts.get("mask_ratio", 0.75)}
+        metadata["target"] = {"kind": "pixel", "normalize": _normalize(arrays, file, facts)}
+    else:
+        model |= _head(arrays, stated)
+        metadata["classes"] = _classes(model["num_classes"], facts)
+    size = Size(model["embed_dim"], model["depth"], model["num_heads"])
+    model["size"] = next((name for name, known in SIZES.items() if known == size), "custom")
+    pixels = {key: list(facts.get(key, IMAGENET[key])) for key in IMAGENET}
+    _check_pixels(pixels, model["channels"])
+    metadata |= {
+        "model": model,
+        "data": pixels | {"dtype": "uint8", "source": {"kind": "unknown"}},
+        "config": {"model": {"dtype": "auto"}, "data": dict(pixels)},
+        "provenance": released.provenance(file, license=license or stated.get("license", "")),
+    }
+    return Description(metadata, params, facts.notes)
+
+
+def check_hints(metadata: dict[str, Any], hints: Hints) -> None:
+    """Refuses what the user says where the metadata of our own checkpoint say something else."""
+    known = {key: metadata["model"].get(key) for key in hints._fields[:3]}
+    known |= {key: metadata["data"][key] for key in ("mean", "std")}
+    known |= {"normalize": metadata.get("target", {}).get("normalize")}
+    known |= {"classes": metadata.get("classes")}
+    facts = _Facts(known, hints)
+    for key in known:
+        facts.get(key)
+
+
+class _Facts:
+    """What is known, from the file before the user; remembers where from."""
+
+    def __init__(self, stated: dict[str, Any], hints: Hints):
+        self._stated, self._hints = stated, hints._asdict()
+        self.notes: list[str] = []
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """What the file says, or else the user, or else `default`."""
+        stated, hint = self._stated.get(name), self._hints.get(name)
+        if stated is None:
+            return default if hint is None else hint
+        if hint is not None and _plain(stated) != _plain(hint):
+            raise UsageError(f"the file says {name} = {stated}, and you say {hint}")
+        return stated
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _encoder(arrays: Arrays, facts: _Facts) -> dict[str, Any]:
+    """Sizes of the encoder."""
+    kernel = arrays.get("patch_embed/proj/kernel")
+    if kernel is None:
+        raise UsageError("there is no patch embedding in it: these are not the weights of a ViT")
+    *patch, channels, dim = kernel.shape
+    depth = _depth(arrays, "blocks_")
+    heads = facts.get("num_heads", _heads_of_size(dim, depth))
+    return {
+        "patch_size": tuple(patch),
+        "channels": channels,
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": _known_heads(heads, dim, "num_heads"),
+        "mlp_ratio": arrays["blocks_0/mlp/fc1/kernel"].shape[1] / dim,
+    }
+
+
+def _decoder(arrays: Arrays, facts: _Facts) -> dict[str, Any]:
+    dim = arrays["mask_token"].shape[-1]
+    heads = facts.get("decoder_num_heads", 16 if dim == 512 else None)  # official: always 16
+    return {
+        "decoder_embed_dim": dim,
+        "decoder_depth": _depth(arrays, "decoder_blocks_"),
+        "decoder_num_heads": _known_heads(heads, dim, "decoder_num_heads"),
+    }
+
+
+def _head(arrays: Arrays, stated: dict[str, Any]) -> dict[str, Any]:
+    """The classifier behind the encoder; none for 0 classes."""
+    classes = arrays["head/bias"].size if "head/bias" in arrays else 0
+    pool = "mean" if "fc_norm/scale" in arrays else "cls"
+    if classes and pool == "cls" and stated.get("pool", "token") not in ("token", ""):
+        raise UsageError(
+            f"the model pools by {stated['pool']!r} behind its norm; only the class token, or the "
+            "mean before fc_norm, are possible"
+        )
+    return {
+        "num_classes": classes,
+        "pool": pool,
+        "head_std": 0.02,
+        "head_norm": "batch_norm/mean" in arrays,
+        "head_norm_group": 0,
+        "drop_path": 0.0,
+    }
+
+
+def _depth(arrays: Arrays, prefix: str) -> int:
+    numbers = [int(n.split("/")[0].rpartition("_")[2]) for n in arrays if n.startswith(prefix)]
+    if not numbers:
+        raise UsageError(f"there is no {prefix}0 in it: these are not the weights of a ViT")
+    return 1 + max(numbers)
+
+
+def _heads_of_size(dim: int, depth: int) -> int | None:
+    return next((s.num_heads for s in SIZES.values() if s[:2] == (dim, depth)), None)
+
+
+def _known_heads(heads: int | None, dim: int, name: str) -> int:
+    if heads is None:
+        raise UsageError(
+            f"the file does not say how many heads its attention of width {dim} has, and the size "
+            f"is none of the known ones: give --{name} to mae_jax.tools.convert"
+        )
+    if heads < 1 or dim % heads:
+        raise UsageError(f"--{name}={heads} does not divide the width {dim}")
+    return heads
+
+
+def _image_size(arrays: Arrays, model: dict[str, Any], facts: _Facts) -> tuple[int, int]:
+    """(H, W): as stated; else by the fixed table that the position table is; else a square."""
+    size, patch = facts.get("image_size"), model["patch_size"]
+    table = arrays.get("pos_embed")
+    if size is not None:
+        try:
+            rows = int(np.prod(grid_size(tuple(size), patch)))
+        except ValueError as error:
+            raise UsageError(f"{error} (--image_size)") from error
+        if table is not None and table.shape[1] != 1 + rows:
+            raise UsageError(
+                f"images of {tuple(size)} in patches of {patch} are {rows} patches, but the "
+                f"position table has {table.shape[1] - 1}: give the size it was trained with "
+                "(--image_size)"
+            )
+        return tuple(size)
+    if table is None:
+        raise UsageError("there is no position table in it: give --image_size HEIGHT WIDTH")
+    patches = table.shape[1] - 1
+    grid = _fixed_grid(table)
+    if grid is None:
+        side = math.isqrt(patches)
+        if side * side != patches:
+            raise UsageError(
+                f"{patches} positions are not a square: give --image_size HEIGHT WIDTH"
+            )
+        grid = (side, side)
+        facts.notes.append(f"image size: assumed that {patches} positions are a {side}x{side} grid")
+    return grid[0] * patch[0], grid[1] * patch[1]
+
+
+def _fixed_grid(table: np.ndarray) -> tuple[int, int] | None:
+    """The grid whose fixed sine-cosine table this is, or None."""
+    patches, dim = table.shape[1] - 1, table.shape[2]
+    for rows in range(1, patches + 1):
+        grid = (rows, patches // rows)
+        if patches % rows == 0 and dim % 4 == 0 and _is_fixed(table, grid):
+            return grid
+    return None
+
+
+def _is_fixed(table: np.ndarray, grid: tuple[int, int]) -> bool:
+    return bool(np.allclose(table[0], sincos_2d(table.shape[2], grid), atol=_TABLE_TOLERANCE))
+
+
+def _drop_fixed_tables(params: Arrays, model: dict[str, Any], facts: _Facts) -> None:
+    """Takes away the tables, which our autoencoder computes, once they are known to be those."""
+    grid = grid_size(model["image_size"], model["patch_size"])
+    for name in TABLES:
+        table = params.pop(name, None)
+        if table is None:
+            facts.notes.append(f"{name} is not in the file: the fixed sine-cosine table is used")
+        elif table.shape[1] != 1 + grid[0] * grid[1] or not _is_fixed(table, grid):
+            raise UsageError(
+                f"{name} is not the fixed sine-cosine table of a {grid[0]}x{grid[1]} grid, which "
+                "this project's autoencoder always has; --encoder_only keeps it as it is"
+            )
+
+
+def _normalize(arrays: Arrays, file: str, facts: _Facts) -> bool:
+    """Whether the target were normalised patches; guessed if nobody says."""
+    known = facts.get("normalize")
+    if known is not None:
+        return known
+    named = released.normalized_target(file)
+    preference = mean_preference(arrays["decoder_pred/kernel"])
+    guess = named if named is not None else preference < _RAW_PIXELS_PREFERENCE
+    layer = f"its prediction layer (preference for the mean {preference:.2f})"
+    source = layer if named is None else "its name"
+    text = "normalised patches" if guess else "raw pixels"
+    facts.notes.append(f"target: guessed {text} from {source}; --norm_pix_loss true|false says it")
+    return guess
+
+
+def mean_preference(kernel: np.ndarray) -> float:
+    """How much of a prediction layer's weights [D, P] goes into the mean of a patch.
+
+    1 is as much as into any other pattern of pixels, P is everything, 0 nothing.
+    """
+    of_mean = kernel.shape[1] * (kernel.mean(axis=1) ** 2).sum()
+    return float(kernel.shape[1] * of_mean / (kernel**2).sum())
+
+
+def _classes(number: int, facts: _Facts) -> list[str] | None:
+    classes = facts.get("classes")
+    if not number or classes is None:
+        return None
+    if len(classes) != number:
+        raise UsageError(f"{len(classes)} names of classes for a head of {number}")
+    return list(classes)
+
+
+def _check_pixels(pixels: dict[str, list[float]], channels: int) -> None:
+    for key, values in pixels.items():
+        if len(values) != channels:
+            raise UsageError(
+                f"the model has {channels} channels, but {key} is {values}: give --mean and --std"
+            )

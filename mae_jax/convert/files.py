@@ -1,0 +1,221 @@
+"""What is in a file or folder of weights, under its own names, and what it says of itself."""
+
+import glob
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mae_jax.convert import pth
+from mae_jax.errors import UsageError
+
+METADATA = "mae_jax"  # under this name our own files carry the metadata of a checkpoint
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+_INSIDE = ("model", "state_dict", "module", "model_state_dict")  # where a .pth keeps its weights
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder
+_INDEX = "model.safetensors.index.json"  # of a folder whose weights are several files
+_OFFICIAL_EPS = 1e-6
+
+
+class File(NamedTuple):
+    """A file or folder of weights.
+
+    Attributes:
+      kind: "pth", "safetensors", "npz", "Hugging Face" or "timm".
+      arrays: by the file's names.
+      metadata: of a checkpoint of ours, if the file carries them.
+      stated: what the file says of the model, as far as it does: image_size, patch_size, num_heads,
+        decoder_num_heads, normalize, mask_ratio, mean, std, classes, license.
+      notes: what a person should know.
+    """
+
+    kind: str
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, Any] | None
+    stated: dict[str, Any]
+    notes: list[str]
+
+
+def is_file(path: str) -> bool:
+    """Whether `path` is a file or folder that `read` is for (and not a checkpoint of ours)."""
+    inside = (os.path.join(path, name) for name in (*_WEIGHTS, _INDEX))
+    return path.endswith(SUFFIXES) or any(map(os.path.isfile, inside))
+
+
+def read(path: str) -> File:
+    """Reads the arrays and the description of a file, or of a Hugging Face or timm folder.
+
+    Raises:
+      UsageError: it does not exist, is damaged, or holds another kind of model.
+    """
+    if not os.path.exists(path):
+        raise UsageError(f"no file or folder {path}")
+    if os.path.isdir(path):
+        return _read_folder(path)
+    if path.endswith(".npz"):
+        arrays, metadata = _npz(path)
+        return File("npz", arrays, metadata, {}, [])
+    if path.endswith(".safetensors"):
+        arrays, metadata = _safetensors(path)
+        return File("safetensors", arrays, metadata, {}, [])
+    return _read_pth(path)
+
+
+def _npz(path: str) -> tuple[dict[str, np.ndarray], Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    text = arrays.pop(METADATA, None)
+    return arrays, json.loads(str(text)) if text is not None else None
+
+
+def _safetensors(path: str) -> tuple[dict[str, np.ndarray], Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(METADATA)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    return arrays, json.loads(text) if text else None
+
+
+def _read_pth(path: str) -> File:
+    content = pth.read(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no weights but a {type(content).__name__}")
+    weights = next((content[k] for k in _INSIDE if isinstance(content.get(k), dict)), content)
+    arrays = {str(k): x for k, x in weights.items() if isinstance(x, np.ndarray)}
+    if not arrays:
+        raise UsageError(f"{path} holds no weights under any of {_INSIDE} (it has {list(content)})")
+    arguments = content.get("args")
+    stated = _training_arguments(arguments) if isinstance(arguments, dict) else {}
+    text = content.get(METADATA)
+    return File("pth", arrays, json.loads(text) if text else None, stated, [])
+
+
+def _training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the official training scripts leave in a file (argparse)."""
+    stated: dict[str, Any] = {}
+    if isinstance(arguments.get("input_size"), int):
+        stated["image_size"] = (arguments["input_size"],) * 2
+    if isinstance(arguments.get("norm_pix_loss"), bool):
+        stated["normalize"] = arguments["norm_pix_loss"]
+    if isinstance(arguments.get("mask_ratio"), float):
+        stated["mask_ratio"] = arguments["mask_ratio"]
+    return stated
+
+
+def _read_folder(path: str) -> File:
+    config = _json(os.path.join(path, "config.json"))
+    arrays = _folder_arrays(path)
+    if "architecture" in config:
+        return File("timm", arrays, None, _timm(path, config), [])
+    if config.get("model_type") not in ("vit", "vit_mae"):
+        raise UsageError(
+            f"{path}/config.json describes a model of type {config.get('model_type')!r}: only vit "
+            "and vit_mae can be read"
+        )
+    stated, notes = _hugging_face(path, config)
+    return File("Hugging Face", arrays, None, stated, notes)
+
+
+def _folder_arrays(path: str) -> dict[str, np.ndarray]:
+    index = os.path.join(path, _INDEX)
+    if os.path.exists(index):
+        names = sorted(set(_json(index)["weight_map"].values()))
+    else:
+        names = [name for name in _WEIGHTS if os.path.exists(os.path.join(path, name))][:1]
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        file = os.path.join(path, name)
+        arrays |= _safetensors(file)[0] if name.endswith("safetensors") else _read_pth(file).arrays
+    return arrays
+
+
+def _timm(path: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What a timm folder's config.json says."""
+    details, arguments = config.get("pretrained_cfg", {}), config.get("model_args", {})
+    stated: dict[str, Any] = {}
+    if "img_size" in arguments:
+        stated["image_size"] = _pair(arguments["img_size"])
+    elif "input_size" in details:
+        stated["image_size"] = tuple(details["input_size"][1:])
+    for key, value in (
+        ("num_heads", arguments.get("num_heads")),
+        ("mean", details.get("mean")),
+        ("std", details.get("std")),
+        ("classes", details.get("label_names")),
+        ("license", details.get("license") or _card_license(path)),
+        ("pool", config.get("global_pool")),
+    ):
+        if value:
+            stated[key] = value
+    return stated
+
+
+def _hugging_face(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a Hugging Face folder's config.json, preprocessor_config.json and README.md say."""
+    act = config.get("hidden_act", "gelu")
+    if act != "gelu":
+        raise UsageError(
+            f"{path} computes with hidden_act={act!r}; only 'gelu' (exact) is possible"
+        )
+    notes = []
+    eps = config.get("layer_norm_eps", 1e-12)
+    if eps != _OFFICIAL_EPS:
+        notes.append(
+            f"config.json has layer_norm_eps {eps:g}; here it is {_OFFICIAL_EPS:g} (official)"
+        )
+    heads = config.get("num_attention_heads", 12)
+    stated = {
+        "image_size": _pair(config.get("image_size", 224)),
+        "patch_size": _pair(config.get("patch_size", 16)),
+        "num_heads": heads,
+    }
+    if config["model_type"] == "vit_mae":
+        stated["decoder_num_heads"] = config.get("decoder_num_attention_heads", 16)
+        stated["normalize"] = config.get("norm_pix_loss", False)
+        stated["mask_ratio"] = config.get("mask_ratio", 0.75)
+    labels = config.get("id2label")
+    if labels:
+        stated["classes"] = [labels[str(i)] for i in range(len(labels))]
+    details = os.path.join(path, "preprocessor_config.json")
+    if os.path.exists(details):
+        pixels = _json(details)
+        stated |= {
+            ours: pixels[theirs]
+            for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+            if theirs in pixels
+        }
+    if card := _card_license(path):
+        stated["license"] = card
+    return stated, notes
+
+
+def _card_license(path: str) -> str:
+    """The licence that the head of a model card (README.md) names, or ""."""
+    for card in glob.glob(os.path.join(path, "README.md")):
+        with open(card, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        if lines[:1] == ["---"]:
+            head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else []
+            for line in head:
+                if line.startswith("license:"):
+                    return line.partition(":")[2].strip()
+    return ""
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error

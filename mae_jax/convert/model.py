@@ -1,0 +1,144 @@
+"""A model's weights with all that one must know to use them, and how they came in."""
+
+import dataclasses
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+from flax.traverse_util import unflatten_dict
+
+from mae_jax.convert.names import Arrays
+from mae_jax.errors import UsageError
+from mae_jax.models import mae, vit
+from mae_jax.params import named
+
+
+class Report(NamedTuple):
+    """How arrays and model fit together; names are ours, but `unused` are the file's.
+
+    Attributes:
+      kind: of file.
+      matched, wanted: how many parameters of the model there are, and should be.
+      missing, wrong, unused: absent ones; "name is (1, 2), needed (1, 3)"; without a place.
+      notes: what was assumed or guessed.
+    """
+
+    kind: str
+    matched: int
+    wanted: int
+    missing: list[str]
+    wrong: list[str]
+    unused: list[str]
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        lines = [f"matched {self.matched} of {self.wanted} parameters ({self.kind})"]
+        for text, names in (
+            ("missing", self.missing),
+            ("other shape", self.wrong),
+            ("unused", self.unused),
+        ):
+            if names:
+                lines.append(f"{text}: {len(names)}: {', '.join(names)}")
+        return lines + [f"note: {note}" for note in self.notes]
+
+    def check(self, *, allow_missing: Sequence[str] = (), allow_unused: Sequence[str] = ()) -> None:
+        """Raises UsageError for what did not match, but for names that fit an allowed pattern."""
+        missing = _others(self.missing, allow_missing)
+        unused = _others(self.unused, allow_unused)
+        if missing or unused or self.wrong:
+            raise UsageError(
+                f"the weights do not fit: missing {missing}, other shape {self.wrong}, unused "
+                f"{unused}; `python -m mae_jax.tools.convert` takes them with --allow_missing "
+                "PATTERN and --allow_unused PATTERN"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Weights in our names and layout.
+
+    Attributes:
+      params: by name, float32.
+      statistics: of a probe's BatchNorm, `batch_norm/mean` and `batch_norm/var`, or {}.
+      metadata: as in a checkpoint; `model` describes it, `missing` names parameters left out.
+      report: how they came in.
+    """
+
+    params: Arrays
+    statistics: Arrays
+    metadata: dict[str, Any]
+    report: Report
+
+    def variables(self) -> dict[str, Any]:
+        """First argument of the Flax module's `apply`."""
+        state = {"batch_stats": tree(self.statistics)} if self.statistics else {}
+        return {"params": tree(self.params), **state}
+
+    @property
+    def kind(self) -> str:
+        """ "mae" or "vit"."""
+        return self.metadata["model"]["kind"]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Constructor arguments of the model, but for what is chosen when it is run."""
+        return fields(self.metadata)
+
+
+def tree(arrays: Arrays) -> dict[str, Any]:
+    """Nested dicts of arrays by name."""
+    return unflatten_dict({tuple(name.split("/")): x for name, x in arrays.items()})
+
+
+def fields(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of the model that a checkpoint's metadata describe."""
+    model = metadata["model"]
+    sizes = {name: tuple(model[name]) for name in ("image_size", "patch_size")}
+    return {k: v for k, v in model.items() if k not in ("kind", "size")} | sizes
+
+
+def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the model that metadata describe, by name."""
+    kind, arguments = metadata["model"]["kind"], fields(metadata)
+    if kind == "mae":
+        model: Any = mae.MaskedAutoencoder(**arguments)
+        init: Any = mae.init_params
+    else:
+        model, init = vit.VisionTransformer(**arguments), vit.init_variables
+    shapes = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    return {name: x.shape for name, x in named(shapes if kind == "mae" else shapes[0]).items()}
+
+
+def make_report(
+    params: Arrays,
+    metadata: dict[str, Any],
+    *,
+    kind: str,
+    unused: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """Compares parameters with those of the model that `metadata` describe."""
+    wanted = expected_shapes(metadata)
+    wrong = [
+        f"{name} is {params[name].shape}, needed {shape}"
+        for name, shape in wanted.items()
+        if name in params and params[name].shape != shape
+    ]
+    missing = [name for name in wanted if name not in params]
+    left = sorted(params.keys() - wanted.keys())
+    return Report(
+        kind,
+        matched=len(wanted) - len(missing) - len(wrong),
+        wanted=len(wanted),
+        missing=missing,
+        wrong=wrong,
+        unused=[*unused, *left],
+        notes=list(notes),
+    )
+
+
+def _others(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [n for n in names if not any(fnmatchcase(n, pattern) for pattern in patterns)]

@@ -1,0 +1,274 @@
+"""One table of parameter names: ours, the official code's (also timm's), and Hugging Face's.
+
+Arrays differ in layout too: PyTorch keeps a linear layer as [out, in] where we have [in, out], and
+the patch convolution as [D, C, ph, pw] where we have [ph, pw, C, D]; Hugging Face keeps queries,
+keys and values apart. All of it is copying, so that a way there and back is exact.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+TOKEN, NORM, LINEAR, CONV, STATISTICS = "token", "norm", "linear", "conv", "statistics"
+# Our leaf -> PyTorch's, of each kind of module.
+LEAVES = {
+    TOKEN: {"": ""},
+    NORM: {"/scale": ".weight", "/bias": ".bias"},
+    LINEAR: {"/kernel": ".weight", "/bias": ".bias"},
+    CONV: {"/kernel": ".weight", "/bias": ".bias"},
+    STATISTICS: {"/mean": ".running_mean", "/var": ".running_var"},
+}
+
+
+class Module(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+      ours: our name.
+      official: the official code's, and timm's.
+      hugging_face: as transformers 4 writes it and all versions read it; three names where queries,
+        keys and values are apart; "" where there is no such thing.
+      kind: decides the names of the leaves and their layout.
+      others: further spellings that are understood (one for each name of `hugging_face`).
+    """
+
+    ours: str
+    official: str
+    hugging_face: str | tuple[str, str, str]
+    kind: str
+    others: tuple[str | tuple[str, str, str], ...] = ()
+
+
+MODULES = (
+    Module("cls_token", "cls_token", "vit.embeddings.cls_token", TOKEN),
+    Module("pos_embed", "pos_embed", "vit.embeddings.position_embeddings", TOKEN),
+    Module(
+        "patch_embed/proj", "patch_embed.proj", "vit.embeddings.patch_embeddings.projection", CONV
+    ),
+    Module("norm", "norm", "vit.layernorm", NORM),
+    Module("fc_norm", "fc_norm", "", NORM),
+    # Official probes have a BatchNorm, head.0, before their linear layer, head.1.
+    Module("head", "head", "classifier", LINEAR, ("head.1",)),
+    Module("batch_norm", "head.0", "", STATISTICS),
+    Module("mask_token", "mask_token", "decoder.mask_token", TOKEN),
+    Module("decoder_pos_embed", "decoder_pos_embed", "decoder.decoder_pos_embed", TOKEN),
+    Module(
+        "decoder_embed",
+        "decoder_embed",
+        "decoder.decoder_embed",
+        LINEAR,
+        ("encoder_to_decoder",),
+    ),
+    Module("decoder_norm", "decoder_norm", "decoder.decoder_norm", NORM, ("decoder.norm",)),
+    Module("decoder_pred", "decoder_pred", "decoder.decoder_pred", LINEAR, ("decoder.head",)),
+)
+BLOCK = (
+    Module("norm1", "norm1", "layernorm_before", NORM),
+    Module("norm2", "norm2", "layernorm_after", NORM),
+    Module(
+        "attn/qkv",
+        "attn.qkv",
+        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        LINEAR,
+        (
+            ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        ),  # transformers 5, in memory
+    ),
+    Module("attn/proj", "attn.proj", "attention.output.dense", LINEAR, ("attention.o_proj",)),
+    Module("mlp/fc1", "mlp.fc1", "intermediate.dense", LINEAR),
+    Module("mlp/fc2", "mlp.fc2", "output.dense", LINEAR),
+)
+# Ours, the official one, Hugging Face's of transformers 4, and others.
+STACKS = (
+    ("blocks_{}/", "blocks.{}.", "vit.encoder.layer.{}.", ("vit.layers.{}.",)),
+    (
+        "decoder_blocks_{}/",
+        "decoder_blocks.{}.",
+        "decoder.decoder_layers.{}.",
+        ("decoder.decoder_encoder.layer.{}.", "decoder.blocks.{}."),  # files of transformers 5
+    ),
+)
+# What wrappers put before every name.
+WRAPPERS = ("", "module.", "model.", "backbone.", "_orig_mod.", "module.model.", "model.backbone.")
+# Belong to libraries and change nothing of what a model computes here.
+HARMLESS = re.compile(r"(.*\.)?(pooler\.dense\.(weight|bias)|num_batches_tracked)")
+PARTS = ("query", "key", "value")
+
+
+class Place(NamedTuple):
+    """Where an array of a file belongs: our name, and which third of it (None: all)."""
+
+    name: str
+    part: int | None
+    kind: str
+
+
+class Read(NamedTuple):
+    """A file's arrays under our names and in our layout.
+
+    Attributes:
+      arrays: by our name, float32.
+      unused: names of the file that are none of a masked autoencoder's or classifier's.
+      incomplete: our names of which only some parts were there.
+    """
+
+    arrays: Arrays
+    unused: list[str]
+    incomplete: list[str]
+
+
+def to_ours(file: Mapping[str, np.ndarray]) -> Read:
+    """Renames and reshapes the arrays of any file that the table knows.
+
+    Raises:
+      ValueError: two arrays of the file belong to the same place.
+    """
+    places = _places(_depth(file))
+    prefix = max(
+        WRAPPERS, key=lambda p: sum(n.removeprefix(p) in places for n in file if n.startswith(p))
+    )
+    whole: Arrays = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    unused = []
+    for name, array in file.items():
+        place = places.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if place is None:
+            if not HARMLESS.fullmatch(name):
+                unused.append(name)
+            continue
+        array = _from_torch(np.asarray(array), place)
+        if place.name in whole or (place.part in parts.get(place.name, {})):
+            raise ValueError(f"{name} is there twice, under two spellings")
+        if place.part is None:
+            whole[place.name] = array
+        else:
+            parts.setdefault(place.name, {})[place.part] = array
+    incomplete = []
+    for name, found in parts.items():
+        if set(found) == {0, 2} and name.endswith("bias"):
+            # BEiT's blocks leave it out: a bias of the keys does not change attention.
+            found[1] = np.zeros_like(found[0])
+        if len(found) == len(PARTS):
+            whole[name] = np.concatenate([found[i] for i in range(len(PARTS))], axis=-1)
+        else:
+            incomplete.append(name)
+    return Read(whole, unused, incomplete)
+
+
+def to_official(ours: Mapping[str, np.ndarray]) -> Arrays:
+    """Official names and PyTorch's layout of our arrays, statistics of BatchNorm among them."""
+    behind_norm = "batch_norm/mean" in ours
+    out = {}
+    for module, ours_name, official, _ in _rows(_depth(ours)):
+        if behind_norm and module.ours == "head":
+            official = "head.1"
+        for leaf, torch_leaf in LEAVES[module.kind].items():
+            if ours_name + leaf in ours:
+                out[official + torch_leaf] = _to_torch(ours[ours_name + leaf], module.kind)
+    return out
+
+
+def to_hugging_face(ours: Mapping[str, np.ndarray], *, prefix: str = "vit.") -> Arrays:
+    """Hugging Face's names, as transformers 4 writes them, of our arrays.
+
+    Args:
+      ours: by our names.
+      prefix: of the encoder's names; a bare `ViTModel` has none.
+
+    Raises:
+      ValueError: something has no counterpart there.
+    """
+    out = {}
+    for module, ours_name, _, names in _rows(_depth(ours)):
+        for leaf, torch_leaf in LEAVES[module.kind].items():
+            if ours_name + leaf not in ours:
+                continue
+            if not module.hugging_face:
+                raise ValueError(f"Hugging Face's models have no {ours_name}")
+            array = _to_torch(ours[ours_name + leaf], module.kind)
+            for name, part in zip(names, np.split(array, len(names)), strict=True):
+                if name.startswith("vit."):
+                    name = prefix + name.removeprefix("vit.")
+                out[name + torch_leaf] = np.ascontiguousarray(part)
+    return out
+
+
+def _rows(depth: int) -> Iterator[tuple[Module, str, str, tuple[str, ...]]]:
+    """(module, our name, official name, Hugging Face's names) of up to `depth` blocks."""
+    for module in MODULES:
+        yield module, module.ours, module.official, _several(module.hugging_face)
+    for ours, official, hugging_face, _ in STACKS:
+        for i in range(depth):
+            for module in BLOCK:
+                names = tuple(hugging_face.format(i) + n for n in _several(module.hugging_face))
+                yield (
+                    module,
+                    ours.format(i) + module.ours,
+                    official.format(i) + module.official,
+                    names,
+                )
+
+
+def _places(depth: int) -> dict[str, Place]:
+    """Every name that is understood, of models with up to `depth` blocks."""
+    places: dict[str, Place] = {}
+
+    def add(module: Module, ours: str, names: tuple[str, ...]) -> None:
+        for part, name in enumerate(names):
+            for leaf, torch_leaf in LEAVES[module.kind].items():
+                place = Place(ours + leaf, part if len(names) > 1 else None, module.kind)
+                places[name + torch_leaf] = place
+                if name.startswith("vit."):  # a bare ViTModel
+                    places[name.removeprefix("vit.") + torch_leaf] = place
+
+    for module in MODULES:
+        spellings = (
+            module.official,
+            f"encoder.{module.official}",
+            module.hugging_face,
+            *module.others,
+        )
+        for spelling in filter(None, spellings):
+            add(module, module.ours, _several(spelling))
+    for ours, official, hugging_face, others in STACKS:
+        for i in range(depth):
+            for stack in (official, f"encoder.{official}", hugging_face, *others):
+                before = stack.format(i)
+                for module in BLOCK:
+                    for spelling in (module.official, module.hugging_face, *module.others):
+                        names = tuple(before + name for name in _several(spelling))
+                        add(module, ours.format(i) + module.ours, names)
+                for part, name in ((0, "attn.q_bias"), (2, "attn.v_bias")):  # BEiT's blocks
+                    places[before + name] = Place(ours.format(i) + "attn/qkv/bias", part, LINEAR)
+    return places
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(names, tuple):
+        return names
+    return (names,)
+
+
+def _depth(names: Mapping[str, np.ndarray]) -> int:
+    """One more than the highest number of a block in any of the names."""
+    numbers = [int(n) for name in names for n in re.findall(r"(?<=[._])\d+(?=[./])", name)]
+    return max(numbers, default=-1) + 1
+
+
+def _from_torch(array: np.ndarray, place: Place) -> np.ndarray:
+    array = array.astype(np.float32)
+    if place.name.endswith("/kernel"):
+        return array.transpose(2, 3, 1, 0) if place.kind == CONV else array.T
+    return array
+
+
+def _to_torch(array: np.ndarray, kind: str) -> np.ndarray:
+    if kind == CONV and array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+    elif kind == LINEAR and array.ndim == 2:
+        array = array.T
+    return np.ascontiguousarray(array)

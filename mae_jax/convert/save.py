@@ -1,0 +1,159 @@
+"""Weights out, in the form that another program reads."""
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from mae_jax import checkpoint
+from mae_jax.convert import card, hugging_face, names, surgery, timm
+from mae_jax.convert.files import METADATA
+from mae_jax.convert.model import Model
+from mae_jax.convert.names import Arrays
+from mae_jax.errors import UsageError
+from mae_jax.models.posemb import sincos_2d
+from mae_jax.ops.patches import grid_size
+
+
+def save(model: Model, path: str, *, format: str = "") -> str:
+    """Writes a model; returns what was written, for a person.
+
+    Args:
+      model: whole, or with `metadata["missing"]`.
+      path: file or folder; must not exist.
+      format: a key of `FORMATS`; "" tells it from the path.
+
+    Raises:
+      UsageError: the path exists, or the format has no such model.
+    """
+    if os.path.exists(path):
+        raise UsageError(f"{path} exists: remove it, or write elsewhere (--to)")
+    format = format or _format_of(path)
+    if format not in FORMATS:
+        raise UsageError(f"--format={format} is not one of {', '.join(FORMATS)}")
+    missing = model.metadata.get("missing")
+    if missing and format not in ("mae", "npz", "official"):
+        raise UsageError(f"--format={format} needs all parameters; missing are {missing}")
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    return FORMATS[format](model, path)
+
+
+def with_tables(model: Model) -> Arrays:
+    """All parameters, position tables among them, also those that are constants here."""
+    params = dict(model.params)
+    if model.kind == "mae":
+        fields = model.fields
+        grid = grid_size(fields["image_size"], fields["patch_size"])
+        for name, width in (("pos_embed", "embed_dim"), ("decoder_pos_embed", "decoder_embed_dim")):
+            params[name] = sincos_2d(fields[width], grid)[None].astype(np.float32)
+    return params
+
+
+def _format_of(path: str) -> str:
+    if path.endswith((".safetensors", ".pth")):
+        return "official"
+    return "npz" if path.endswith(".npz") else "mae"
+
+
+def _ours(model: Model, path: str) -> str:
+    """A folder of weights for Orbax: what every command of this project takes."""
+    state = model.variables()
+    checkpoint.save_weights(path, state.pop("params"), state, model.metadata)
+    return f"a folder of weights of mae_jax, {len(model.params)} arrays"
+
+
+def _npz(model: Model, path: str) -> str:
+    _need_suffix(path, ".npz")
+    text = np.array(json.dumps(model.metadata))
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **model.params, **model.statistics, **{METADATA: text})
+    return f"{len(model.params) + len(model.statistics)} arrays under the names of mae_jax"
+
+
+def _official(model: Model, path: str) -> str:
+    _need_suffix(path, ".safetensors", ".pth")
+    arrays = names.to_official(with_tables(model) | model.statistics)
+    text = json.dumps(model.metadata)
+    if path.endswith(".pth"):
+        _save_pth(arrays, text, path)
+    else:
+        save_file(arrays, path, metadata={"format": "pt", METADATA: text})
+    return f"{len(arrays)} arrays under the official names"
+
+
+def _save_pth(arrays: Arrays, metadata: str, path: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError(
+            f"writing {path} needs torch, which is not installed (pip install torch); a "
+            ".safetensors file of the same names needs nothing"
+        )
+    torch = importlib.import_module("torch")
+
+    tensors = {name: torch.from_numpy(x.copy()) for name, x in arrays.items()}
+    torch.save({"model": tensors, METADATA: metadata}, path)
+
+
+def _hugging_face_mae(model: Model, path: str) -> str:
+    config = hugging_face.mae_config(model)
+    arrays = names.to_hugging_face(with_tables(model))
+    return _folder(model, path, arrays, config, card.HUGGING_FACE_MAE)
+
+
+def _hugging_face_vit(model: Model, path: str) -> str:
+    model = _as_vit(model)
+    config = hugging_face.vit_config(model)
+    head = model.fields["num_classes"] > 0
+    arrays = names.to_hugging_face(model.params, prefix="vit." if head else "")
+    return _folder(
+        model, path, arrays, config, card.HUGGING_FACE_CLASSIFIER if head else card.HUGGING_FACE_VIT
+    )
+
+
+def _timm(model: Model, path: str) -> str:
+    model = _as_vit(model)
+    arrays = names.to_official(model.params)
+    return _folder(model, path, arrays, timm.config(model), card.TIMM)
+
+
+def _as_vit(model: Model) -> Model:
+    """A classifier, or of an autoencoder the encoder."""
+    return surgery.fold_batch_norm(model) if model.kind == "vit" else surgery.encoder_only(model)
+
+
+def _folder(model: Model, path: str, arrays: Arrays, config: dict[str, Any], usage: str) -> str:
+    os.makedirs(path)
+    save_file(arrays, os.path.join(path, "model.safetensors"), metadata={"format": "pt"})
+    _write_json(os.path.join(path, "config.json"), config)
+    if "model_type" in config:
+        _write_json(
+            os.path.join(path, "preprocessor_config.json"), hugging_face.preprocessor_config(model)
+        )
+    with open(os.path.join(path, "README.md"), "w", encoding="utf-8") as file:
+        file.write(card.text(model, usage))
+    return f"a folder with {len(arrays)} arrays ({config.get('architectures', ['timm'])[0]})"
+
+
+def _write_json(path: str, value: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def _need_suffix(path: str, *suffixes: str) -> None:
+    if not path.endswith(suffixes):
+        raise UsageError(f"--to={path} must end in {' or '.join(suffixes)} for this format")
+
+
+FORMATS: dict[str, Callable[[Model, str], str]] = {
+    "mae": _ours,
+    "hf": _hugging_face_mae,
+    "hf_vit": _hugging_face_vit,
+    "timm": _timm,
+    "official": _official,
+    "npz": _npz,
+}

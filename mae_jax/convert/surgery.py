@@ -1,0 +1,178 @@
+"""Weights made to fit another model: explicit changes, each of them asked for by name."""
+
+import copy
+import re
+from typing import Any
+
+import numpy as np
+
+from mae_jax.convert.model import Model, make_report
+from mae_jax.convert.names import Arrays
+from mae_jax.errors import UsageError
+from mae_jax.models.posemb import resize_matrix, resize_table, sincos_2d
+from mae_jax.models.vit import BN_EPS
+from mae_jax.ops.patches import grid_size
+
+POLICIES = ("error", "mean", "repeat", "select:I,J,...")
+
+
+def encoder_only(model: Model) -> Model:
+    """The encoder without the decoder or the head: a classifier of 0 classes."""
+    params = {
+        name: x
+        for name, x in model.params.items()
+        if not name.startswith(("decoder_", "mask_token", "head/"))
+    }
+    metadata = copy.deepcopy(model.metadata)
+    old = metadata["model"]
+    if model.kind == "mae":
+        grid = grid_size(tuple(old["image_size"]), tuple(old["patch_size"]))
+        params["pos_embed"] = sincos_2d(old["embed_dim"], grid)[None].astype(np.float32)
+        metadata["model"] = {k: v for k, v in old.items() if not k.startswith("decoder_")} | {
+            "kind": "vit",
+            "pool": "cls",
+            "head_std": 0.02,
+            "head_norm_group": 0,
+            "drop_path": 0.0,
+        }
+    metadata["model"] |= {"num_classes": 0, "head_norm": False}
+    metadata["classes"] = None
+    return _changed(model, params, metadata, statistics={})
+
+
+def with_channels(model: Model, channels: int, policy: str) -> Model:
+    """The model for images of another number of channels.
+
+    Args:
+      model: any.
+      channels: wanted number.
+      policy: "mean": every channel gets the mean kernel; "repeat": the kernels in turn; both scaled
+        by old / new, so that activations keep their size; "select:0,2": those kernels, as they are.
+        The decoder predicts accordingly (not scaled). "error" refuses.
+
+    Raises:
+      UsageError: the policy is "error" or does not exist, or selects what is not there.
+    """
+    old = model.metadata["model"]["channels"]
+    if old == channels and not policy.startswith("select"):
+        return model
+    mix, scale = _channel_mix(old, channels, policy)
+    params = dict(model.params)
+    kernel = params["patch_embed/proj/kernel"]
+    params["patch_embed/proj/kernel"] = np.einsum("hwcd,nc->hwnd", kernel, mix * scale)
+    for leaf in ("kernel", "bias"):
+        name = f"decoder_pred/{leaf}"
+        if name in params:  # [..., ph * pw * C], channel fastest
+            x = params[name]
+            pixels = x.reshape(*x.shape[:-1], -1, old)
+            params[name] = (pixels @ mix.T).reshape(*x.shape[:-1], -1)
+    params = {name: np.asarray(x, np.float32) for name, x in params.items()}
+    metadata = copy.deepcopy(model.metadata)
+    metadata["model"]["channels"] = channels
+    for holder in (metadata["data"], metadata["config"]["data"]):
+        for key in ("mean", "std"):
+            holder[key] = (mix @ np.asarray(holder[key])).tolist()
+    return _changed(model, params, metadata)
+
+
+def _channel_mix(old: int, new: int, policy: str) -> tuple[np.ndarray, float]:
+    """(matrix [new, old] with rows of sum 1, scale of the input kernels)."""
+    if policy == "mean":
+        return np.full((new, old), 1 / old), old / new
+    if policy == "repeat":
+        return np.eye(old)[np.arange(new) % old], old / new
+    selected = re.fullmatch(r"select:(\d+(?:,\d+)*)", policy)
+    if selected:
+        which = [int(i) for i in selected[1].split(",")]
+        if len(which) != new or max(which) >= old:
+            raise UsageError(
+                f"{policy} does not name {new} of the {old} channels (numbered from 0)"
+            )
+        return np.eye(old)[which], 1.0
+    if policy == "error":
+        raise UsageError(
+            f"the weights are for {old} channels and {new} are wanted: choose what happens to the "
+            "kernels by --config.init_channels (--channel_policy of convert): mean, repeat or "
+            "select:I,J,..."
+        )
+    raise UsageError(f"channel policy {policy!r} is none of {', '.join(POLICIES)}")
+
+
+def with_image_size(model: Model, size: tuple[int, int]) -> Model:
+    """The model for images of another size, in patches of the same size.
+
+    A classifier's position table is resized (bicubic, as in official fine-tuning); an autoencoder's
+    tables are fixed, and simply those of the new grid.
+
+    Raises:
+      UsageError: the size is not a whole number of patches.
+    """
+    old = model.metadata["model"]
+    patch = tuple(old["patch_size"])
+    try:
+        grid, new = grid_size(tuple(old["image_size"]), patch), grid_size(size, patch)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    params = dict(model.params)
+    if "pos_embed" in params:
+        params["pos_embed"] = resize_table(params["pos_embed"], grid, new)
+    metadata = copy.deepcopy(model.metadata)
+    metadata["model"]["image_size"] = tuple(size)
+    return _changed(model, params, metadata)
+
+
+def with_patch_size(model: Model, patch: tuple[int, int]) -> Model:
+    """The encoder for larger patches of larger images: the grid and its positions stay.
+
+    FlexiViT's resampling (arXiv 2212.08013, section 3.4): patches enlarged bicubically give the
+    tokens that the small ones gave. 14 to 16 makes a ViT-H/14 of what ViTDet takes.
+
+    Raises:
+      UsageError: there is a decoder, whose predictions have the old size; or smaller patches, which
+        lose what the kernel looks at.
+    """
+    old = model.metadata["model"]
+    was = tuple(old["patch_size"])
+    if model.kind == "mae":
+        raise UsageError(
+            "--patch_size: the decoder predicts patches of the old size; add --encoder_only"
+        )
+    if patch[0] < was[0] or patch[1] < was[1]:
+        raise UsageError(f"--patch_size={patch} is smaller than the model's {was}")
+    # tokens: sum over pixels of kernel * patch; with B enlarging: new kernel = pinv(B^T) kernel.
+    rows, columns = (np.linalg.pinv(resize_matrix(a, b).T) for a, b in zip(was, patch, strict=True))
+    kernel = model.params["patch_embed/proj/kernel"].astype(np.float64)
+    kernel = np.einsum("Hh,Ww,hwcd->HWcd", rows, columns, kernel).astype(np.float32)
+    metadata = copy.deepcopy(model.metadata)
+    grid = grid_size(tuple(old["image_size"]), was)
+    metadata["model"] |= {
+        "patch_size": tuple(patch),
+        "image_size": (grid[0] * patch[0], grid[1] * patch[1]),
+    }
+    return _changed(model, model.params | {"patch_embed/proj/kernel": kernel}, metadata)
+
+
+def fold_batch_norm(model: Model) -> Model:
+    """A linear probe whose BatchNorm is part of its linear layer: the same function."""
+    if not model.statistics:
+        return model
+    mean, var = (
+        model.statistics[f"batch_norm/{key}"].astype(np.float64) for key in ("mean", "var")
+    )
+    kernel, bias = (model.params[f"head/{leaf}"].astype(np.float64) for leaf in ("kernel", "bias"))
+    kernel = kernel / np.sqrt(var + BN_EPS)[:, None]
+    head = {"head/kernel": kernel, "head/bias": bias - mean @ kernel}
+    params = model.params | {name: x.astype(np.float32) for name, x in head.items()}
+    metadata = copy.deepcopy(model.metadata)
+    metadata["model"] |= {"head_norm": False}
+    return _changed(model, params, metadata, statistics={})
+
+
+def _changed(
+    model: Model, params: Arrays, metadata: dict[str, Any], *, statistics: Arrays | None = None
+) -> Model:
+    """The model with its report made anew; what the old one says of the file stays."""
+    old = model.report
+    report = make_report(params, metadata, kind=old.kind, unused=old.unused, notes=old.notes)
+    kept = model.statistics if statistics is None else statistics
+    return Model(params, kept, metadata, report)

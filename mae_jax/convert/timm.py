@@ -1,0 +1,75 @@
+"""Configuration file of a timm model, for `timm.create_model("local-dir:FOLDER")`."""
+
+import copy
+from typing import Any
+
+from mae_jax.convert.model import Model, make_report
+from mae_jax.convert.released import UNKNOWN
+
+# timm's architectures of these encoders; any other size is its ViT-B with arguments.
+_ARCHITECTURES = {
+    ("Ti", 16): "vit_tiny_patch16_224",
+    ("S", 16): "vit_small_patch16_224",
+    ("B", 16): "vit_base_patch16_224",
+    ("L", 16): "vit_large_patch16_224",
+    ("H", 14): "vit_huge_patch14_224",
+}
+
+
+def config(model: Model) -> dict[str, Any]:
+    """config.json: architecture, the arguments that differ from it, pixels, names of classes."""
+    fields, metadata = model.fields, model.metadata
+    patch = fields["patch_size"]
+    known = (metadata["model"]["size"], patch[0])
+    classes = fields["num_classes"]
+    details = {
+        "tag": "mae",
+        "input_size": [fields["channels"], *fields["image_size"]],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,  # our evaluation transform, and the official one
+        "crop_mode": "center",
+        "mean": list(metadata["data"]["mean"]),
+        "std": list(metadata["data"]["std"]),
+        "num_classes": classes,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    if metadata.get("classes"):
+        details["label_names"] = list(metadata["classes"])
+    license = metadata.get("provenance", {}).get("license", UNKNOWN)
+    if license != UNKNOWN:
+        details["license"] = license
+    pool = "token" if fields["pool"] == "cls" else "avg"
+    return {
+        "architecture": _ARCHITECTURES.get(known, "vit_base_patch16_224"),
+        "num_classes": classes,
+        "num_features": fields["embed_dim"],
+        "global_pool": pool,
+        "model_args": {
+            "img_size": list(fields["image_size"]),
+            "patch_size": patch[0] if patch[0] == patch[1] else list(patch),
+            "in_chans": fields["channels"],
+            "embed_dim": fields["embed_dim"],
+            "depth": fields["depth"],
+            "num_heads": fields["num_heads"],
+            "mlp_ratio": fields["mlp_ratio"],
+            "global_pool": pool,  # what is above is for people; only arguments are read
+        },
+        "pretrained_cfg": details,
+    }
+
+
+def with_fc_norm(model: Model) -> Model:
+    """The encoder with its final norm behind the mean of the patches (timm's global_pool="avg").
+
+    Another function than the encoder's own (the norm sees the mean, not the tokens): a start for
+    fine-tuning with global pooling.
+    """
+    params = {
+        name.replace("norm/", "fc_norm/", 1) if name.startswith("norm/") else name: x
+        for name, x in model.params.items()
+    }
+    metadata = copy.deepcopy(model.metadata)
+    metadata["model"]["pool"] = "mean"
+    report = make_report(params, metadata, kind=model.report.kind, notes=model.report.notes)
+    return Model(params, model.statistics, metadata, report)

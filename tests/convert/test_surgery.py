@@ -1,0 +1,190 @@
+"""Changes of weights, each against what it must do to the model's function."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mae_jax import convert
+from mae_jax.convert import surgery, timm
+from mae_jax.convert.save import with_tables
+from mae_jax.errors import UsageError
+from mae_jax.models.mae import MaskedAutoencoder
+from mae_jax.models.posemb import resize_table, sincos_2d
+from mae_jax.models.vit import VisionTransformer
+from mae_jax.ops import masking
+from mae_jax.ops.patches import gather, patchify
+from tests.parity import official
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    hints = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
+    return convert.load(official.path("mae_tiny.safetensors"), hints=hints)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny):
+    return surgery.encoder_only(tiny)
+
+
+def tokens(model, images):
+    """All tokens behind the encoder, of float images [B, H, W, C]."""
+    vit = VisionTransformer(**model.fields)
+    patches = patchify(jnp.asarray(images, jnp.float32), model.fields["patch_size"])
+    return np.asarray(vit.apply(model.variables(), patches, method=vit.encode))
+
+
+def predictions(model, images):
+    """What the autoencoder makes of images, a quarter of which is hidden: [B, L, ph * pw, C]."""
+    mae = MaskedAutoencoder(**model.fields)
+    noise = jnp.tile(jnp.arange(mae.grid[0] * mae.grid[1], dtype=jnp.float32), (len(images), 1))
+    masked = masking.from_noise(noise, 0.25)
+    patches = patchify(jnp.asarray(images, jnp.float32), mae.patch_size)
+    visible = gather(patches, masked.ids_keep)
+    out = mae.apply(model.variables(), visible, masked, method=mae.predict)
+    return np.asarray(out).reshape(*out.shape[:2], -1, mae.channels)
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_the_encoder_alone_is_the_autoencoders(tiny, encoder):
+    encoder.report.check()
+    assert encoder.fields["num_classes"] == 0 and encoder.kind == "vit"
+    images = random_images(2, 32, 32, 3)
+    mae = MaskedAutoencoder(**tiny.fields)
+    ids = jnp.tile(jnp.arange(64), (2, 1))
+    patches = patchify(jnp.asarray(images), (4, 4))
+    expected = mae.apply(tiny.variables(), patches, ids, method=mae.encode)
+    np.testing.assert_allclose(tokens(encoder, images), expected, rtol=0, atol=1e-5)
+
+
+def test_grey_images_are_seen_as_their_three_equal_channels(tiny, encoder):
+    grey = random_images(2, 32, 32, 1)
+    three = np.repeat(grey, 3, axis=-1)
+    for policy in ("mean", "repeat"):
+        one = surgery.with_channels(encoder, 1, policy)
+        one.report.check()
+        if policy == "mean":
+            np.testing.assert_allclose(tokens(one, grey), tokens(encoder, three), rtol=0, atol=1e-5)
+        assert len(one.metadata["data"]["mean"]) == 1
+    one = surgery.with_channels(tiny, 1, "mean")
+    one.report.check()
+    expected = predictions(tiny, three).mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(predictions(one, grey), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(one.metadata["data"]["mean"], [np.mean([0.485, 0.456, 0.406])])
+    assert tiny.metadata["data"]["mean"] == [0.485, 0.456, 0.406]  # untouched
+
+
+def test_more_channels_repeat_the_kernels_at_the_same_total(tiny):
+    six = surgery.with_channels(tiny, 6, "repeat")
+    six.report.check()
+    images = random_images(1, 32, 32, 3)
+    out = predictions(six, np.tile(images, 2))
+    expected = predictions(tiny, images)
+    np.testing.assert_allclose(out, np.tile(expected, 2), rtol=0, atol=1e-5)
+    assert six.metadata["data"]["std"] == [0.229, 0.224, 0.225] * 2
+
+
+def test_selected_channels_are_as_they_were(tiny):
+    two = surgery.with_channels(tiny, 2, "select:2,0")
+    two.report.check()
+    images = random_images(1, 32, 32, 3)
+    images[..., 1] = 0  # what is left out adds nothing
+    out = predictions(two, images[..., [2, 0]])
+    np.testing.assert_allclose(out, predictions(tiny, images)[..., [2, 0]], rtol=0, atol=1e-5)
+    swapped = surgery.with_channels(tiny, 3, "select:2,1,0")  # BGR images
+    np.testing.assert_allclose(
+        predictions(swapped, images[..., ::-1]),
+        predictions(tiny, images)[..., ::-1],
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "policy,error",
+    [
+        ("error", "for 3 channels and 2 are wanted"),
+        ("select:0,1,2", "does not name 2 of the 3"),
+        ("select:0,3", "does not name 2 of the 3"),
+        ("average", "is none of"),
+    ],
+)
+def test_channels_change_by_an_explicit_policy_alone(tiny, policy, error):
+    with pytest.raises(UsageError, match=error):
+        surgery.with_channels(tiny, 2, policy)
+
+
+def test_no_change_of_channels_is_no_change(tiny):
+    assert surgery.with_channels(tiny, 3, "error") is tiny
+
+
+def test_another_image_size(tiny, encoder):
+    larger = surgery.with_image_size(encoder, (48, 64))
+    larger.report.check()
+    expected = resize_table(encoder.params["pos_embed"], (8, 8), (12, 16))
+    np.testing.assert_array_equal(larger.params["pos_embed"], expected)
+    assert larger.fields["image_size"] == (48, 64)
+    mae = surgery.with_image_size(tiny, (48, 64))
+    mae.report.check()
+    table = with_tables(mae)["pos_embed"]
+    np.testing.assert_array_equal(table[0], sincos_2d(48, (12, 16)).astype(np.float32))
+    with pytest.raises(UsageError, match="30"):
+        surgery.with_image_size(tiny, (30, 32))
+
+
+def test_enlarged_patches_give_the_tokens_of_the_small_ones(tiny, encoder):
+    """FlexiViT's condition (arXiv 2212.08013, section 3.4), patch by patch."""
+    images = random_images(1, 32, 32, 3)
+    larger = surgery.with_patch_size(encoder, (6, 5))
+    larger.report.check()
+    assert larger.fields["image_size"] == (48, 40) and larger.fields["patch_size"] == (6, 5)
+    cells = images.reshape(8, 4, 8, 4, 3).transpose(0, 2, 4, 1, 3)
+    resized = np.empty((8, 8, 3, 6, 5), np.float32)
+    for index in np.ndindex(8, 8, 3):
+        resized[index] = bicubic(4, 6) @ cells[index] @ bicubic(4, 5).T
+    enlarged = resized.transpose(0, 3, 1, 4, 2).reshape(1, 48, 40, 3)
+    np.testing.assert_allclose(tokens(larger, enlarged), tokens(encoder, images), atol=2e-5)
+    with pytest.raises(UsageError, match="add --encoder_only"):
+        surgery.with_patch_size(tiny, (6, 6))
+    with pytest.raises(UsageError, match="smaller than"):
+        surgery.with_patch_size(encoder, (2, 4))
+
+
+def bicubic(old, new):
+    """Rows of weights, by resizing every unit vector as a position table, which torch checks."""
+    rows = []
+    for i in range(old):
+        table = np.zeros((1, 1 + old, 1))
+        table[0, 1 + i] = 1
+        rows.append(resize_table(table, (old, 1), (new, 1))[0, 1:, 0])
+    return np.stack(rows, axis=1)
+
+
+def test_fc_norm_is_the_norm_behind_the_mean(encoder):
+    model = timm.with_fc_norm(encoder)
+    model.report.check()
+    assert model.fields["pool"] == "mean"
+    np.testing.assert_array_equal(model.params["fc_norm/scale"], encoder.params["norm/scale"])
+    assert timm.config(model)["global_pool"] == "avg"
+    assert timm.config(encoder)["global_pool"] == "token"
+
+
+def test_a_real_size_is_named_as_in_timm():
+    """The arguments of timm's own vit_huge_patch14_224, and no others."""
+    metadata = {
+        "model": {
+            "kind": "vit", "size": "H", "image_size": (224, 224), "patch_size": (14, 14),
+            "channels": 3, "embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_ratio": 4.0,
+            "num_classes": 0, "pool": "cls",
+        },
+        "data": {"mean": [0.5] * 3, "std": [0.5] * 3},
+        "classes": None,
+    }  # fmt: skip
+    report = convert.Report("", 0, 0, [], [], [], [])
+    config = timm.config(convert.Model({}, {}, metadata, report))
+    assert config["architecture"] == "vit_huge_patch14_224"
+    assert config["model_args"]["patch_size"] == 14 and config["num_features"] == 1280
+    assert config["pretrained_cfg"]["input_size"] == [3, 224, 224]
