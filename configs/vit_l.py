@@ -32,7 +32,8 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.batch_size = 4096  # global
     config.grad_accum = 1  # parts that a batch is worked through in
     config.resume = ""  # another run (or one of its steps) to continue in a new workdir
-    config.init_from = ""  # a run (or one of its steps) to take weights from
+    config.init_from = ""  # a run, or other weights (docs/weights.md), to begin with
+    config.init_channels = "error"  # weights of other channels: mean, repeat or select:I,J,...
 
     config.model = ml_collections.ConfigDict()
     config.model.size = "L"  # Ti, S, B, L, H

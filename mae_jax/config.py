@@ -19,6 +19,7 @@ HARMLESS = (
     "grad_accum",
     "resume",
     "init_from",
+    "init_channels",
     "data.root",
     "data.workers",
     "data.prefetch",
@@ -30,6 +31,7 @@ LATER = {
     "data.color_jitter": 0.0,
     "data.randaug_magnitude": 0.0,
     "data.randaug_std": 0.5,
+    "init_channels": "error",
     "optim.name": "adamw",
     "optim.momentum": 0.9,
 }

@@ -1,41 +1,73 @@
-"""Starts a run from the weights of another one, with an account of every parameter."""
+"""Starts a run from the weights of another model, with an account of every parameter."""
 
 import logging
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 
-from mae_jax import checkpoint
+from mae_jax import convert
+from mae_jax.convert.files import is_file
+from mae_jax.convert.released import UNKNOWN
+from mae_jax.convert.surgery import with_channels
 from mae_jax.errors import UsageError
+from mae_jax.models.vit import SIZES
 from mae_jax.params import named
 from mae_jax.run_info import write_json
 from mae_jax.state import TrainState, with_params
 from mae_jax.task import Task
 
+REPORT = "init_from.json"
 log = logging.getLogger(__name__)
 
 
-def load_initial(path: str, task: Task, state: TrainState, workdir: str) -> TrainState:
-    """A new run's `state` with the parameters of the checkpoint at `path`.
+def read_initial(config: Any) -> convert.Model:
+    """The weights that `config.init_from` names, for as many channels as the model has.
 
     Args:
-      path: a run's folder or one step's (see `checkpoint.find`).
+      config: the whole configuration; its model tells what a file does not say.
+
+    Raises:
+      UsageError: there are none, or they are damaged, not whole, or of other channels.
+    """
+    path, model = config.init_from, config.model
+    size = SIZES.get(model.size)
+    hints = convert.Hints(
+        num_heads=model.num_heads or (size and size.num_heads),
+        decoder_num_heads=model.get("decoder_num_heads"),
+    )
+    found = convert.load(path, hints=hints if is_file(path) else convert.Hints())
+    if is_file(path):
+        for line in found.report.lines():
+            log.info("%s: %s", path, line)
+    found.report.check(allow_missing=found.metadata.get("missing", ()))
+    return with_channels(found, model.channels, config.init_channels)
+
+
+def load_initial(
+    initial: convert.Model, task: Task, state: TrainState, workdir: str, *, path: str
+) -> TrainState:
+    """A new run's `state` with the parameters of another model.
+
+    Args:
+      initial: from `read_initial`.
       task: says what of them it can use, and what starts anew (`Task.adopt`).
-      state: a fresh state; what the checkpoint does not give stays as it is.
+      state: a fresh state; what the weights do not give stays as it is.
       workdir: gets init_from.json, which names every parameter as matched, fresh or unused.
+      path: where the weights are, for messages.
 
     Raises:
       UsageError: a parameter is missing, has another shape, or would be left behind.
     """
-    given = named(checkpoint.load_arrays(path)["params"])
-    adopted = task.adopt(given, checkpoint.load_metadata(path))
+    adopted = task.adopt(initial.params, initial.metadata)
+    may_begin = (*adopted.fresh, *initial.metadata.get("missing", ()))
     arrays, fresh, missing, wrong = [], [], [], []
     wanted = named(state.params)
     for name, old in wanted.items():
         new = adopted.arrays.get(name)
         if new is None:
-            (fresh if name.startswith(adopted.fresh) else missing).append(name)
+            (fresh if name.startswith(may_begin) else missing).append(name)
             arrays.append(old)
         elif new.shape != old.shape:
             wrong.append(f"{name} is {new.shape}, needed {old.shape}")
@@ -51,10 +83,15 @@ def load_initial(path: str, task: Task, state: TrainState, workdir: str) -> Trai
             f"{wrong}, without a place {left}; set --config.model to what "
             f"`python -m mae_jax.tools.inspect {path}` shows"
         )
+    origin = initial.metadata.get("provenance", {})
+    if origin.get("license", UNKNOWN) != UNKNOWN:
+        log.info(
+            "%s: these weights are %s, and so is what is made of them", path, origin["license"]
+        )
     if jax.process_index() == 0:
         matched = [name for name in wanted if name not in fresh]
-        report = {"from": path, "matched": matched, "fresh": fresh, "unused": adopted.unused}
-        write_json(os.path.join(workdir, "init_from.json"), report)
+        report = {"from": path, "provenance": origin, "matched": matched, "fresh": fresh}
+        write_json(os.path.join(workdir, REPORT), report | {"unused": adopted.unused})
     return with_params(task, state, jax.tree.unflatten(jax.tree.structure(state.params), arrays))
 
 

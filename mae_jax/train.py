@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mae_jax import checkpoint, distributed, metrics, run_info, sharding
 from mae_jax import config as config_lib
 from mae_jax.errors import UsageError
-from mae_jax.init_from import load_initial
+from mae_jax.init_from import load_initial, read_initial
 from mae_jax.prefetch import Prefetch
 from mae_jax.state import TrainState, abstract_state, create_state
 from mae_jax.task import Batch, Task
@@ -91,15 +91,15 @@ def _start_state(
         log.info("continuing after step %d", step)
         return saver.restore(step, abstract)
     if config.resume:
-        folder, step = checkpoint.find(config.resume)
-        with contextlib.closing(checkpoint.Checkpointer(folder, read_only=True)) as other:
+        _, run, step = checkpoint.find_run(config.resume)
+        with contextlib.closing(checkpoint.Checkpointer(run, read_only=True)) as other:
             _check_same_run(other.metadata(step), task.metadata(step), allow)
-            log.info("continuing %s after step %d in a new workdir", folder, step)
+            log.info("continuing %s after step %d in a new workdir", run, step)
             return other.restore(step, abstract)
-    if config.init_from:
-        checkpoint.find(config.init_from)  # before anything is compiled
-    state = create_state(task, abstract)
-    return load_initial(config.init_from, task, state, workdir) if config.init_from else state
+    if not config.init_from:
+        return create_state(task, abstract)
+    initial = read_initial(config)  # before anything is compiled
+    return load_initial(initial, task, create_state(task, abstract), workdir, path=config.init_from)
 
 
 class _Loop:

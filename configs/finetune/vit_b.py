@@ -29,7 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.task = "classify"
     config.epochs = 100.0
     config.batch_size = 1024
-    config.init_from = "runs/vit_b"  # a pre-training run, or one of its steps; "" from scratch
+    config.init_from = "runs/vit_b"  # a run, or other weights (docs/weights.md); "" from scratch
+    config.init_channels = "error"  # weights of other channels: mean, repeat or select:I,J,...
 
     config.trainable = "all"  # or last: `trainable_blocks` of them, final norm and head; or head
     config.trainable_blocks = 0.5  # 0.5: the MLP half of the last block

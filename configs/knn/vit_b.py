@@ -29,7 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.task = "knn"
     config.epochs = 0.0
     config.batch_size = 1024
-    config.init_from = "runs/vit_b"  # a run, or one of its steps
+    config.init_from = "runs/vit_b"  # a run, one of its steps, or other weights (docs/weights.md)
+    config.init_channels = "error"  # weights of other channels: mean, repeat or select:I,J,...
     config.data.holdout = 0
     config.eval.knn_every = 1
     config.eval.probe_every = 1

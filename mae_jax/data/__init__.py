@@ -4,7 +4,7 @@ from mae_jax.data.folder import evaluation_folder
 from mae_jax.data.options import DataOptions
 from mae_jax.data.pipeline import Batches, eval_batches, load_images, train_batches
 from mae_jax.data.source import Record, Source
-from mae_jax.data.sources import Sources, make_sources
+from mae_jax.data.sources import Sources, image_source, make_sources
 
 __all__ = [
     "Batches",
@@ -14,6 +14,7 @@ __all__ = [
     "Sources",
     "eval_batches",
     "evaluation_folder",
+    "image_source",
     "load_images",
     "make_sources",
     "train_batches",

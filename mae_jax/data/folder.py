@@ -1,5 +1,6 @@
 """Images in a folder, or in a list file, as a source."""
 
+import glob
 import logging
 import os
 from collections.abc import Sequence
@@ -77,16 +78,47 @@ def make_folder_sources(
     return train, _source(eval_at, part="eval", workdir=workdir, classes=train.classes)
 
 
-def evaluation_folder(place: str, classes: list[str]) -> FolderSource:
-    """All images of a folder that has a folder for each class, or for some of `classes`.
-
-    Labels are numbered as in `classes`, whose names the folders must bear.
+def files_source(where: str) -> FolderSource:
+    """All images below a folder, of a list file, or that a glob pattern names.
 
     Raises:
-      UsageError: no such folder, no images, or a folder that is no class.
+      UsageError: there are none.
+    """
+    if os.path.isdir(where) or (where.lower().endswith(_LISTS) and os.path.exists(where)):
+        return _source(where, part="all", workdir=None)
+    paths = sorted(p for p in glob.glob(where, recursive=True) if os.path.isfile(p))
+    if not paths:
+        raise UsageError(f"--images={where!r} is no folder, no list, and no file matches it")
+    sizes = np.array([os.path.getsize(path) for path in paths], np.int64)
+    listing = listings.Listing(paths, sizes, np.full(len(paths), -1, np.int32), None)
+    return FolderSource(listing, base="", name=where, part="all")
+
+
+def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> FolderSource:
+    """All images of a folder that has a folder for each class, or for some of `classes`.
+
+    Labels are numbered as in `classes`, whose names the folders must bear; where the names are not
+    known, in the order of the names of the folders, as torchvision's ImageFolder does.
+
+    Args:
+      place: the folder.
+      classes: names of the classes; None: not known.
+      number: of classes.
+
+    Raises:
+      UsageError: no such folder, no images, or folders that are not the classes.
     """
     if not os.path.isdir(place):
         raise UsageError(f"{place} is not a folder")
+    if classes is None:
+        source = _source(place, part="all", workdir=None)
+        if source.classes is None or len(source.classes) != number:
+            raise UsageError(
+                f"{place} has {len(source.classes or ())} folders of classes where the model has "
+                f"{number} classes, whose names it does not know: wrong folder?"
+            )
+        log.info("the model does not know the names of its classes: taken in the folders' order")
+        return source
     source = _source(place, part="eval", workdir=None, classes=classes)
     if source.classes is None:
         raise UsageError(

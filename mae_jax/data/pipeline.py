@@ -82,6 +82,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
+    start_step: int = 0,
 ) -> "Batches":
     """One pass over a source in its own order; every host yields the same number of batches.
 
@@ -89,6 +90,7 @@ def eval_batches(
 
     Args:
       limit: use only this many examples, evenly spaced over the source.
+      start_step: batches to leave out at the beginning.
 
     Returns:
       A finite iterator whose dicts also hold `valid` bool [b]: False for the rows that fill up
@@ -104,7 +106,7 @@ def eval_batches(
         image_size=image_size,
         batch_size=batch_size,
         rows=rows,
-        steps=(0, order.num_batches(batch_size)),
+        steps=(start_step, order.num_batches(batch_size)),
         train=False,
     )
 

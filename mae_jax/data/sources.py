@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mae_jax.data.folder import make_folder_sources
+from mae_jax.data.folder import files_source, make_folder_sources
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import held_out
 from mae_jax.data.source import Record, Source, Subset
@@ -71,6 +71,28 @@ def make_sources(
     else:
         log.info("eval: %s, %s examples", evaluation.name, f"{len(evaluation):,}")
     return Sources(train, evaluation)
+
+
+def image_source(where: str, *, root: str = "") -> Source:
+    """The images that a command line names, labelled or not, in the order of their names.
+
+    Args:
+      where: a folder, with all folders below; a list file (.txt, .csv); a file or a quoted glob
+        pattern; or `tfds:NAME/SPLIT` of a prepared TFDS set, such as tfds:imagenet2012/validation.
+      root: data_dir of TFDS.
+
+    Raises:
+      UsageError: there is no such thing, or no image in it.
+    """
+    if where.startswith("tfds:"):
+        name, _, split = where.removeprefix("tfds:").rpartition("/")
+        if not name or not split:
+            raise UsageError(
+                f"--images={where} is not tfds:NAME/SPLIT (tfds:imagenet2012/validation)"
+            )
+        options = DataOptions(source="tfds", name=name, split=split, root=root)
+        return make_tfds_sources(options, workdir=None)[0]
+    return files_source(where)
 
 
 class ShapesSource:

@@ -1,9 +1,11 @@
 """Accuracy of a classifier's checkpoint: predictions, per-class accuracy, confusion matrix.
 
-python -m mae_jax.tools.evaluate --checkpoint RUN_OR_STEP --out DIR [--images DIR]
+python -m mae_jax.tools.evaluate --checkpoint X --out DIR [--images DIR]
 
-Evaluates on the held-out images that the run had, or on all images of a folder that has a folder
-for each class. Writes predictions.csv, per_class.csv and confusion.png into --out.
+X is a classification run, one of its steps, or the weights of a classifier of any kind
+(docs/weights.md). Evaluates on the held-out images that the run had, or on all images of a folder
+that has a folder for each class. Writes predictions.csv, per_class.csv and confusion.png into
+--out.
 """
 
 import argparse
@@ -15,11 +17,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from mae_jax import checkpoint, pictures, plots, sharding
+from mae_jax import checkpoint, convert, pictures, plots, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
+from mae_jax.convert.files import is_file
 from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
-from mae_jax.params import merge
 from mae_jax.scores import Predictions
 from mae_jax.tasks import build
 from mae_jax.tasks.predict import Predictor
@@ -31,7 +33,7 @@ def evaluate(
     """Answers of the checkpoint at `path` for all held-out images.
 
     Args:
-      path: a classification run's folder or one step's (see `checkpoint.find`).
+      path: a classification run, one of its steps, or weights (see `convert.load`).
       images: a folder to evaluate on instead (see `data.evaluation_folder`).
       root: where the run's data are now; "" where they were.
       batch_size: images at once on all devices; rounded up to a multiple of their number.
@@ -42,48 +44,54 @@ def evaluate(
     Raises:
       UsageError: not a classifier, or other images than the run's, or of other classes.
     """
-    metadata = checkpoint.load_metadata(path)
+    model = convert.load(path)
+    model.report.check()
+    metadata, fields = model.metadata, model.fields
     require(
-        metadata["task"] == "classify",
-        f"{path} is a {metadata['task']} run, not a classifier: fine-tune or probe it first "
-        "(configs/finetune, configs/linprobe)",
+        model.kind == "vit" and fields["num_classes"] > 0,
+        f"{path} is not a classifier: fine-tune or probe it first (configs/finetune, "
+        "configs/linprobe)",
     )
-    config = metadata["config"]
-    fields = {k: v for k, v in metadata["model"].items() if k not in ("kind", "size")}
-    model = build.build_vit(fields, dtype=config["model"]["dtype"])
-    data = ml_collections.ConfigDict(config["data"])
-    data.root = root or data.root
-    if images:
-        source: Source = evaluation_folder(images, metadata["classes"])
-    else:
-        source = _held_out(data, model, metadata, checkpoint.find(path)[0])
+    averaged = not is_file(path) and "ema" in checkpoint.parts(path)
+    models = {"": model} | ({"ema_": convert.load(path, ema=True)} if averaged else {})
+    source = _images(images, root, model, path)
+    classes = list(source.classes or ())
+    vit = build.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])
     mesh = sharding.make_mesh()
     mean, std = (tuple(metadata["data"][key]) for key in ("mean", "std"))
-    predictor = Predictor(model, metadata["classes"], mean=mean, std=std)
-    arrays = checkpoint.load_arrays(path, ("params", "model_state", "ema"))
+    predictor = Predictor(vit, classes, mean=mean, std=std)
     metrics: dict[str, float] = {}
     answers: Any = None
-    for prefix in ("", "ema_") if arrays["ema"] else ("",):
-        params = merge(arrays["params"], arrays["ema"] if prefix else {})
-        variables = {"params": params, **arrays["model_state"]}
-        variables = jax.device_put(variables, sharding.replicated(mesh))
-        devices = jax.device_count()
+    devices = jax.device_count()
+    for prefix, weights in models.items():
         batches = eval_batches(
             source,
-            data_config=data,
-            image_size=model.image_size,
-            channels=model.channels,
+            data_config=metadata["config"]["data"],
+            image_size=vit.image_size,
+            channels=vit.channels,
             batch_size=-(-batch_size // devices) * devices,
         )
+        variables = jax.device_put(weights.variables(), sharding.replicated(mesh))
         answers = predictor(variables, batches, mesh)
         metrics |= {prefix + name: value for name, value in answers.metrics().items()}
     return metrics, answers, source
 
 
-def _held_out(data: Any, model: Any, metadata: dict[str, Any], run: str) -> Source:
-    """The held-out images of the run itself; by the list of files that it kept, if it did."""
-    found = make_sources(data, image_size=model.image_size, channels=model.channels, workdir=run)
-    was, now = metadata["data"]["source"], found.train.fingerprint()
+def _images(images: str, root: str, model: convert.Model, path: str) -> Source:
+    """The folder that is asked for, or the held-out images of the run itself."""
+    classes, number = model.metadata["classes"], model.fields["num_classes"]
+    if images:
+        return evaluation_folder(images, classes, number=number)
+    run = "" if is_file(path) else checkpoint.find(path).run
+    require(bool(run), f"{path} belongs to no run that has held-out images: give --images DIR")
+    data = ml_collections.ConfigDict(model.metadata["config"]["data"])
+    data.root = root or data.root
+    fields = model.fields
+    # By the list of files that the run kept, if it did.
+    found = make_sources(
+        data, image_size=fields["image_size"], channels=fields["channels"], workdir=run
+    )
+    was, now = model.metadata["data"]["source"], found.train.fingerprint()
     other = [key for key in was if key != "root" and was[key] != now.get(key)]
     require(
         not other and found.eval is not None,
@@ -92,7 +100,7 @@ def _held_out(data: Any, model: Any, metadata: dict[str, Any], run: str) -> Sour
     )
     assert found.eval is not None
     require(
-        list(found.eval.classes or ()) == metadata["classes"],
+        list(found.eval.classes or ()) == classes,
         "the held-out images have other classes than the checkpoint was trained for",
     )
     return found.eval
@@ -105,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, help="a run's folder or one step's")
+    parser.add_argument("--checkpoint", required=True, help="a run, one of its steps, or weights")
     parser.add_argument("--out", required=True, help="folder to write into")
     parser.add_argument("--images", default="", help="folder with a folder for each class")
     parser.add_argument("--root", default="", help="where the run's own data are now")

@@ -1,4 +1,4 @@
-"""What is in a checkpoint: `python -m mae_jax.tools.inspect RUN_OR_STEP`."""
+"""What is in a checkpoint or a file of weights: `python -m mae_jax.tools.inspect PATH`."""
 
 import argparse
 import hashlib
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax import checkpoint
+from mae_jax import checkpoint, convert
 from mae_jax.config import flatten
 from mae_jax.console import run_command
+from mae_jax.convert.files import is_file
 from mae_jax.params import named
 
 
@@ -28,13 +29,12 @@ def content_hash(params: Any) -> str:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Everything the command prints, as plain values."""
-    run, step = checkpoint.find(path)
-    params = checkpoint.load_arrays(path)["params"]
-    flat = named(params).items()
+    """Everything the command prints, as plain values; arrays under our names and in our layout."""
+    model = convert.load(path)
     return {
-        "checkpoint": os.path.join(run, checkpoint.FOLDER, str(step)),
-        "metadata": checkpoint.load_metadata(path),
+        "checkpoint": os.path.abspath(path) if is_file(path) else checkpoint.find(path).folder,
+        "report": model.report._asdict(),
+        "metadata": model.metadata,
         "arrays": {
             name: {
                 "shape": list(x.shape),
@@ -42,15 +42,17 @@ def describe(path: str) -> dict[str, Any]:
                 "mean": float(np.mean(x)),
                 "std": float(np.std(x)),
             }
-            for name, x in flat
+            for name, x in (model.params | model.statistics).items()
         },
-        "parameters": sum(x.size for _, x in flat),
-        "sha256": content_hash(params),
+        "parameters": sum(x.size for x in model.params.values()),
+        "sha256": content_hash(model.params),
     }
 
 
 def _print(info: dict[str, Any]) -> None:
     print(info["checkpoint"])
+    for line in convert.Report(**info["report"]).lines():
+        print(f"  {line}")
     metadata = dict(info["metadata"])
     config = metadata.pop("config", {})
     for key, value in flatten(metadata).items():
@@ -69,7 +71,10 @@ def _print(info: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="mae_jax.tools.inspect", description=__doc__)
-    parser.add_argument("path", help="a run's folder (its newest step), or one step's folder")
+    parser.add_argument(
+        "path",
+        help="a run's folder (its newest step), one step's folder, or weights (docs/weights.md)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     args = parser.parse_args(argv)
     info = describe(args.path)

@@ -83,7 +83,7 @@ def test_a_folder_with_other_classes_is_refused(run, tmp_path):
 def test_a_pre_training_run_is_no_classifier(tmp_path):
     config = tiny.config(steps=1)
     train.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
-    with pytest.raises(UsageError, match="is a pretrain run, not a classifier"):
+    with pytest.raises(UsageError, match="is not a classifier"):
         evaluate.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "out")])
 
 

@@ -1,0 +1,153 @@
+"""Weights from one form into another, with a report of every parameter.
+
+python -m mae_jax.tools.convert --from X --to Y [--format mae|hf|hf_vit|timm|official|npz]
+
+X: a run of ours, one of its steps, or a folder of weights; a .pth, .safetensors or .npz file; a
+folder of Hugging Face (ViTMAE, ViT) or timm. Y: a file or folder that does not exist yet. The
+format is told by Y's ending where it can be: .safetensors and .pth are official names, .npz ours, a
+folder `mae`.
+
+  mae       folder of weights that every command and --config.init_from takes
+  hf        Hugging Face folder, ViTMAEForPreTraining
+  hf_vit    Hugging Face folder, ViTModel or (with a head) ViTForImageClassification
+  timm      timm folder, the encoder with its head if it has one
+  official  official names: .safetensors, or .pth where torch is installed; with --encoder_only
+            what detectron2's ViTDet and mmsegmentation take
+  npz       our names, one .npz file
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mae_jax import convert
+from mae_jax.config import require
+from mae_jax.console import run_command
+from mae_jax.convert import surgery, timm
+from mae_jax.convert.released import UNKNOWN
+from mae_jax.errors import UsageError
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts as the flags say, and prints the report."""
+    model = convert.load(
+        args.source,
+        hints=_hints(args),
+        encoder_only=args.encoder_only,
+        ema=args.ema,
+        license=args.license,
+    )
+    print("\n".join([args.source, *(f"  {line}" for line in model.report.lines())]))
+    before = tuple(model.metadata.get("missing", ()))
+    model.report.check(allow_missing=(*args.allow_missing, *before), allow_unused=args.allow_unused)
+    if model.report.missing:
+        model.metadata["missing"] = model.report.missing
+    model = _changed(model, args)
+    origin = model.metadata.get("provenance", {})
+    if "released" in origin:
+        print(f"  the released {origin['released']}")
+    if origin.get("license", UNKNOWN) != UNKNOWN:
+        print(f"  these weights are {origin['license']}, and so is what is made of them")
+    print(f"  {_describe(model)}")
+    print(f"{args.to}: {convert.save(model, args.to, format=args.format)}")
+
+
+def _hints(args: argparse.Namespace) -> convert.Hints:
+    classes = None
+    if args.classes:
+        try:
+            with open(args.classes, encoding="utf-8") as file:
+                classes = file.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--classes: {args.classes} cannot be read: {error}") from error
+    return convert.Hints(
+        num_heads=args.num_heads,
+        decoder_num_heads=args.decoder_num_heads,
+        image_size=args.image_size and tuple(args.image_size),
+        normalize=None if args.norm_pix_loss is None else args.norm_pix_loss == "true",
+        mean=args.mean and tuple(args.mean),
+        std=args.std and tuple(args.std),
+        classes=classes,
+    )
+
+
+def _changed(model: convert.Model, args: argparse.Namespace) -> convert.Model:
+    """The changes that were asked for, in the order in which they can depend on each other."""
+    if args.channels or args.channel_policy != "error":
+        channels = args.channels or model.fields["channels"]
+        model = surgery.with_channels(model, channels, args.channel_policy)
+    if args.resample_patch:
+        model = surgery.with_patch_size(model, _pair(args.resample_patch))
+    if args.resize:
+        model = surgery.with_image_size(model, _pair(args.resize))
+    if args.fc_norm:
+        require(model.kind == "vit", "--fc_norm: for an encoder, add --encoder_only")
+        model = timm.with_fc_norm(model)
+    return model
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    require(len(values) in (1, 2), f"{list(values)} must be one number, or height and width")
+    return values[0], values[-1]
+
+
+def _describe(model: convert.Model) -> str:
+    fields: dict[str, Any] = model.fields
+    size = "x".join(map(str, fields["image_size"]))
+    patch = "x".join(map(str, fields["patch_size"]))
+    text = (
+        f"ViT-{model.metadata['model']['size']}: {fields['depth']} blocks of width "
+        f"{fields['embed_dim']}, {fields['num_heads']} heads, images {size}x{fields['channels']}, "
+        f"patches {patch}"
+    )
+    if model.kind == "mae":
+        target = "normalised patches" if model.metadata["target"]["normalize"] else "raw pixels"
+        return f"{text}; decoder of {fields['decoder_depth']} blocks, target {target}"
+    classes = fields["num_classes"]
+    return f"{text}; {f'{classes} classes, ' * bool(classes)}pool {fields['pool']}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mae_jax.tools.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--from", dest="source", required=True, metavar="X", help="weights to read")
+    add("--to", required=True, metavar="Y", help="file or folder to write")
+    add("--format", default="", help=f"one of {', '.join(convert.FORMATS)}")
+    add("--encoder_only", action="store_true", help="leave out the decoder, or the head")
+    add("--ema", action="store_true", help="a run's averaged weights")
+    add("--license", default="", help="of the weights, for the model card: cc-by-nc-4.0, ...")
+    many: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "PATTERN"}
+    add("--allow_missing", **many, help="parameters (our names) that may be absent")
+    add("--allow_unused", **many, help="arrays of the file that may be left behind")
+    known = parser.add_argument_group("what the file does not say")
+    add = known.add_argument
+    add("--num_heads", type=int, help="of the encoder")
+    add("--decoder_num_heads", type=int)
+    add("--image_size", type=int, nargs=2, metavar=("H", "W"), help="it was trained with")
+    add("--norm_pix_loss", choices=("true", "false"), help="target: normalised patches or raw")
+    add("--mean", type=float, nargs="+", help="of the pixels, in [0, 1]; default ImageNet's")
+    add("--std", type=float, nargs="+")
+    add("--classes", metavar="FILE", help="names of the classes, one a line, in the head's order")
+    changes = parser.add_argument_group("changes")
+    add = changes.add_argument
+    add("--channels", type=int, help="of the images wanted; needs --channel_policy")
+    add("--channel_policy", default="error", help="mean, repeat or select:I,J,...")
+    add("--resize", type=int, nargs="+", metavar="N", help="image size (H [W]) wanted")
+    add("--resample_patch", type=int, nargs="+", metavar="N", help="patch size (H [W]) wanted")
+    add("--fc_norm", action="store_true", help="timm: the norm behind the mean of the patches")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    run(_parser().parse_args(argv))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

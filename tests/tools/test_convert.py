@@ -1,0 +1,196 @@
+"""The convert command, and what may be done with what it wrote."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from mae_jax import convert, train
+from mae_jax.console import run_command
+from mae_jax.errors import UsageError
+from mae_jax.init_from import REPORT
+from mae_jax.tasks.classify import Classify
+from mae_jax.tasks.knn import Knn
+from mae_jax.tasks.pretrain import Pretrain
+from mae_jax.tools import convert as tool
+from mae_jax.tools import evaluate
+from tests import tiny
+from tests.parity import official
+
+MAE = official.path("mae_tiny.safetensors")
+HEADS = ["--num_heads", "3", "--decoder_num_heads", "2"]
+KEYS = ("image_size", "patch_size", "embed_dim", "depth", "num_heads")
+MODEL = {f"model__{key}": official.TINY[key] for key in KEYS}
+DECODER = {f"model__{k}": x for k, x in official.TINY.items() if k.startswith("decoder")}
+
+
+def command(source, to, *more):
+    return tool.main(["--from", str(source), "--to", str(to), *more])
+
+
+def test_the_command_reports_and_writes(tmp_path, capsys):
+    out = tmp_path / "hf"
+    more = ["--format", "hf", "--norm_pix_loss", "true", "--license", "cc0-1.0"]
+    assert command(MAE, out, *HEADS, *more) == 0
+    text = capsys.readouterr().out
+    assert "matched 72 of 72 parameters (safetensors)" in text
+    assert "target normalised patches" in text and "94 arrays (ViTMAEForPreTraining)" in text
+    assert "these weights are cc0-1.0" in text
+    assert json.loads((out / "config.json").read_text())["norm_pix_loss"] is True
+    assert (out / "README.md").read_text().startswith("---\nlicense: cc0-1.0")
+
+
+def test_bad_commands_are_one_line(tmp_path, capsys):
+    for more, error in (
+        ([], "--num_heads"),
+        ([*HEADS, "--format", "onnx"], "--format=onnx is not one of mae, hf"),
+        ([*HEADS, "--ema"], "keeps no averaged weights"),
+        ([*HEADS, "--fc_norm"], "add --encoder_only"),
+        ([*HEADS, "--resample_patch", "6"], "add --encoder_only"),
+        ([*HEADS, "--channels", "1"], "--channel_policy of convert"),
+        ([*HEADS, "--resize", "32", "32", "32"], "must be one number, or height and width"),
+        ([*HEADS, "--format", "official"], "must end in .safetensors or .pth"),
+        ([*HEADS, "--classes", "gone.txt"], "gone.txt"),
+        ([*HEADS, "--mean", "0.5"], "3 channels, but mean is"),
+    ):
+        assert run_command(lambda more=more: command(MAE, tmp_path / "out", *more)) == 2
+        assert error in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_changes_follow_each_other(tmp_path):
+    more = ["--encoder_only", "--channels", "1", "--channel_policy", "mean", "--fc_norm"]
+    sizes = ["--resample_patch", "6", "--resize", "48", "72"]
+    assert command(MAE, tmp_path / "out", *HEADS[:2], *more, *sizes, "--format", "timm") == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["global_pool"] == "avg" and config["num_classes"] == 0
+    assert (
+        config["model_args"] | {"img_size": [48, 72], "patch_size": 6, "in_chans": 1}
+        == config["model_args"]
+    )
+    arrays = load_file(tmp_path / "out" / "model.safetensors")
+    assert arrays["pos_embed"].shape == (1, 97, 48) and "fc_norm.weight" in arrays
+    assert arrays["patch_embed.proj.weight"].shape == (48, 1, 6, 6)
+
+
+def test_missing_parameters_are_named_and_begin_anew(tmp_path, capsys):
+    arrays = load_file(official.path("vit_tiny_gp0.safetensors"))
+    del arrays["cls_token"]
+    path, out = tmp_path / "part.safetensors", tmp_path / "part"
+    save_file(arrays, path)
+    assert run_command(lambda: command(path, out, "--num_heads", "3")) == 2
+    assert "missing ['cls_token']" in capsys.readouterr().err
+    assert command(path, out, "--num_heads", "3", "--allow_missing", "cls*") == 0
+    assert convert.load(str(out)).metadata["missing"] == ["cls_token"]
+    with pytest.raises(UsageError, match="needs all parameters; missing are"):
+        command(out, tmp_path / "hf", "--format", "hf_vit")
+    config = tiny.classify_config(init_from=str(out), steps=1, **MODEL)
+    assert train.run(Classify(config, str(tmp_path / "run")), config, str(tmp_path / "run"))
+    report = json.loads((tmp_path / "run" / REPORT).read_text())
+    assert report["fresh"] == [
+        "cls_token",
+        "fc_norm/bias",
+        "fc_norm/scale",
+        "head/bias",
+        "head/kernel",
+    ]
+
+
+@pytest.mark.parametrize("form", ["official", "hf", "folder"])
+def test_pre_training_begins_with_weights_of_any_form(tmp_path, form):
+    source = {"official": MAE, "hf": official.path("hf_tiny_v4names"), "folder": tmp_path / "w"}[
+        form
+    ]
+    if form == "folder":
+        assert command(MAE, source, *HEADS) == 0
+    config = tiny.config(init_from=str(source), steps=1, **MODEL, **DECODER)
+    workdir = str(tmp_path / "run")
+    assert train.run(Pretrain(config, workdir), config, workdir)
+    report = json.loads((tmp_path / "run" / REPORT).read_text())
+    assert len(report["matched"]) == 72 and not report["fresh"] and not report["unused"]
+    # The first update has learning rate 0, so that what was read is what was saved.
+    expected = convert.load(official.path("hf_tiny_v4names")).params
+    for name, x in convert.load(workdir).params.items():
+        np.testing.assert_array_equal(x, expected[name])
+
+
+def test_other_channels_need_a_policy(tmp_path):
+    changes = {"model__channels": 1, "data__mean": (0.5,), "data__std": (0.5,)}
+    config = tiny.config(init_from=MAE, steps=1, **MODEL, **DECODER, **changes)
+    with pytest.raises(UsageError, match="--config.init_channels"):
+        train.run(Pretrain(config, ""), config, str(tmp_path / "a"))
+    config.init_channels = "mean"
+    workdir = str(tmp_path / "b")
+    assert train.run(Pretrain(config, workdir), config, workdir)
+    kernel = convert.load(workdir).params["patch_embed/proj/kernel"]
+    whole = convert.load(official.path("hf_tiny_v4names")).params["patch_embed/proj/kernel"]
+    np.testing.assert_allclose(kernel[:, :, 0], whole.sum(axis=2), rtol=0, atol=1e-6)
+
+
+def test_weights_that_cannot_begin_a_run_stop_it_before_anything_is_compiled(tmp_path):
+    arrays = load_file(MAE) | {"blocks.0.ls1.gamma": np.ones(48, np.float32)}
+    path = str(tmp_path / "more.safetensors")
+    save_file(arrays, path)
+    config = tiny.config(init_from=path, steps=1, **MODEL, **DECODER)
+    with pytest.raises(UsageError, match="unused .'blocks.0.ls1.gamma'"):
+        train.run(Pretrain(config, ""), config, str(tmp_path / "a"))
+    config = tiny.config(resume=str(tmp_path / "w"), steps=1, **MODEL, **DECODER)
+    assert command(MAE, tmp_path / "w", *HEADS) == 0
+    with pytest.raises(UsageError, match="weights without an optimiser: begin with them"):
+        train.run(Pretrain(config, ""), config, str(tmp_path / "b"))
+
+
+def test_the_encoder_of_a_hugging_face_folder_is_probed(tmp_path):
+    config = tiny.classify_config(
+        "knn", init_from=official.path("hf_tiny_v4names"), steps=0, **MODEL
+    )
+    workdir = str(tmp_path / "run")
+    assert train.run(Knn(config, workdir), config, workdir)
+    assert 0 <= tiny.metric_lines(workdir, "knn")[0]["top1"] <= 1
+
+
+def test_an_official_classifier_is_evaluated(tmp_path, capsys):
+    """Without names of classes the folders' order counts, as in the official evaluation."""
+    root = tmp_path / "val"
+    for i in range(10):
+        (root / f"n{i:04}").mkdir(parents=True)
+        Image.new("RGB", (40, 40), (25 * i, 90, 40)).save(root / f"n{i:04}" / "0.png")
+    weights = tmp_path / "weights"
+    assert command(official.path("vit_tiny_gp1.safetensors"), weights, "--num_heads", "3") == 0
+    arguments = [
+        "--checkpoint",
+        str(weights),
+        "--images",
+        str(root),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert evaluate.main(arguments) == 0
+    assert "top1" in capsys.readouterr().out
+    lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 11 and "n0009" in lines[-1]
+    with pytest.raises(UsageError, match="belongs to no run"):
+        evaluate.main([*arguments[:2], *arguments[4:]])
+    (root / "n0009" / "0.png").unlink()
+    (root / "n0009").rmdir()
+    with pytest.raises(UsageError, match="9 folders of classes where the model has 10"):
+        evaluate.main(arguments)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"n{i:04}" for i in range(10)))
+    named = tmp_path / "named"
+    more = ["--num_heads", "3", "--classes", str(names)]
+    assert command(official.path("vit_tiny_gp1.safetensors"), named, *more) == 0
+    assert evaluate.main(["--checkpoint", str(named), *arguments[2:]]) == 0  # nine of ten will do
+
+
+def test_averaged_weights_are_exported_when_asked_for(tmp_path):
+    config = tiny.classify_config(init_from="", steps=3, optim__ema=0.5, optim__warmup_epochs=0.0)
+    workdir = str(tmp_path / "run")
+    train.run(Classify(config, workdir), config, workdir)
+    for name, more in (("raw", []), ("ema", ["--ema"])):
+        assert command(workdir, tmp_path / f"{name}.npz", *more) == 0
+    raw, ema = (convert.load(str(tmp_path / f"{name}.npz")) for name in ("raw", "ema"))
+    assert not np.array_equal(raw.params["head/kernel"], ema.params["head/kernel"])
+    assert raw.metadata["classes"] == ema.metadata["classes"] and len(raw.metadata["classes"]) > 1
