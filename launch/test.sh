@@ -3,7 +3,9 @@
 #
 #   launch/test.sh                               everything that needs no accelerator (see pyproject.toml)
 #   launch/test.sh tests/test_launch.py -k lock  some tests
-#   launch/test.sh -m slow                       the slow ones; likewise gpu, tpu, interop
+#   launch/test.sh -m slow                       the slow ones; likewise gpu, tpu
+#   launch/test.sh --interop                     exported weights in torch, transformers and timm, which
+#                                                it installs into .venv (requirements-interop.txt)
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
@@ -11,6 +13,13 @@ source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be ca
 setup dev
 setup_environment
 cd "$root"
+if [[ ${1:-} == --interop ]]; then
+  shift
+  [[ -n ${MAE_JAX_PYTHON:-} ]] ||
+    "$python" -m pip install --quiet --disable-pip-version-check -r requirements-interop.txt \
+      -c requirements.lock
+  exec "$python" -m pytest -m interop "$@"
+fi
 
 failed=''
 check() { # NAME COMMAND...: all of them run, whatever fails

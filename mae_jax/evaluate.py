@@ -1,6 +1,6 @@
 """Exact evaluation of a finite split: sums and counts, so that every example weighs the same."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -39,6 +39,14 @@ def evaluate(
     return means | {"count": max((count for _, count in totals.values()), default=0.0)}
 
 
+def stream(
+    row_step: Any, variables: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> Iterator[dict[str, np.ndarray]]:
+    """What a step says of the rows of each batch in turn; see `collect`, which keeps them all."""
+    for batch in batches:
+        yield jax.device_get(row_step(variables, sharding.to_device(mesh, batch)))
+
+
 def collect(
     row_step: Any, variables: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> dict[str, np.ndarray]:
@@ -52,8 +60,7 @@ def collect(
       mesh: the device mesh.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for batch in batches:
-        rows = jax.device_get(row_step(variables, sharding.to_device(mesh, batch)))
+    for rows in stream(row_step, variables, batches, mesh):
         for name, values in rows.items():
             parts.setdefault(name, []).append(values[rows["valid"]])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}

@@ -1,95 +1,86 @@
-"""Pictures of what a checkpoint makes of images (paper figures 2 to 4).
+"""Pictures of what a model makes of images with hidden patches (paper figures 2 to 4).
 
-python -m mae_jax.tools.reconstruct --checkpoint RUN_OR_STEP --images 'DIR/*.jpg' --out FILE.png
+python -m mae_jax.tools.reconstruct --checkpoint X --images 'DIR/*.jpg' --out FILE.png
+
+X is a run, one of its steps, or weights of any kind with a decoder (docs/weights.md).
 """
 
 import argparse
 import glob
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from mae_jax import checkpoint, pictures
+from mae_jax import pictures, pretrained
 from mae_jax.console import run_command, setup_logging
-from mae_jax.data import load_images
 from mae_jax.errors import UsageError
-from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.ops import masking
-from mae_jax.reconstruct import reconstruct
-from mae_jax.rng import stream_key
-from mae_jax.tasks import build
 
 
 def picture(
-    path: str, files: Sequence[str], *, ratios: Sequence[float] | None = None, seed: int = 0
+    model: pretrained.Pretrained,
+    files: Sequence[str],
+    *,
+    ratios: Sequence[float | None] = (None,),
+    mask: np.ndarray | None = None,
+    mask_kind: str | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """uint8 [H, W, 3]: a row for each file; for each ratio, what was seen and what was made of it.
 
     Args:
-      path: checkpoint (see `checkpoint.find`).
+      model: with a decoder.
       files: image files.
-      ratios: mask ratios; None for the one the checkpoint was trained with.
-      seed: of the masks; the same seed gives the same masks, image by image.
+      ratios: mask ratios; None is the one the model was trained with.
+      mask, mask_kind, seed: see `Pretrained.reconstruct`.
 
     Raises:
-      UsageError: an image cannot be read, a ratio is impossible, or the checkpoint has no decoder.
+      UsageError: an image cannot be read, a ratio or mask is impossible, there is no decoder.
     """
-    metadata = checkpoint.load_metadata(path)
-    if metadata["model"]["kind"] != "mae":
-        raise UsageError(
-            f"no decoder weights in {path} ({metadata['model']['kind']}): nothing to draw"
-        )
-    fields = {k: v for k, v in metadata["model"].items() if k not in ("kind", "size")}
-    model = build.build_mae(fields, dtype="auto")
-    data = metadata["config"]["data"]
-    images = load_images(
-        files, image_size=model.image_size, channels=model.channels, data_config=data
-    )
-    ratios = ratios or [metadata["mask"]["ratio"]]
-    params = checkpoint.load_arrays(path)["params"]
-    normalize = metadata["target"]["normalize"]
+    images = model.load_images(files)
     columns: list[tuple[str, np.ndarray]] = []
     for ratio in ratios:
-        build.visible_patches(model, ratio)
-        noise = masking.random_noise(stream_key(seed, "picture_mask"), len(files), model.grid)
-        views = _views(model, params, images, noise, ratio, normalize, data)
-        if not columns:
-            columns.append(("original", views[0]))
-        columns += [(f"masked {100 * ratio:g} %", views[1]), ("reconstruction", views[2])]
-        if len(ratios) == 1:
-            columns.append(("with visible", views[3]))
-    return pictures.grid(columns, pictures.TRUE_STATISTICS if normalize else "")
-
-
-def _views(
-    model: MaskedAutoencoder,
-    params: Any,
-    images: np.ndarray,
-    noise: jax.Array,
-    ratio: float,
-    normalize: bool,
-    data: dict[str, Any],
-) -> list[np.ndarray]:
-    """The four views of `Reconstruction` for display."""
-
-    def run(params: Any, images: jax.Array) -> Any:
-        hidden = masking.from_noise(noise, ratio)
-        return reconstruct(
-            model,
-            params,
-            images,
-            hidden,
-            normalize=normalize,
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
+        views = model.reconstruct(
+            images, mask_ratio=ratio, mask=mask, mask_kind=mask_kind, seed=seed
         )
+        original, masked, predicted, pasted = (
+            pictures.to_display(np.asarray(view), np.asarray(views.original)) for view in views
+        )
+        if not columns:
+            columns.append(("original", original))
+        columns += [(_title(model, ratio, mask), masked), ("reconstruction", predicted)]
+        if len(ratios) == 1:
+            columns.append(("with visible", pasted))
+    return pictures.grid(columns, pictures.TRUE_STATISTICS if model.normalize else "")
 
-    views = jax.device_get(jax.jit(run)(params, jnp.asarray(images)))
-    return [pictures.to_display(view, views.original) for view in views]
+
+def _title(model: pretrained.Pretrained, ratio: float | None, mask: np.ndarray | None) -> str:
+    share = mask.mean() if mask is not None else ratio or model.metadata["mask"]["ratio"]
+    return f"masked {100 * share:.3g} %"
+
+
+def read_mask(path: str, grid: tuple[int, int]) -> np.ndarray:
+    """A mask of patches from a file: 1 is hidden.
+
+    Args:
+      path: .npy with 0 and 1, of patches: [L], [rows, columns], or one for each image; or a picture
+        of any size, white where it hides: a patch is hidden if at least half of it is.
+      grid: (rows, columns) of patches.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    try:
+        if path.endswith(".npy"):
+            return np.load(path, allow_pickle=False)
+        with Image.open(path) as image:
+            small = image.convert("L").resize((grid[1], grid[0]), Image.Resampling.BOX)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--mask: {path} cannot be read: {error}") from error
+    return (np.asarray(small) >= 128).astype(np.int32)
 
 
 def find_images(pattern: str) -> list[str]:
@@ -98,7 +89,7 @@ def find_images(pattern: str) -> list[str]:
     Raises:
       UsageError: there are none.
     """
-    files = sorted(glob.glob(pattern, recursive=True))
+    files = sorted(f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f))
     if not files:
         raise UsageError(f"no image matches --images {pattern!r} (quote the pattern)")
     return files
@@ -111,18 +102,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, help="a run's folder or one step's")
+    parser.add_argument("--checkpoint", required=True, help="a run, one of its steps, or weights")
     parser.add_argument("--images", required=True, help="glob pattern of image files")
     parser.add_argument("--out", required=True, help="PNG to write")
     parser.add_argument(
         "--mask_ratio", type=float, nargs="+", help="one or more; default: as in training"
     )
+    parser.add_argument(
+        "--mask_kind", choices=sorted(masking.NOISE), help="default: as in training"
+    )
+    parser.add_argument(
+        "--mask",
+        metavar="FILE",
+        help=".npy of patches, 1 hides, or a picture that is white where it hides (half a patch "
+        "or more)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
     parser.add_argument("--max_images", type=int, default=16, help="use the first so many files")
     args = parser.parse_args(argv)
     setup_logging()
+    if args.mask and (args.mask_ratio or args.mask_kind):
+        raise UsageError(
+            "--mask says which patches are hidden: leave out --mask_ratio, --mask_kind"
+        )
     files = find_images(args.images)[: args.max_images]
-    image = picture(args.checkpoint, files, ratios=args.mask_ratio, seed=args.seed)
+    model = pretrained.load(args.checkpoint)
+    image = picture(
+        model,
+        files,
+        ratios=args.mask_ratio or (None,),
+        mask=read_mask(args.mask, model.grid) if args.mask else None,
+        mask_kind=args.mask_kind,
+        seed=args.seed,
+    )
     pictures.save(args.out, image)
     print(f"{args.out}: {len(files)} images")
     return 0

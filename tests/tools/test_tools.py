@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax import checkpoint, train
+from mae_jax import checkpoint, convert, pretrained, train
 from mae_jax.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools import inspect, reconstruct
 from tests import tiny
+from tests.parity import official
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,17 @@ def test_inspect_tells_all_in_text_and_json(run, capsys):
     assert info["metadata"]["step"] == 2
     params = checkpoint.load_arrays(run)["params"]
     assert info["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+    assert info["report"]["missing"] == []
+
+
+def test_inspect_tells_of_a_file_of_another_project(capsys):
+    assert inspect.main([official.path("hf_tiny_v4names")]) == 0
+    text = capsys.readouterr().out
+    assert "matched 72 of 72 parameters (Hugging Face)" in text
+    assert "blocks_2/attn/qkv/kernel" in text and "48x144" in text
+    # The same weights have the same content hash, whatever file they are in.
+    assert inspect.main([official.path("hf_tiny_saved_by_5_23")]) == 0
+    assert text.splitlines()[-1] in capsys.readouterr().out
 
 
 def test_content_hash_depends_on_values_names_and_shapes_alone():
@@ -73,6 +85,46 @@ def test_reconstruct_draws_every_image_at_every_ratio(run, photos, tmp_path, cap
     assert not np.array_equal(np.asarray(Image.open(out)), one)
 
 
+def test_reconstruct_with_a_mask_of_patches_or_of_pixels(run, photos, tmp_path):
+    out = tmp_path / "out.png"
+    arguments = ["--checkpoint", run, "--images", str(photos / "*.png"), "--out", str(out)]
+    mask = np.array([[1, 1, 0, 0]] * 4)
+    np.save(tmp_path / "mask.npy", mask)
+    assert reconstruct.main([*arguments, "--mask", str(tmp_path / "mask.npy")]) == 0
+    picture = np.asarray(Image.open(out)).astype(int)
+    left, right = 4 + 100, 4 + 100 + 48  # the second column, masked
+    assert (np.abs(picture[18:114, left : left + 48] - 128) <= 1).all()
+    original = picture[18:114, 4 + 48 : 4 + 96]
+    np.testing.assert_array_equal(picture[18:114, right : right + 48], original)
+    # A picture of another size, white where it hides: at least half of a patch.
+    drawn = np.zeros((40, 80), np.uint8)
+    drawn[:, :40], drawn[:, 40:49] = 255, 255  # the third column of patches is not half white
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(reconstruct.read_mask(str(tmp_path / "mask.png"), (4, 4)), mask)
+    with pytest.raises(UsageError, match="leave out --mask_ratio"):
+        reconstruct.main([*arguments, "--mask", "x.npy", "--mask_ratio", "0.5"])
+    with pytest.raises(UsageError, match=r"x\.npy cannot be read"):
+        reconstruct.main([*arguments, "--mask", "x.npy"])
+
+
+def test_reconstruct_takes_any_weights_that_have_a_decoder(run, photos, tmp_path):
+    out = tmp_path / "out.png"
+    arguments = ["--images", str(photos / "*.png"), "--out", str(out)]
+    assert reconstruct.main(["--checkpoint", run, *arguments]) == 0
+    expected = np.asarray(Image.open(out))
+    model = convert.load(run)
+    for name, format in (("a", "mae"), ("a.npz", "npz"), ("a.safetensors", "official")):
+        convert.save(model, str(tmp_path / name), format=format)
+        assert reconstruct.main(["--checkpoint", str(tmp_path / name), *arguments]) == 0
+        np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
+    assert reconstruct.main(["--checkpoint", official.path("hf_tiny_v4names"), *arguments]) == 0
+    convert.save(convert.load(run, encoder_only=True), str(tmp_path / "encoder"))
+    with pytest.raises(
+        UsageError, match=r"no decoder weights in .*encoder \(encoder-only export\)"
+    ):
+        reconstruct.main(["--checkpoint", str(tmp_path / "encoder"), *arguments])
+
+
 def test_bad_input_is_named(run, photos, tmp_path):
     with pytest.raises(UsageError, match="no image matches"):
         reconstruct.find_images(str(tmp_path / "*.jpg"))
@@ -80,6 +132,6 @@ def test_bad_input_is_named(run, photos, tmp_path):
         inspect.main([str(tmp_path)])
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(UsageError, match="text.png"):
-        reconstruct.picture(run, [str(tmp_path / "text.png")])
+        reconstruct.picture(pretrained.load(run), [str(tmp_path / "text.png")])
     with pytest.raises(UsageError, match="mask ratio 1.5"):
-        reconstruct.picture(run, [str(photos / "0.png")], ratios=[1.5])
+        reconstruct.picture(pretrained.load(run), [str(photos / "0.png")], ratios=[1.5])

@@ -1,0 +1,239 @@
+"""A trained model in three lines: features of images, reconstructions of images.
+
+model = pretrained.load("runs/vit_l")          # or a file or folder of another project
+features = model.features(images)              # [N, D]
+views = model.reconstruct(images)              # original, masked, predicted, pasted
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mae_jax import convert, data
+from mae_jax.config import require
+from mae_jax.convert import surgery
+from mae_jax.ops import masking
+from mae_jax.ops.patches import grid_size, patchify, to_float
+from mae_jax.reconstruct import Reconstruction, reconstruct
+from mae_jax.rng import stream_key
+from mae_jax.tasks import build
+
+POOLS = ("mean", "cls", "patches")
+
+
+def load(path: str, *, dtype: str = "auto") -> "Pretrained":
+    """Loads a model with its weights; nothing of it is trained or random afterwards.
+
+    Args:
+      path: a run (its newest step), one of its steps, or weights of any kind that
+        `mae_jax.tools.convert` reads (docs/weights.md).
+      dtype: of the arithmetic; "auto" is bfloat16 on accelerators and float32 on CPU.
+
+    Raises:
+      UsageError: there is none, it is damaged, or it is not whole.
+    """
+    model = convert.load(path)
+    model.report.check()
+    return Pretrained(model, path, dtype=dtype)
+
+
+class Pretrained:
+    """A model as functions of images.
+
+    Images are [N, H, W, C] of the model's size: uint8, or float in the units of `mean` and `std`.
+    `load_images` makes them of files.
+
+    Attributes:
+      metadata: what the model is (see docs/checkpoints.md).
+      params: all parameters by name.
+      image_size: (H, W).
+      channels: C.
+      grid: patches (rows, columns).
+      pixels: mean and std, per channel.
+    """
+
+    def __init__(self, model: convert.Model, path: str, *, dtype: str = "auto"):
+        self._model, self._path, self._dtype = model, path, dtype
+        self.metadata, self.params = model.metadata, model.params
+        self.image_size: tuple[int, int] = model.fields["image_size"]
+        self.channels: int = model.fields["channels"]
+        self.grid = grid_size(self.image_size, model.fields["patch_size"])
+        self.pixels = {key: tuple(self.metadata["data"][key]) for key in ("mean", "std")}
+        self._compiled: dict[Any, Any] = {}
+
+    def load_images(self, files: Sequence[str]) -> np.ndarray:
+        """Files through the evaluation transform that belongs to the model: [N, H, W, C].
+
+        Raises:
+          UsageError: names the file that is missing or cannot be read.
+        """
+        return data.load_images(
+            files,
+            image_size=self.image_size,
+            channels=self.channels,
+            data_config=self.metadata["config"]["data"],
+        )
+
+    # Features.
+
+    def features(
+        self, images: np.ndarray, *, pool: str = "mean", layer: int = -1, batch_size: int = 64
+    ) -> np.ndarray:
+        """Features of whole images, nothing masked: float32 [N, D], or [N, L, D] for "patches".
+
+        Args:
+          images: see the class.
+          pool: "mean" of the patch tokens, the class token "cls", or all "patches" in image order.
+          layer: block whose output is taken, from 0, or from the end: -1 is the last. Behind the
+            last one comes the final norm, behind others none.
+          batch_size: images at once.
+
+        Raises:
+          UsageError: images of another shape, no such pool or layer.
+        """
+        self._check(images)
+        key = ("features", pool, layer)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(self.feature_function(pool=pool, layer=layer))
+        variables = self.encoder_variables
+        starts = range(0, len(images), batch_size)
+        parts = [self._compiled[key](variables, images[i : i + batch_size]) for i in starts]
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def feature_function(self, *, pool: str, layer: int) -> Callable[[Any, jax.Array], jax.Array]:
+        """`features` as a function of (`encoder_variables`, images), to be compiled.
+
+        Raises:
+          UsageError: no such pool or layer.
+        """
+        encoder = self._encoder
+        depth = encoder.depth
+        require(pool in POOLS, f"--pool={pool} is not one of {', '.join(POOLS)}")
+        require(
+            -depth <= layer < depth, f"--layer={layer} is none of {depth} blocks ({-depth} to -1)"
+        )
+        last = layer % depth == depth - 1
+
+        def function(variables: Any, images: jax.Array) -> jax.Array:
+            patches = to_float(patchify(images, encoder.patch_size), **self.pixels)
+            apply = functools.partial(encoder.apply, variables, patches)
+            if last and encoder.pool == "mean" and pool == "mean":
+                return apply(method=encoder.features)  # what its head saw
+            num_blocks = None if last else layer % depth + 1
+            tokens: Any = apply(num_blocks=num_blocks, method=encoder.encode)
+            tokens = tokens.astype(jnp.float32)
+            if pool == "cls":
+                return tokens[:, 0]
+            return tokens[:, 1:] if pool == "patches" else tokens[:, 1:].mean(axis=1)
+
+        return function
+
+    @functools.cached_property
+    def encoder_variables(self) -> Any:
+        """First argument of `feature_function`."""
+        return jax.device_put(surgery.encoder_only(self._model).variables())
+
+    @functools.cached_property
+    def _encoder(self) -> Any:
+        return build.build_vit(surgery.encoder_only(self._model).fields, dtype=self._dtype)
+
+    # Reconstructions.
+
+    def reconstruct(
+        self,
+        images: np.ndarray,
+        *,
+        mask_ratio: float | None = None,
+        mask: np.ndarray | None = None,
+        mask_kind: str | None = None,
+        seed: int = 0,
+    ) -> Reconstruction:
+        """What the model makes of images with hidden patches: arrays of NumPy.
+
+        A model of normalised pixels is shown with the true mean and deviation of every patch
+        (`normalize`), which it never knew.
+
+        Args:
+          images: see the class.
+          mask_ratio: share of the patches that is hidden; None for that of the training.
+          mask: or which patches are: 1 hides, 0 shows; [L], [rows, columns], or one for each image
+            with as many hidden.
+          mask_kind: a key of `masking.NOISE`; None for that of the training.
+          seed: of the masks; the same seed gives the same masks, image by image.
+
+        Raises:
+          UsageError: no decoder, images or mask of another shape, an impossible ratio.
+        """
+        model = self._autoencoder
+        self._check(images)
+        hidden = (
+            self._random(len(images), mask_ratio, mask_kind, seed)
+            if mask is None
+            else self._given(mask, len(images))
+        )
+        if "reconstruct" not in self._compiled:
+            run = functools.partial(reconstruct, model, normalize=self.normalize, **self.pixels)
+            self._compiled["reconstruct"] = jax.jit(lambda p, x, hidden: run(p, x, hidden))
+        views = self._compiled["reconstruct"](self._decoder_params, images, hidden)
+        return jax.device_get(views)
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the model predicts patches normalised by their own mean and deviation."""
+        return self.metadata["target"]["normalize"]
+
+    @functools.cached_property
+    def _autoencoder(self) -> Any:
+        require(
+            self._model.kind == "mae",
+            f"no decoder weights in {self._path} (encoder-only export): take the run it was made "
+            "from, or a file that has them (official: mae_visualize_*, *_full)",
+        )
+        return build.build_mae(self._model.fields, dtype=self._dtype)
+
+    @functools.cached_property
+    def _decoder_params(self) -> Any:
+        return jax.device_put(self._model.variables()["params"])
+
+    def _random(
+        self, number: int, ratio: float | None, kind: str | None, seed: int
+    ) -> masking.Masking:
+        trained = self.metadata["mask"]
+        ratio = float(trained["ratio"] if ratio is None else ratio)
+        kind = str(trained["kind"] if kind is None else kind)
+        known = ", ".join(masking.NOISE)
+        require(kind in masking.NOISE, f"--mask_kind={kind} is not one of {known}")
+        build.visible_patches(self._autoencoder, ratio)
+        key = stream_key(seed, "picture_mask")
+        noise = masking.NOISE[kind](key, number, self._autoencoder.grid)
+        return masking.from_noise(noise, ratio)
+
+    def _given(self, mask: np.ndarray, number: int) -> masking.Masking:
+        rows, columns = self._autoencoder.grid
+        patches = rows * columns
+        if mask.shape in ((patches,), (rows, columns)):
+            mask = np.broadcast_to(mask.reshape(1, patches), (number, patches))
+        require(
+            mask.size == number * patches and len(mask) == number,
+            f"the mask is {mask.shape}; {number} images have {rows}x{columns} patches each",
+        )
+        require(bool(np.isin(mask, (0, 1)).all()), "a mask holds 1 (hidden) and 0 (visible) alone")
+        mask = mask.reshape(number, patches).astype(np.int32)
+        hidden = mask.sum(axis=1)
+        require(
+            int(hidden.min()) == int(hidden.max()) and 0 < hidden[0] < patches,
+            f"a mask must hide some of {patches} patches, as many of every image, not {hidden}",
+        )
+        return masking.from_mask(jnp.asarray(mask), patches - int(hidden[0]))
+
+    def _check(self, images: np.ndarray) -> None:
+        wanted = (*self.image_size, self.channels)
+        require(
+            images.ndim == 4 and images.shape[1:] == wanted and len(images) > 0,
+            f"images of shape {images.shape}: the model takes [N, {', '.join(map(str, wanted))}] "
+            "(load_images makes them of files)",
+        )

@@ -1,0 +1,263 @@
+"""Features of images, into one file: nothing masked, in the order of the images.
+
+python -m mae_jax.tools.extract --checkpoint X --images DIR --out FILE.npz|FILE.parquet
+
+X is a run, one of its steps, or weights of any kind (docs/weights.md). --images is a folder, a list
+file (.txt, .csv), a quoted glob pattern, or tfds:NAME/SPLIT. Images go through the evaluation
+transform that belongs to the model. The default is the mean of the patch tokens behind the final
+norm: for a masked autoencoder, whose class token no loss ever asked anything of, it is the better
+feature without training.
+
+FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`, `label` (-1: none) and
+`valid` (false, and features NaN, where an image could not be read); FILE.parquet the same columns.
+An interrupted command goes on where it stopped when it is given again (FILE.partial/).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from mae_jax import evaluate as evaluation
+from mae_jax import pretrained, sharding
+from mae_jax.config import require
+from mae_jax.console import run_command, setup_logging
+from mae_jax.data import Source, eval_batches, image_source
+from mae_jax.tools.inspect import content_hash
+
+SUFFIXES = (".npz", ".parquet")
+STOPPED = 75  # exit status: the same command continues
+_ROWS = 4096  # of a row group in Parquet
+
+
+class Partial:
+    """Rows on their way into a file: a folder of plain arrays that only grow.
+
+    Args:
+      folder: made when missing; continued when it has the same settings.
+      settings: all that decides the rows, plain values.
+      shape, dtype: of one feature.
+
+    Raises:
+      UsageError: the folder belongs to other settings.
+    """
+
+    def __init__(
+        self, folder: str, settings: dict[str, Any], *, shape: tuple[int, ...], dtype: np.dtype
+    ):
+        self.folder = folder
+        self._columns = {
+            "features": (shape, dtype),
+            "label": ((), np.dtype(np.int32)),
+            "valid": ((), np.dtype(np.bool_)),
+        }
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, "settings.json")
+        settings = json.loads(json.dumps(settings))
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                old = json.load(file)
+            other = [f"{k}: {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v]
+            require(
+                not other,
+                f"{folder} was begun with other settings ({'; '.join(other)}): remove it, or "
+                "give another --out",
+            )
+        else:
+            with open(path + ".tmp", "w", encoding="utf-8") as file:
+                json.dump(settings, file)
+            os.replace(path + ".tmp", path)
+
+    def cut(self, batch_size: int) -> int:
+        """Number of whole batches that are there; what is beyond them is cut off."""
+        sizes = [self._size(name) // self._row_bytes(name) for name in self._columns]
+        batches = min(sizes) // batch_size
+        for name in self._columns:
+            with open(self._path(name), "ab") as file:
+                file.truncate(batches * batch_size * self._row_bytes(name))
+        return batches
+
+    def append(self, rows: dict[str, np.ndarray]) -> None:
+        """Adds some rows of every column."""
+        for name, (_, dtype) in self._columns.items():
+            with open(self._path(name), "ab") as file:
+                file.write(np.ascontiguousarray(rows[name], dtype).tobytes())
+
+    def read(self, name: str, rows: int) -> np.ndarray:
+        """The first rows of a column; on disk, not in memory."""
+        shape, dtype = self._columns[name]
+        return np.memmap(self._path(name), dtype, "r", shape=(rows, *shape))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, f"{name}.bin")
+
+    def _size(self, name: str) -> int:
+        return os.path.getsize(self._path(name)) if os.path.exists(self._path(name)) else 0
+
+    def _row_bytes(self, name: str) -> int:
+        shape, dtype = self._columns[name]
+        return int(np.prod(shape)) * dtype.itemsize
+
+
+def extract(
+    model: pretrained.Pretrained,
+    source: Source,
+    out: str,
+    *,
+    pool: str = "mean",
+    layer: int = -1,
+    dtype: str = "float32",
+    batch_size: int = 64,
+) -> list[str]:
+    """Writes the features of all images of a source; memory does not grow with their number.
+
+    Args:
+      model: the model.
+      source: the images.
+      out: .npz or .parquet; must not exist.
+      pool, layer: see `Pretrained.features`.
+      dtype: of the features, float32 or float16.
+      batch_size: images at once on all devices; rounded up to a multiple of their number.
+
+    Returns:
+      The images that could not be read.
+
+    Raises:
+      UsageError: `out` exists or has another ending, or was begun with other settings.
+    """
+    require(out.endswith(SUFFIXES), f"--out={out} must end in {' or '.join(SUFFIXES)}")
+    require(not os.path.exists(out), f"{out} exists: remove it, or give another --out")
+    function = model.feature_function(pool=pool, layer=layer)
+    pixels = jax.ShapeDtypeStruct((1, *model.image_size, model.channels), np.uint8)
+    shape = jax.eval_shape(function, model.encoder_variables, pixels).shape[1:]
+    settings = {
+        "weights": content_hash(model.params),
+        "images": source.fingerprint(),
+        "pool": pool,
+        "layer": layer,
+        "dtype": dtype,
+    }
+    batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
+    partial = Partial(f"{out}.partial", settings, shape=shape, dtype=np.dtype(dtype))
+    begin = partial.cut(batch_size)
+    total = len(source)
+    with tqdm.tqdm(total=total, initial=min(begin * batch_size, total), unit="image") as bar:
+        for rows in _rows(model, function, source, batch_size, begin):
+            inside = rows.pop("index") >= 0
+            rows = {name: x[inside] for name, x in rows.items()}
+            rows["features"][~rows["valid"]] = np.nan
+            partial.append(rows)
+            bar.update(int(inside.sum()))
+    write = _write_npz if out.endswith(".npz") else _write_parquet
+    write(out + ".tmp", partial, source)
+    os.replace(out + ".tmp", out)
+    bad = [source.describe(int(i)) for i in np.flatnonzero(~partial.read("valid", total))]
+    shutil.rmtree(partial.folder)
+    return bad
+
+
+def _rows(
+    model: pretrained.Pretrained, function: Any, source: Source, batch_size: int, begin: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Features, labels, validity and index of every row of every batch from `begin` on."""
+    mesh = sharding.make_mesh()
+
+    def step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        kept = {name: batch[name] for name in ("label", "valid", "index")}
+        return {"features": function(variables, batch["image"]), **kept}
+
+    batches = eval_batches(
+        source,
+        # Every unreadable image is named at the end; none of them is a reason to stop.
+        data_config={**model.metadata["config"]["data"], "max_bad_fraction": 1.0},
+        image_size=model.image_size,
+        channels=model.channels,
+        batch_size=batch_size,
+        start_step=begin,
+    )
+    variables = jax.device_put(model.encoder_variables, sharding.replicated(mesh))
+    compiled = evaluation.compile_eval_step(step, mesh)
+    for rows in evaluation.stream(compiled, variables, batches, mesh):
+        yield {name: np.array(x) for name, x in rows.items()}
+
+
+def _write_npz(path: str, partial: Partial, source: Source) -> None:
+    rows = len(source)
+    names = [source.describe(i) for i in range(rows)]
+    columns = {name: partial.read(name, rows) for name in ("features", "label", "valid")}
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, path=np.array(names), **columns)
+
+
+def _write_parquet(path: str, partial: Partial, source: Source) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    total = len(source)
+    features = partial.read("features", total)
+    width = int(np.prod(features.shape[1:]))
+    kind = pa.list_(pa.from_numpy_dtype(features.dtype), width)
+    schema = pa.schema(
+        [("path", pa.string()), ("label", pa.int32()), ("valid", pa.bool_()), ("features", kind)],
+        metadata={"shape": json.dumps(features.shape[1:])},
+    )
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for start in range(0, total, _ROWS):
+            rows = slice(start, min(start + _ROWS, total))
+            flat = pa.array(features[rows].reshape(-1))
+            columns = [
+                pa.array([source.describe(i) for i in range(rows.start, rows.stop)]),
+                pa.array(partial.read("label", total)[rows]),
+                pa.array(partial.read("valid", total)[rows]),
+                pa.FixedSizeListArray.from_arrays(flat, width),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="mae_jax.tools.extract",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a run, one of its steps, or weights")
+    add("--images", required=True, help="folder, list file, glob pattern or tfds:NAME/SPLIT")
+    add("--out", required=True, help=".npz or .parquet to write")
+    add("--pool", default="mean", choices=pretrained.POOLS, help="of the tokens")
+    add("--layer", type=int, default=-1, help="block, from 0 or from the end (default the last)")
+    add("--batch_size", type=int, default=64, help="images at once")
+    add("--dtype", default="float32", choices=("float32", "float16"), help="of the features")
+    add("--root", default="", help="tfds: data_dir")
+    args = parser.parse_args(argv)
+    setup_logging()
+    require(args.batch_size > 0, f"--batch_size={args.batch_size} must be positive")
+    try:
+        bad = extract(
+            pretrained.load(args.checkpoint),
+            image_source(args.images, root=args.root),
+            args.out,
+            pool=args.pool,
+            layer=args.layer,
+            dtype=args.dtype,
+            batch_size=args.batch_size,
+        )
+    except KeyboardInterrupt:
+        print("stopped: the same command continues", file=sys.stderr)
+        return STOPPED
+    for name in bad:
+        print(f"could not be read: {name}", file=sys.stderr)
+    print(f"{args.out}: written" + (f", {len(bad)} images could not be read" if bad else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

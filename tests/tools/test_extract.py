@@ -1,0 +1,166 @@
+"""Features of images into a file: right, in order, and resumable at any row."""
+
+import glob
+import os
+import shutil
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from mae_jax import convert, pretrained
+from mae_jax.data import image_source
+from mae_jax.errors import UsageError
+from mae_jax.tools import extract
+from tests.parity import official
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Thirteen images in two folders, one of which cannot be read."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(13):
+        place = root / ("cat" if i < 6 else "dog")
+        place.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 255, (36 + i, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{i:02}.png")
+    (root / "dog" / "09.png").write_bytes(b"no image")
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("weights") / "tiny")
+    hints = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
+    convert.save(convert.load(official.path("mae_tiny.safetensors"), hints=hints), path)
+    return path
+
+
+def command(weights, images, out, *more):
+    arguments = ["--checkpoint", weights, "--images", images, "--out", str(out)]
+    return extract.main([*arguments, "--batch_size", "4", *more])
+
+
+@pytest.fixture(scope="module")
+def expected(folder, weights):
+    """Features by the Python interface, image by image."""
+    model = pretrained.load(weights)
+    files = sorted(glob.glob(f"{folder}/*/*.png"))
+    rows = [
+        np.full(48, np.nan, np.float32)
+        if "09" in os.path.basename(f)
+        else model.features(model.load_images([f]))[0]
+        for f in files
+    ]
+    return files, np.stack(rows)
+
+
+def test_features_of_a_folder(folder, weights, expected, tmp_path, capsys):
+    files, features = expected
+    out = tmp_path / "out.npz"
+    assert command(weights, folder, out) == 0
+    captured = capsys.readouterr()
+    assert "1 images could not be read" in captured.out and "09.png" in captured.err
+    found = np.load(out)
+    assert found["path"].tolist() == files
+    assert found["label"].tolist() == [0] * 6 + [1] * 3 + [-1] + [1] * 3
+    assert found["valid"].tolist() == [i != 9 for i in range(13)]
+    assert found["features"].dtype == np.float32
+    np.testing.assert_allclose(found["features"], features, rtol=0, atol=1e-5)
+    assert os.listdir(tmp_path) == ["out.npz"]
+    with pytest.raises(UsageError, match="exists: remove it"):
+        command(weights, folder, out)
+
+
+def test_parquet_holds_the_same(folder, weights, expected, tmp_path):
+    files, features = expected
+    out = tmp_path / "out.parquet"
+    assert command(weights, folder, out) == 0
+    table = pyarrow.parquet.read_table(out).to_pydict()
+    assert table["path"] == files and table["valid"].count(False) == 1
+    np.testing.assert_allclose(np.array(table["features"]), features, rtol=0, atol=1e-5)
+
+
+def test_patches_of_a_layer_in_half_precision(folder, weights, tmp_path):
+    out = tmp_path / "out.npz"
+    more = ("--pool", "patches", "--layer", "0", "--dtype", "float16")
+    assert command(weights, f"{folder}/cat/*.png", out, *more) == 0
+    found = np.load(out)
+    assert found["features"].shape == (6, 64, 48) and found["features"].dtype == np.float16
+    assert (found["label"] == -1).all()  # a glob pattern has no classes
+    model = pretrained.load(weights)
+    images = model.load_images(found["path"].tolist())
+    wanted = model.features(images, pool="patches", layer=0)
+    np.testing.assert_allclose(found["features"], wanted, rtol=1e-3, atol=1e-3)
+    parquet = tmp_path / "out.parquet"
+    assert command(weights, f"{folder}/cat/*.png", parquet, *more) == 0
+    schema = pyarrow.parquet.read_schema(parquet)
+    assert schema.metadata[b"shape"] == b"[64, 48]"
+
+
+class Stop(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_an_interrupted_command_goes_on(folder, weights, tmp_path, monkeypatch, batches):
+    whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
+    assert command(weights, folder, whole) == 0
+    append, calls = extract.Partial.append, []
+
+    def dies(self, rows):
+        append(self, rows)
+        calls.append(len(rows["label"]))
+        if len(calls) == batches:
+            with open(os.path.join(self.folder, "features.bin"), "ab") as file:
+                file.write(b"half a row")  # killed while it wrote
+            raise Stop
+
+    monkeypatch.setattr(extract.Partial, "append", dies)
+    with pytest.raises(Stop):
+        command(weights, folder, out)
+    assert not out.exists()
+    monkeypatch.setattr(
+        extract.Partial, "append", lambda s, r: (calls.append(len(r["label"])), append(s, r))
+    )
+    with pytest.raises(UsageError, match="pool: mean -> cls"):
+        command(weights, folder, out, "--pool", "cls")
+    calls.clear()
+    assert command(weights, folder, out) == 0
+    assert sum(calls) == 13 - 4 * batches  # nothing was computed twice
+    for name in ("features", "label", "valid", "path"):
+        np.testing.assert_array_equal(np.load(out)[name], np.load(whole)[name])
+
+
+def test_ctrl_c_says_how_to_go_on(folder, weights, tmp_path, monkeypatch, capsys):
+    def interrupted(self, rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract.Partial, "append", interrupted)
+    assert command(weights, folder, tmp_path / "out.npz") == 75
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_images_by_list_and_bad_arguments(folder, weights, tmp_path):
+    names = ["dog/12.png", "cat/00.png"]
+    listing = os.path.join(folder, "some.txt")
+    with open(listing, "w", encoding="utf-8") as file:
+        file.write("\n".join(names))
+    try:
+        source = image_source(listing)
+        assert [os.path.relpath(source.describe(i), folder) for i in range(2)] == names
+    finally:
+        os.remove(listing)
+    with pytest.raises(UsageError, match="no folder, no list, and no file matches"):
+        image_source(f"{folder}/*.jpg")
+    with pytest.raises(UsageError, match="is not tfds:NAME/SPLIT"):
+        image_source("tfds:imagenet2012")
+    with pytest.raises(UsageError, match=r"must end in \.npz or \.parquet"):
+        command(weights, folder, tmp_path / "out.csv")
+    with pytest.raises(UsageError, match="--batch_size=0"):
+        command(weights, folder, tmp_path / "out.npz", "--batch_size", "0")
+    with pytest.raises(UsageError, match="--layer=7"):
+        command(weights, folder, tmp_path / "out.npz", "--layer", "7")
+    shutil.rmtree(tmp_path)
