@@ -40,7 +40,7 @@ tags:
 
 # {_title(model)}
 
-Written by mae_jax from its masked autoencoder (He et al., arXiv 2111.06377).
+From masked autoencoders (He et al., arXiv 2111.06377); written by mae_jax.
 
 ```python
 {usage}

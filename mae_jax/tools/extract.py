@@ -5,8 +5,7 @@ python -m mae_jax.tools.extract --checkpoint X --images DIR --out FILE.npz|FILE.
 X is a run, one of its steps, or weights of any kind (docs/weights.md). --images is a folder, a list
 file (.txt, .csv), a quoted glob pattern, or tfds:NAME/SPLIT. Images go through the evaluation
 transform that belongs to the model. The default is the mean of the patch tokens behind the final
-norm: for a masked autoencoder, whose class token no loss ever asked anything of, it is the better
-feature without training.
+norm, which the decoder reads; it asks nothing of the class token (--pool cls; try both).
 
 FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`, `label` (-1: none) and
 `valid` (false, and features NaN, where an image could not be read); FILE.parquet the same columns.
