@@ -9,6 +9,7 @@ import jax
 
 from mae_jax import convert
 from mae_jax.convert.files import is_file
+from mae_jax.convert.load import INIT_REPORT
 from mae_jax.convert.released import UNKNOWN
 from mae_jax.convert.surgery import with_channels
 from mae_jax.errors import UsageError
@@ -18,7 +19,6 @@ from mae_jax.run_info import write_json
 from mae_jax.state import TrainState, with_params
 from mae_jax.task import Task
 
-REPORT = "init_from.json"
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +91,7 @@ def load_initial(
     if jax.process_index() == 0:
         matched = [name for name in wanted if name not in fresh]
         report = {"from": path, "provenance": origin, "matched": matched, "fresh": fresh}
-        write_json(os.path.join(workdir, REPORT), report | {"unused": adopted.unused})
+        write_json(os.path.join(workdir, INIT_REPORT), report | {"unused": adopted.unused})
     return with_params(task, state, jax.tree.unflatten(jax.tree.structure(state.params), arrays))
 
 

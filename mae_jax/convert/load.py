@@ -1,5 +1,7 @@
 """Weights in: a checkpoint of ours, or a file or folder of another project."""
 
+import json
+import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.params import merge, named
 
+INIT_REPORT = "init_from.json"  # of a run that began with other weights
 _STATISTICS = "batch_norm/"
 _DECODER = ("decoder_", "mask_token")
 NO_HINTS = Hints()
@@ -54,13 +57,27 @@ def load(
 
 
 def _checkpoint(path: str, ema: bool) -> Model:
-    metadata = checkpoint.load_metadata(path)
+    found = checkpoint.find(path)
+    metadata = _origin(found.run) | checkpoint.load_metadata(path)
     arrays = checkpoint.load_arrays(path, ("params", "model_state", "ema"))
     if ema and not arrays["ema"]:
         raise UsageError(f"--ema: {path} kept no averaged weights (--config.optim.ema)")
     params = named(merge(arrays["params"], arrays["ema"]) if ema else arrays["params"])
     statistics = named(arrays["model_state"].get("batch_stats", {}))
     return Model(params, statistics, metadata, make_report(params, metadata, kind="checkpoint"))
+
+
+def _origin(run: str) -> dict[str, Any]:
+    """What a run's weights began with, and what licence they have therefore; {} from scratch."""
+    report = os.path.join(run, INIT_REPORT)
+    if not run or not os.path.exists(report):
+        return {}
+    with open(report, encoding="utf-8") as file:
+        origin = json.load(file).get("provenance", {})  # runs of earlier versions have none
+    first = origin.get("began_with") or origin.get("released") or origin.get("file")
+    if not first:
+        return {}
+    return {"provenance": {"began_with": first, "license": origin["license"]}}
 
 
 def _own_file(found: files.File) -> Model:

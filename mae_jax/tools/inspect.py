@@ -33,6 +33,7 @@ def describe(path: str) -> dict[str, Any]:
     model = convert.load(path)
     return {
         "checkpoint": os.path.abspath(path) if is_file(path) else checkpoint.find(path).folder,
+        "contents": _contents(path, model),
         "report": model.report._asdict(),
         "metadata": model.metadata,
         "arrays": {
@@ -49,8 +50,19 @@ def describe(path: str) -> dict[str, Any]:
     }
 
 
+def _contents(path: str, model: convert.Model) -> list[str]:
+    """Which parts of a model and of a run there are."""
+    contents = ["encoder"]
+    contents += ["decoder"] if model.kind == "mae" else []
+    contents += ["head"] if model.fields.get("num_classes") else []
+    state = set() if is_file(path) else checkpoint.parts(path)
+    words = {"opt_state": "optimizer state", "ema": "averaged weights"}
+    return contents + [word for part, word in words.items() if part in state]
+
+
 def _print(info: dict[str, Any]) -> None:
     print(info["checkpoint"])
+    print(f"  holds: {', '.join(info['contents'])}")
     for line in convert.Report(**info["report"]).lines():
         print(f"  {line}")
     metadata = dict(info["metadata"])

@@ -1,6 +1,7 @@
 """The convert command, and what may be done with what it wrote."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from mae_jax import convert, train
 from mae_jax.console import run_command
+from mae_jax.convert.load import INIT_REPORT
 from mae_jax.errors import UsageError
-from mae_jax.init_from import REPORT
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.knn import Knn
 from mae_jax.tasks.pretrain import Pretrain
@@ -88,7 +89,7 @@ def test_missing_parameters_are_named_and_begin_anew(tmp_path, capsys):
         command(out, tmp_path / "hf", "--format", "hf_vit")
     config = tiny.classify_config(init_from=str(out), steps=1, **MODEL)
     assert train.run(Classify(config, str(tmp_path / "run")), config, str(tmp_path / "run"))
-    report = json.loads((tmp_path / "run" / REPORT).read_text())
+    report = json.loads((tmp_path / "run" / INIT_REPORT).read_text())
     assert report["fresh"] == [
         "cls_token",
         "fc_norm/bias",
@@ -105,15 +106,26 @@ def test_pre_training_begins_with_weights_of_any_form(tmp_path, form):
     ]
     if form == "folder":
         assert command(MAE, source, *HEADS) == 0
+    elif form == "official":
+        source = tmp_path / "mae_visualize_vit_base.safetensors"  # by its name, a released file
+        shutil.copy(MAE, source)
     config = tiny.config(init_from=str(source), steps=1, **MODEL, **DECODER)
     workdir = str(tmp_path / "run")
     assert train.run(Pretrain(config, workdir), config, workdir)
-    report = json.loads((tmp_path / "run" / REPORT).read_text())
+    report = json.loads((tmp_path / "run" / INIT_REPORT).read_text())
     assert len(report["matched"]) == 72 and not report["fresh"] and not report["unused"]
     # The first update has learning rate 0, so that what was read is what was saved.
     expected = convert.load(official.path("hf_tiny_v4names")).params
     for name, x in convert.load(workdir).params.items():
         np.testing.assert_array_equal(x, expected[name])
+    # What is made of weights keeps their licence, over any number of runs.
+    origin = convert.load(workdir).metadata.get("provenance", {})
+    again = tiny.config(init_from=workdir, steps=1, **MODEL, **DECODER)
+    assert train.run(Pretrain(again, str(tmp_path / "b")), again, str(tmp_path / "b"))
+    assert convert.load(str(tmp_path / "b")).metadata.get("provenance", {}) == origin
+    if form == "official":
+        name = "mae_visualize_vit_base"
+        assert origin == {"began_with": name, "license": "cc-by-nc-4.0"}
 
 
 def test_other_channels_need_a_policy(tmp_path):

@@ -37,6 +37,7 @@ def test_inspect_tells_all_in_text_and_json(run, capsys):
     assert inspect.main([run]) == 0
     text = capsys.readouterr().out
     assert "blocks_0/attn/qkv/kernel" in text and "24x72" in text
+    assert "holds: encoder, decoder, optimizer state" in text
     assert "target.normalize         True" in text
     assert inspect.main([f"{run}/checkpoints/2", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
