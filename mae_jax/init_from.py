@@ -8,8 +8,6 @@ from typing import Any
 import jax
 
 from mae_jax import convert
-from mae_jax.convert.files import is_file
-from mae_jax.convert.load import INIT_REPORT
 from mae_jax.convert.released import UNKNOWN
 from mae_jax.convert.surgery import with_channels
 from mae_jax.errors import UsageError
@@ -32,15 +30,21 @@ def read_initial(config: Any) -> convert.Model:
       UsageError: there are none, or they are damaged, not whole, or of other channels.
     """
     path, model = config.init_from, config.model
-    size = SIZES.get(model.size)
-    hints = convert.Hints(
-        num_heads=model.num_heads or (size and size.num_heads),
-        decoder_num_heads=model.get("decoder_num_heads"),
-    )
-    found = convert.load(path, hints=hints if is_file(path) else convert.Hints())
-    if is_file(path):
-        for line in found.report.lines():
-            log.info("%s: %s", path, line)
+    decoder = "decoder_depth" in model
+    hints = convert.Hints()
+    if convert.is_file(
+        path
+    ):  # what it does not say is as in our model, until shapes tell otherwise
+        size = SIZES.get(model.size)
+        hints = convert.Hints(
+            num_heads=model.num_heads or (size and size.num_heads),
+            decoder_num_heads=model.decoder_num_heads if decoder else None,
+            mean=tuple(config.data.mean) if model.channels != 3 else None,
+            std=tuple(config.data.std) if model.channels != 3 else None,
+        )
+    found = convert.load(path, hints=hints, decoder=decoder)
+    for line in found.report.lines():
+        log.info("%s: %s", path, line)
     found.report.check(allow_missing=found.metadata.get("missing", ()))
     return with_channels(found, model.channels, config.init_channels)
 
@@ -83,16 +87,21 @@ def load_initial(
             f"{wrong}, without a place {left}; set --config.model to what "
             f"`python -m mae_jax.tools.inspect {path}` shows"
         )
-    origin = initial.metadata.get("provenance", {})
-    if origin.get("license", UNKNOWN) != UNKNOWN:
-        log.info(
-            "%s: these weights are %s, and so is what is made of them", path, origin["license"]
-        )
     if jax.process_index() == 0:
         matched = [name for name in wanted if name not in fresh]
-        report = {"from": path, "provenance": origin, "matched": matched, "fresh": fresh}
-        write_json(os.path.join(workdir, INIT_REPORT), report | {"unused": adopted.unused})
+        report = {"from": path, "matched": matched, "fresh": fresh, "unused": adopted.unused}
+        write_json(os.path.join(workdir, "init_from.json"), report)
     return with_params(task, state, jax.tree.unflatten(jax.tree.structure(state.params), arrays))
+
+
+def origin(initial: convert.Model, path: str) -> dict[str, Any]:
+    """Where a run's weights began and what licence they have therefore, for its checkpoints."""
+    was = initial.metadata.get("provenance", {})
+    first = was.get("began_with") or was.get("released") or was.get("file") or path
+    license = was.get("license", UNKNOWN)
+    if license != UNKNOWN:
+        log.info("%s: these weights are %s, and so is what is made of them", path, license)
+    return {"began_with": first, "license": license}
 
 
 def _tops(names: Iterable[str]) -> str:

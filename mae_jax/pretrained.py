@@ -16,6 +16,7 @@ import numpy as np
 from mae_jax import convert, data
 from mae_jax.config import require
 from mae_jax.convert import surgery
+from mae_jax.errors import UsageError
 from mae_jax.ops import masking
 from mae_jax.ops.patches import grid_size, patchify, to_float
 from mae_jax.reconstruct import Reconstruction, reconstruct
@@ -23,20 +24,22 @@ from mae_jax.rng import stream_key
 from mae_jax.tasks import build
 
 POOLS = ("mean", "cls", "patches")
+_FAR_AWAY = 100.0  # deviations from the mean that no pixel has
 
 
-def load(path: str, *, dtype: str = "auto") -> "Pretrained":
+def load(path: str, *, dtype: str = "auto", ema: bool = False) -> "Pretrained":
     """Loads a model with its weights; nothing of it is trained or random afterwards.
 
     Args:
       path: a run (its newest step), one of its steps, or weights of any kind that
         `mae_jax.tools.convert` reads (docs/weights.md).
       dtype: of the arithmetic; "auto" is bfloat16 on accelerators and float32 on CPU.
+      ema: the averaged weights of a run that kept them.
 
     Raises:
       UsageError: there is none, it is damaged, or it is not whole.
     """
-    model = convert.load(path)
+    model = convert.load(path, ema=ema)
     model.report.check()
     return Pretrained(model, path, dtype=dtype)
 
@@ -44,8 +47,8 @@ def load(path: str, *, dtype: str = "auto") -> "Pretrained":
 class Pretrained:
     """A model as functions of images.
 
-    Images are [N, H, W, C] of the model's size: uint8, or float in the units of `mean` and `std`.
-    `load_images` makes them of files.
+    Images are [N, H, W, C] of the model's size: uint8, or float in the units of `pixels`, which
+    are [0, 1] for ordinary photos. `load_images` makes them of files.
 
     Attributes:
       metadata: what the model is (see docs/checkpoints.md).
@@ -95,7 +98,8 @@ class Pretrained:
         Raises:
           UsageError: images of another shape, no such pool or layer.
         """
-        self._check(images)
+        images = self._checked(images)
+        require(batch_size > 0, f"batch_size={batch_size} must be positive")
         key = ("features", pool, layer)
         if key not in self._compiled:
             self._compiled[key] = jax.jit(self.feature_function(pool=pool, layer=layer))
@@ -169,12 +173,13 @@ class Pretrained:
           UsageError: no decoder, images or mask of another shape, an impossible ratio.
         """
         model = self._autoencoder
-        self._check(images)
-        hidden = (
-            self._random(len(images), mask_ratio, mask_kind, seed)
-            if mask is None
-            else self._given(mask, len(images))
-        )
+        images = self._checked(images)
+        if mask is None:
+            hidden = self._random(len(images), mask_ratio, mask_kind, seed)
+        else:
+            given = (mask_ratio, mask_kind) == (None, None)
+            require(given, "a mask says which patches are hidden: leave out its ratio and kind")
+            hidden = self._given(np.asarray(mask), len(images))
         if "reconstruct" not in self._compiled:
             run = functools.partial(reconstruct, model, normalize=self.normalize, **self.pixels)
             self._compiled["reconstruct"] = jax.jit(lambda p, x, hidden: run(p, x, hidden))
@@ -207,19 +212,22 @@ class Pretrained:
         kind = str(trained["kind"] if kind is None else kind)
         known = ", ".join(masking.NOISE)
         require(kind in masking.NOISE, f"--mask_kind={kind} is not one of {known}")
-        build.visible_patches(self._autoencoder, ratio)
         key = stream_key(seed, "picture_mask")
-        noise = masking.NOISE[kind](key, number, self._autoencoder.grid)
-        return masking.from_noise(noise, ratio)
+        noise = masking.NOISE[kind](key, number, self.grid)
+        try:
+            hidden = masking.from_noise(noise, ratio)
+        except ValueError as error:
+            raise UsageError(f"{error} (--mask_ratio)") from error
+        require(hidden.len_keep < noise.shape[1], f"--mask_ratio={ratio} hides no patch")
+        return hidden
 
     def _given(self, mask: np.ndarray, number: int) -> masking.Masking:
-        rows, columns = self._autoencoder.grid
-        patches = rows * columns
-        if mask.shape in ((patches,), (rows, columns)):
+        patches = self.grid[0] * self.grid[1]
+        if mask.shape in ((patches,), self.grid):
             mask = np.broadcast_to(mask.reshape(1, patches), (number, patches))
         require(
-            mask.size == number * patches and len(mask) == number,
-            f"the mask is {mask.shape}; {number} images have {rows}x{columns} patches each",
+            mask.shape in ((number, patches), (number, *self.grid)),
+            f"the mask is {mask.shape}; {number} images have {self.grid} patches each",
         )
         require(bool(np.isin(mask, (0, 1)).all()), "a mask holds 1 (hidden) and 0 (visible) alone")
         mask = mask.reshape(number, patches).astype(np.int32)
@@ -230,10 +238,23 @@ class Pretrained:
         )
         return masking.from_mask(jnp.asarray(mask), patches - int(hidden[0]))
 
-    def _check(self, images: np.ndarray) -> None:
-        wanted = (*self.image_size, self.channels)
+    def _checked(self, images: Any) -> np.ndarray:
+        images, wanted = np.asarray(images), (*self.image_size, self.channels)
         require(
             images.ndim == 4 and images.shape[1:] == wanted and len(images) > 0,
             f"images of shape {images.shape}: the model takes [N, {', '.join(map(str, wanted))}] "
             "(load_images makes them of files)",
         )
+        floats = jnp.issubdtype(images.dtype, jnp.floating)
+        require(
+            images.dtype == np.uint8 or floats,
+            f"images of {images.dtype}: make them uint8, or float in the units of {self.pixels}",
+        )
+        if floats:  # bytes that became floats are a thousand deviations away
+            away = np.abs(images - np.array(self.pixels["mean"])) / np.array(self.pixels["std"])
+            require(
+                bool(away.max() < _FAR_AWAY),
+                f"images up to {images.max():.4g}, but the model was trained on pixels of "
+                f"{self.pixels}: divide by 255, or give uint8",
+            )
+        return images

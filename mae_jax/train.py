@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mae_jax import checkpoint, distributed, metrics, run_info, sharding
 from mae_jax import config as config_lib
 from mae_jax.errors import UsageError
-from mae_jax.init_from import load_initial, read_initial
+from mae_jax.init_from import load_initial, origin, read_initial
 from mae_jax.prefetch import Prefetch
 from mae_jax.state import TrainState, abstract_state, create_state
 from mae_jax.task import Batch, Task
@@ -57,8 +57,10 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
             _check_same_run(saver.metadata(step), task.metadata(step), allow_config_change)
         run_info.announce(workdir, config, task.facts())
         abstract = abstract_state(task, mesh)
-        state = _start_state(task, config, workdir, saver, abstract, allow_config_change)
-        loop = _Loop(task, config, workdir, mesh, saver, abstract)
+        state, provenance = _start_state(
+            task, config, workdir, saver, abstract, allow_config_change
+        )
+        loop = _Loop(task, config, workdir, mesh, saver, abstract, provenance)
         return loop.run(state, stop, closing)
 
 
@@ -84,22 +86,24 @@ def _start_state(
     saver: checkpoint.Checkpointer,
     abstract: TrainState,
     allow: bool,
-) -> TrainState:
-    """The state to begin with; the order is the module's docstring."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to begin with, and what its weights began with; see the module's docstring."""
     step = saver.latest_step()
     if step is not None:
         log.info("continuing after step %d", step)
-        return saver.restore(step, abstract)
+        return saver.restore(step, abstract), saver.metadata(step).get("provenance", {})
     if config.resume:
         _, run, step = checkpoint.find_run(config.resume)
         with contextlib.closing(checkpoint.Checkpointer(run, read_only=True)) as other:
             _check_same_run(other.metadata(step), task.metadata(step), allow)
             log.info("continuing %s after step %d in a new workdir", run, step)
-            return other.restore(step, abstract)
-    if not config.init_from:
-        return create_state(task, abstract)
+            return other.restore(step, abstract), other.metadata(step).get("provenance", {})
+    path = config.init_from
+    if not path:
+        return create_state(task, abstract), {}
     initial = read_initial(config)  # before anything is compiled
-    return load_initial(initial, task, create_state(task, abstract), workdir, path=config.init_from)
+    state = create_state(task, abstract)
+    return load_initial(initial, task, state, workdir, path=path), origin(initial, path)
 
 
 class _Loop:
@@ -113,9 +117,10 @@ class _Loop:
         mesh: Mesh,
         saver: checkpoint.Checkpointer,
         abstract: TrainState,
+        provenance: dict[str, Any],
     ):
         self.task, self.config, self.mesh, self.saver = task, config, mesh, saver
-        self.workdir = workdir
+        self.workdir, self.provenance = workdir, provenance
         self.step_fn = make_train_step(
             task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum
         )
@@ -232,7 +237,8 @@ class _Loop:
         step = int(state.step)
         _check_finite(step, {name: float(value) for name, value in values.items()})
         began = time.perf_counter()
-        self.saver.save(state, self.task.metadata(step))
+        more = {"provenance": self.provenance} if self.provenance else {}
+        self.saver.save(state, self.task.metadata(step) | more)
         self.saved_at = time.monotonic()
         self.watch.add_pause(time.perf_counter() - began)
 

@@ -98,7 +98,7 @@ def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path
     printed = signal_after_step_three(process, signal.SIGTERM)
     status, rest = finish(process)
     assert status == 75, printed + rest
-    step = checkpoint.find(str(tmp_path / "w"))[1]
+    step = checkpoint.find(str(tmp_path / "w")).step
     assert 3 <= step < 100
     before = tiny.metric_lines(tmp_path / "w")
     assert [line["step"] for line in before] == list(range(1, step + 1))
@@ -120,7 +120,7 @@ def test_control_c_saves_too(tmp_path):
     printed = signal_after_step_three(process, signal.SIGINT)
     status, rest = finish(process)
     assert status == 75, printed + rest
-    assert 3 <= checkpoint.find(str(tmp_path / "runs" / "demo"))[1] < 100
+    assert 3 <= checkpoint.find(str(tmp_path / "runs" / "demo")).step < 100
 
 
 def start_two(flags, cwd):
@@ -142,7 +142,7 @@ def test_two_processes_stop_at_the_same_step_when_one_is_told_to(tmp_path):
     for process in (first, second):
         status, output = finish(process)
         assert status == 75, output
-    assert 3 <= checkpoint.find(str(tmp_path / "w"))[1] < 100
+    assert 3 <= checkpoint.find(str(tmp_path / "w")).step < 100
 
 
 def test_two_processes_with_two_devices_equal_one_with_four(tmp_path):

@@ -48,7 +48,7 @@ def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, monkeypatch, changes
     assert run(tmp_path / "whole", config)
     stop_at(monkeypatch, stop)
     assert not run(tmp_path / "parts", config)
-    assert checkpoint.find(str(tmp_path / "parts"))[1] == stop
+    assert checkpoint.find(str(tmp_path / "parts")).step == stop
     monkeypatch.undo()
     assert run(tmp_path / "parts", config)
     assert tiny.metric_lines(tmp_path / "whole") == tiny.metric_lines(tmp_path / "parts")
@@ -127,7 +127,7 @@ def test_changed_config_is_refused_unless_harmless_or_allowed(tmp_path):
     # Clipping can be switched on for the rest of a run: the optimiser's state has room for it.
     changed = tiny.config(steps=3, optim__weight_decay=0.1, optim__grad_clip=1.0)
     assert run(tmp_path, changed, allow_config_change=True)
-    assert checkpoint.find(str(tmp_path))[1] == 3
+    assert checkpoint.find(str(tmp_path)).step == 3
     wider = tiny.config(steps=4, model__embed_dim=32)
     with pytest.raises(UsageError, match="checkpoint 3 of .* does not fit"):
         run(tmp_path, wider, allow_config_change=True)
@@ -196,7 +196,7 @@ def test_resume_continues_another_run_in_a_new_workdir(tmp_path, monkeypatch):
     monkeypatch.undo()
     run(tmp_path / "second", tiny.config(resume=str(tmp_path / "first")))
     assert_same_params(tmp_path / "whole", tmp_path / "second")
-    assert checkpoint.find(str(tmp_path / "first"))[1] == 10
+    assert checkpoint.find(str(tmp_path / "first")).step == 10
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def text(model: Model, usage: str) -> str:
     """
     origin = model.metadata.get("provenance", {})
     license = origin.get("license", UNKNOWN)
-    library = "timm" if usage is TIMM else "transformers"
+    library = usage.split()[1]  # "import timm", "from transformers import ..."
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(model).items())
     return f"""---
 license: {license}

@@ -14,11 +14,18 @@ from mae_jax.ops.patches import grid_size
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 TABLES = ("pos_embed", "decoder_pos_embed")
-# Largest difference of a table from the fixed one: float16 files keep three digits.
-_TABLE_TOLERANCE = 1e-3
+# Largest difference of a table from the fixed one: bfloat16 files keep eight bits.
+_TABLE_TOLERANCE = 4e-3
 # A decoder of raw pixels has much to say about the mean of a patch, one of normalised pixels has
 # not: `mean_preference` was 24 and 30 in a run on photos with raw pixels, 0.95 with normalised.
 _RAW_PIXELS_PREFERENCE = 4.0
+_MASK_RATIO = 0.75  # of the paper, and of the official code
+# How a user says what a file does not.
+_FLAGS = {
+    "num_heads": "--num_heads, --config.model.num_heads",
+    "decoder_num_heads": "--decoder_num_heads, --config.model.decoder_num_heads",
+    "normalize": "--norm_pix_loss",
+}
 
 
 class Hints(NamedTuple):
@@ -42,10 +49,9 @@ class Hints(NamedTuple):
 
 
 class Description(NamedTuple):
-    """Metadata as of a checkpoint, the parameters without fixed tables, and remarks."""
+    """Metadata as of a checkpoint, and remarks on what was assumed."""
 
     metadata: dict[str, Any]
-    params: Arrays
     notes: list[str]
 
 
@@ -68,31 +74,36 @@ def describe(
     is_mae = any(name.startswith(("decoder_", "mask_token")) for name in arrays)
     model: dict[str, Any] = {"kind": "mae" if is_mae else "vit"} | _encoder(arrays, facts)
     model["image_size"] = _image_size(arrays, model, facts)
-    params = dict(arrays)
     metadata: dict[str, Any] = {"task": "convert", "step": 0, "epochs_seen": None}
     if is_mae:
         model |= _decoder(arrays, facts)
-        _drop_fixed_tables(params, model, facts)
-        metadata["mask"] = {"kind": "random", "ratio": facts.get("mask_ratio", 0.75)}
+        _check_fixed_tables(arrays, model)
+        ratio = facts.assume("mask_ratio", _MASK_RATIO)
+        metadata["mask"] = {"kind": "random", "ratio": ratio}
         metadata["target"] = {"kind": "pixel", "normalize": _normalize(arrays, file, facts)}
     else:
         model |= _head(arrays, stated)
         metadata["classes"] = _classes(model["num_classes"], facts)
     size = Size(model["embed_dim"], model["depth"], model["num_heads"])
     model["size"] = next((name for name, known in SIZES.items() if known == size), "custom")
-    pixels = {key: list(facts.get(key, IMAGENET[key])) for key in IMAGENET}
-    _check_pixels(pixels, model["channels"])
+    pixels = _pixels(model["channels"], facts)
     metadata |= {
         "model": model,
         "data": pixels | {"dtype": "uint8", "source": {"kind": "unknown"}},
         "config": {"model": {"dtype": "auto"}, "data": dict(pixels)},
-        "provenance": released.provenance(file, license=license or stated.get("license", "")),
+        "provenance": released.provenance(
+            file, size=model["size"], license=license or stated.get("license", "")
+        ),
     }
-    return Description(metadata, params, facts.notes)
+    return Description(metadata, facts.notes)
 
 
-def check_hints(metadata: dict[str, Any], hints: Hints) -> None:
-    """Refuses what the user says where the metadata of our own checkpoint say something else."""
+def add_hints(metadata: dict[str, Any], hints: Hints) -> dict[str, Any]:
+    """Metadata of our own checkpoint, with names of classes if they had none and the user has.
+
+    Raises:
+      UsageError: the user says something else than the metadata.
+    """
     known = {key: metadata["model"].get(key) for key in hints._fields[:3]}
     known |= {key: metadata["data"][key] for key in ("mean", "std")}
     known |= {"normalize": metadata.get("target", {}).get("normalize")}
@@ -100,6 +111,9 @@ def check_hints(metadata: dict[str, Any], hints: Hints) -> None:
     facts = _Facts(known, hints)
     for key in known:
         facts.get(key)
+    if "num_classes" not in metadata["model"]:
+        return metadata
+    return metadata | {"classes": _classes(metadata["model"]["num_classes"], facts)}
 
 
 class _Facts:
@@ -115,8 +129,17 @@ class _Facts:
         if stated is None:
             return default if hint is None else hint
         if hint is not None and _plain(stated) != _plain(hint):
-            raise UsageError(f"the file says {name} = {stated}, and you say {hint}")
+            flag = _FLAGS.get(name, f"--{name}")
+            what = f"{stated}, and you say {hint}" if name != "classes" else "others than you do"
+            raise UsageError(f"{flag}: the file says {what}")
         return stated
+
+    def assume(self, name: str, default: Any, why: str = "") -> Any:
+        """The same; takes a note where it is the default."""
+        value = self.get(name)
+        if value is None and default is not None:
+            self.notes.append(f"{name}: assumed {default}{why}")
+        return default if value is None else value
 
 
 def _plain(value: Any) -> Any:
@@ -129,21 +152,31 @@ def _encoder(arrays: Arrays, facts: _Facts) -> dict[str, Any]:
     if kernel is None:
         raise UsageError("there is no patch embedding in it: these are not the weights of a ViT")
     *patch, channels, dim = kernel.shape
+    stated = facts.get("patch_size", patch)
+    if list(stated) != patch:
+        raise UsageError(f"its patches are {patch}, and its config.json says {list(stated)}")
     depth = _depth(arrays, "blocks_")
-    heads = facts.get("num_heads", _heads_of_size(dim, depth))
+    heads = facts.assume("num_heads", _heads_of_size(dim, depth), " (by the size)")
+    hidden = arrays.get("blocks_0/mlp/fc1/bias")
     return {
         "patch_size": tuple(patch),
         "channels": channels,
         "embed_dim": dim,
         "depth": depth,
         "num_heads": _known_heads(heads, dim, "num_heads"),
-        "mlp_ratio": arrays["blocks_0/mlp/fc1/kernel"].shape[1] / dim,
+        "mlp_ratio": hidden.size / dim if hidden is not None else 4.0,
     }
 
 
 def _decoder(arrays: Arrays, facts: _Facts) -> dict[str, Any]:
-    dim = arrays["mask_token"].shape[-1]
-    heads = facts.get("decoder_num_heads", 16 if dim == 512 else None)  # official: always 16
+    bias = arrays.get("decoder_embed/bias", arrays.get("decoder_norm/bias"))
+    if bias is None or "decoder_pred/kernel" not in arrays:
+        raise UsageError(
+            "its decoder is not whole (decoder_embed, decoder_norm, decoder_pred): --encoder_only "
+            "leaves it out"
+        )
+    dim = bias.size
+    heads = facts.assume("decoder_num_heads", 16 if dim == 512 else None, " (as all official ones)")
     return {
         "decoder_embed_dim": dim,
         "decoder_depth": _depth(arrays, "decoder_blocks_"),
@@ -237,14 +270,14 @@ def _is_fixed(table: np.ndarray, grid: tuple[int, int]) -> bool:
     return bool(np.allclose(table[0], sincos_2d(table.shape[2], grid), atol=_TABLE_TOLERANCE))
 
 
-def _drop_fixed_tables(params: Arrays, model: dict[str, Any], facts: _Facts) -> None:
-    """Takes away the tables, which our autoencoder computes, once they are known to be those."""
+def _check_fixed_tables(arrays: Arrays, model: dict[str, Any]) -> None:
+    """Refuses other tables than those that our autoencoder computes."""
     grid = grid_size(model["image_size"], model["patch_size"])
     for name in TABLES:
-        table = params.pop(name, None)
+        table = arrays.get(name)
         if table is None:
-            facts.notes.append(f"{name} is not in the file: the fixed sine-cosine table is used")
-        elif table.shape[1] != 1 + grid[0] * grid[1] or not _is_fixed(table, grid):
+            continue
+        if table.shape[1] != 1 + grid[0] * grid[1] or not _is_fixed(table, grid):
             raise UsageError(
                 f"{name} is not the fixed sine-cosine table of a {grid[0]}x{grid[1]} grid, which "
                 "this project's autoencoder always has; --encoder_only keeps it as it is"
@@ -258,11 +291,16 @@ def _normalize(arrays: Arrays, file: str, facts: _Facts) -> bool:
         return known
     named = released.normalized_target(file)
     preference = mean_preference(arrays["decoder_pred/kernel"])
-    guess = named if named is not None else preference < _RAW_PIXELS_PREFERENCE
-    layer = f"its prediction layer (preference for the mean {preference:.2f})"
-    source = layer if named is None else "its name"
+    by_layer = preference < _RAW_PIXELS_PREFERENCE
+    guess = by_layer if named is None else named
+    source = "its name" if named is not None else "its prediction layer"
+    if guess != by_layer:
+        source += ", although its prediction layer looks otherwise"
     text = "normalised patches" if guess else "raw pixels"
-    facts.notes.append(f"target: guessed {text} from {source}; --norm_pix_loss true|false says it")
+    facts.notes.append(
+        f"target: guessed {text} from {source} (preference for the mean of a patch "
+        f"{preference:.2f}); --norm_pix_loss true|false says it"
+    )
     return guess
 
 
@@ -284,9 +322,14 @@ def _classes(number: int, facts: _Facts) -> list[str] | None:
     return list(classes)
 
 
-def _check_pixels(pixels: dict[str, list[float]], channels: int) -> None:
-    for key, values in pixels.items():
-        if len(values) != channels:
-            raise UsageError(
-                f"the model has {channels} channels, but {key} is {values}: give --mean and --std"
-            )
+def _pixels(channels: int, facts: _Facts) -> dict[str, list[float]]:
+    """Mean and deviation per channel; ImageNet's for three of which nothing is known."""
+    pixels: dict[str, Any] = {key: facts.get(key) for key in IMAGENET}
+    # What a recipe says of its own images says nothing of weights for other channels.
+    pixels = {k: v if v is not None and len(v) == channels else None for k, v in pixels.items()}
+    if None not in pixels.values():
+        return {key: list(values) for key, values in pixels.items()}
+    if channels != 3:
+        raise UsageError(f"the model has {channels} channels: give --mean and --std, for each one")
+    facts.notes.append("mean and std: assumed ImageNet's")
+    return {key: list(values) for key, values in IMAGENET.items()}

@@ -3,6 +3,8 @@
 import glob
 import json
 import os
+import re
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +43,7 @@ class File(NamedTuple):
 def is_file(path: str) -> bool:
     """Whether `path` is a file or folder that `read` is for (and not a checkpoint of ours)."""
     inside = (os.path.join(path, name) for name in (*_WEIGHTS, _INDEX))
-    return path.endswith(SUFFIXES) or any(map(os.path.isfile, inside))
+    return (path.endswith(SUFFIXES) and not os.path.isdir(path)) or any(map(os.path.isfile, inside))
 
 
 def read(path: str) -> File:
@@ -67,7 +69,7 @@ def _npz(path: str) -> tuple[dict[str, np.ndarray], Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     text = arrays.pop(METADATA, None)
     return arrays, json.loads(str(text)) if text is not None else None
@@ -180,17 +182,16 @@ def _hugging_face(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], li
         stated["decoder_num_heads"] = config.get("decoder_num_attention_heads", 16)
         stated["normalize"] = config.get("norm_pix_loss", False)
         stated["mask_ratio"] = config.get("mask_ratio", 0.75)
-    labels = config.get("id2label")
-    if labels:
-        stated["classes"] = [labels[str(i)] for i in range(len(labels))]
+    labels = config.get("id2label") or {}
+    names = [labels[key] for key in sorted(labels, key=int)]
+    if not all(re.fullmatch(r"LABEL_\d+", name) for name in names):  # the library's own names
+        stated["classes"] = names
     details = os.path.join(path, "preprocessor_config.json")
     if os.path.exists(details):
         pixels = _json(details)
-        stated |= {
-            ours: pixels[theirs]
-            for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-            if theirs in pixels
-        }
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+            if isinstance(pixels.get(theirs), list):
+                stated[ours] = pixels[theirs]
     if card := _card_license(path):
         stated["license"] = card
     return stated, notes
@@ -210,12 +211,16 @@ def _card_license(path: str) -> str:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values[0], values[-1]
 
 
 def _json(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            content = json.load(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} cannot be read: it holds no names with values")
+    return content

@@ -1,6 +1,7 @@
 """A model's weights with all that one must know to use them, and how they came in."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.models import mae, vit
+from mae_jax.ops.patches import grid_size
 from mae_jax.params import named
 
 
@@ -49,10 +51,13 @@ class Report(NamedTuple):
         missing = _others(self.missing, allow_missing)
         unused = _others(self.unused, allow_unused)
         if missing or unused or self.wrong:
+            advice = (
+                "; `python -m mae_jax.tools.convert` takes them with --allow_missing PATTERN and "
+                "--allow_unused PATTERN"
+            )
             raise UsageError(
                 f"the weights do not fit: missing {missing}, other shape {self.wrong}, unused "
-                f"{unused}; `python -m mae_jax.tools.convert` takes them with --allow_missing "
-                "PATTERN and --allow_unused PATTERN"
+                f"{unused}{'' if self.wrong else advice}"
             )
 
 
@@ -65,12 +70,16 @@ class Model:
       statistics: of a probe's BatchNorm, `batch_norm/mean` and `batch_norm/var`, or {}.
       metadata: as in a checkpoint; `model` describes it, `missing` names parameters left out.
       report: how they came in.
+      run: folder of the run they belong to, or "".
+      averaged: whether that run kept averaged weights too.
     """
 
     params: Arrays
     statistics: Arrays
     metadata: dict[str, Any]
     report: Report
+    run: str = ""
+    averaged: bool = False
 
     def variables(self) -> dict[str, Any]:
         """First argument of the Flax module's `apply`."""
@@ -112,6 +121,16 @@ def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: x.shape for name, x in named(shapes if kind == "mae" else shapes[0]).items()}
 
 
+def table_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the position tables of an autoencoder, which are constants here."""
+    model = fields(metadata)
+    rows = 1 + math.prod(grid_size(model["image_size"], model["patch_size"]))
+    return {
+        "pos_embed": (1, rows, model["embed_dim"]),
+        "decoder_pos_embed": (1, rows, model["decoder_embed_dim"]),
+    }
+
+
 def make_report(
     params: Arrays,
     metadata: dict[str, Any],
@@ -119,9 +138,20 @@ def make_report(
     kind: str,
     unused: Sequence[str] = (),
     notes: Sequence[str] = (),
+    tables: bool = False,
 ) -> Report:
-    """Compares parameters with those of the model that `metadata` describe."""
+    """Compares parameters with those of the model that `metadata` describe.
+
+    Args:
+      params: by our names.
+      metadata: as of a checkpoint.
+      kind, unused, notes: see `Report`.
+      tables: whether an autoencoder's fixed position tables are to be there too, as in files of
+        others; without them some libraries begin with random ones.
+    """
     wanted = expected_shapes(metadata)
+    if tables and metadata["model"]["kind"] == "mae":
+        wanted |= table_shapes(metadata)
     wrong = [
         f"{name} is {params[name].shape}, needed {shape}"
         for name, shape in wanted.items()

@@ -97,6 +97,7 @@ WRAPPERS = ("", "module.", "model.", "backbone.", "_orig_mod.", "module.model.",
 # Belong to libraries and change nothing of what a model computes here.
 HARMLESS = re.compile(r"(.*\.)?(pooler\.dense\.(weight|bias)|num_batches_tracked)")
 PARTS = ("query", "key", "value")
+_BLOCK_NUMBER = re.compile(r"(?:^|[./])(?:\w+_)?(?:blocks|layers?)[._](\d{1,3})[./]")
 
 
 class Place(NamedTuple):
@@ -125,7 +126,7 @@ def to_ours(file: Mapping[str, np.ndarray]) -> Read:
     """Renames and reshapes the arrays of any file that the table knows.
 
     Raises:
-      ValueError: two arrays of the file belong to the same place.
+      ValueError: two arrays belong to the same place, or one has another number of axes.
     """
     places = _places(_depth(file))
     prefix = max(
@@ -140,7 +141,7 @@ def to_ours(file: Mapping[str, np.ndarray]) -> Read:
             if not HARMLESS.fullmatch(name):
                 unused.append(name)
             continue
-        array = _from_torch(np.asarray(array), place)
+        array = _from_torch(name, np.asarray(array), place)
         if place.name in whole or (place.part in parts.get(place.name, {})):
             raise ValueError(f"{name} is there twice, under two spellings")
         if place.part is None:
@@ -255,13 +256,17 @@ def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def _depth(names: Mapping[str, np.ndarray]) -> int:
     """One more than the highest number of a block in any of the names."""
-    numbers = [int(n) for name in names for n in re.findall(r"(?<=[._])\d+(?=[./])", name)]
+    numbers = [int(n) for name in names for n in _BLOCK_NUMBER.findall(name)]
     return max(numbers, default=-1) + 1
 
 
-def _from_torch(array: np.ndarray, place: Place) -> np.ndarray:
+def _from_torch(name: str, array: np.ndarray, place: Place) -> np.ndarray:
+    kernel = place.name.endswith("/kernel")
+    wanted = {CONV: 4, LINEAR: 2}[place.kind] if kernel else {TOKEN: 3}.get(place.kind, 1)
+    if array.ndim != wanted:
+        raise ValueError(f"{name} has the shape {array.shape}, where {wanted} axes are expected")
     array = array.astype(np.float32)
-    if place.name.endswith("/kernel"):
+    if kernel:
         return array.transpose(2, 3, 1, 0) if place.kind == CONV else array.T
     return array
 

@@ -5,38 +5,47 @@ tensors and plain containers, stands in for them itself, and refuses everything 
 """
 
 import collections
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  (np.dtype("bfloat16"))
 import numpy as np
 
 from mae_jax.errors import UsageError
 
-# torch.<name>Storage and torch.<dtype>.
+# torch.<name>Storage -> dtype. Names: a file must not get hold of anything that it can change.
 _STORAGES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
 }
+# Of a training file: as large as the weights twice, and of no use here.
+_LEFT_OUT = ("optimizer", "optimizer_state_dict")
 # Beginning of a file of before PyTorch 1.6: a pickle of this number, of a version, of the machine.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
-Storages = Callable[[str, np.dtype, int], np.ndarray]
+# Entries of a tensor that may be one number many times (`expand`), which a small file can hold.
+_LARGEST_REPEATED = 2**24
+
+# Function of a storage's key, dtype and size: its numbers.
+Load = Callable[[str, np.dtype, int], np.ndarray]
 
 
 def read(path: str) -> Any:
     """The object in a file, with NumPy arrays for tensors and dicts for `argparse.Namespace`.
+
+    The state of an optimiser is left out.
 
     Raises:
       UsageError: not a file of PyTorch, a damaged one, or one that wants to run something.
@@ -55,81 +64,62 @@ def read(path: str) -> Any:
         ) from error
 
 
-class _Namespace:
-    """Stands for `argparse.Namespace`: settings that a training script left in its file."""
+class _Storage(NamedTuple):
+    """Numbers of a file that tensors are views of."""
+
+    key: str
+    dtype: str
+    size: int
 
 
-class _Storage:
-    """Numbers of a file that tensors are views of; read when first needed."""
+class _Tensor(NamedTuple):
+    """A view of a storage; the numbers are read when the whole pickle is."""
 
-    def __init__(self, load: Storages, key: str, dtype: np.dtype, size: int):
-        self._load, self._args = load, (key, dtype, size)
-        self._array: np.ndarray | None = None
-
-    def array(self) -> np.ndarray:
-        if self._array is None:
-            self._array = self._load(*self._args)
-        return self._array
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
-class _Tensor:
-    """A view of a storage, read at the end: in old files the numbers follow the pickle."""
+def _callables() -> dict[tuple[str, str], Any]:
+    """The whole of what a file may name. Made anew for each, lest one changes it for the next."""
 
-    def __init__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple):
-        self._storage, self._offset = storage, offset
-        self._shape, self._strides = shape, strides
+    class Namespace:
+        """Stands for `argparse.Namespace`: settings that a training script left in its file."""
 
-    def array(self) -> np.ndarray:
-        values = self._storage.array()
-        last = self._offset + sum(
-            (n - 1) * s for n, s in zip(self._shape, self._strides, strict=True)
-        )
-        empty = 0 in self._shape
-        if min((self._offset, *self._shape, *self._strides)) < 0 or (
-            last >= values.size and not empty
-        ):
-            raise UsageError("a tensor lies outside its storage: the file is damaged")
-        if empty:
-            return np.empty(self._shape, values.dtype)
-        strides = [s * values.itemsize for s in self._strides]
-        view = np.lib.stride_tricks.as_strided(values[self._offset :], self._shape, strides)
-        return view.copy()
+    def tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
+        if not isinstance(storage, _Storage):
+            raise UsageError("refused: a tensor without numbers")
+        return _Tensor(storage, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
 
+    def parameter(data: Any, *_: Any) -> Any:
+        return data
 
-def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
-    return _Tensor(storage, offset, tuple(size), tuple(stride))
-
-
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-# The whole of what a file may name.
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("argparse", "Namespace"): _Namespace,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): lambda *names: ":".join(map(str, names)),
-    ("torch.serialization", "_get_layout"): str,
-    **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()},
-}
+    return {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("argparse", "Namespace"): Namespace,
+        ("builtins", "set"): set,
+        ("__builtin__", "set"): set,
+        ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch._utils", "_rebuild_parameter"): parameter,
+        ("torch", "Size"): tuple,
+        ("torch", "device"): lambda *names: ":".join(map(str, names)),
+        **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+    }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds nothing but `_ALLOWED`."""
+    """Finds nothing but `_callables`."""
 
-    def __init__(self, file: IO[bytes], load: Storages):
+    def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="utf-8")
-        self._load = load
+        self._known = _callables()
+        self.namespace = self._known["argparse", "Namespace"]
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[module, name]
+            return self._known[module, name]
         except KeyError:
             raise UsageError(
                 f"refused: the file wants to call {module}.{name}, which is neither a tensor nor a "
@@ -138,12 +128,51 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, size, *view = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype) or any(v for v in view):
+        if kind != "storage" or dtype not in _STORAGES.values() or any(view):
             raise UsageError(f"refused: unknown reference {kind!r} in the file")
-        key = str(key)
-        if key not in self.storages:
-            self.storages[key] = _Storage(self._load, key, dtype, int(size))
-        return self.storages[key]
+        return self.storages.setdefault(str(key), _Storage(str(key), dtype, int(size)))
+
+
+class _Resolver:
+    """Turns what was unpickled into plain containers and arrays, shared ones once."""
+
+    def __init__(self, load: Load, namespace: type):
+        self._load, self._namespace = load, namespace
+        self._numbers: dict[str, np.ndarray] = {}
+        self._done: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) not in self._done:
+            self._done[id(value)] = self._resolve(value)
+        return self._done[id(value)]
+
+    def _resolve(self, value: Any) -> Any:
+        if isinstance(value, _Tensor):
+            return self._array(value)
+        if isinstance(value, self._namespace):
+            value = vars(value)
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)([self(item) for item in value])
+        return value
+
+    def _array(self, tensor: _Tensor) -> np.ndarray:
+        storage, offset, shape, strides = tensor
+        if storage.key not in self._numbers:
+            dtype = np.dtype(storage.dtype)
+            self._numbers[storage.key] = self._load(storage.key, dtype, storage.size)
+        values = self._numbers[storage.key]
+        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        size = math.prod(shape)
+        if min((offset, *shape, *strides)) < 0 or size and last >= values.size:
+            raise UsageError("a tensor lies outside its storage: the file is damaged")
+        if size > max(values.size, _LARGEST_REPEATED):
+            raise UsageError(f"refused: a tensor of {size} entries made of {values.size} numbers")
+        if not size:
+            return np.empty(shape, values.dtype)
+        steps = [s * values.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
 
 
 def _read_zip(path: str) -> Any:
@@ -160,36 +189,28 @@ def _read_zip(path: str) -> Any:
             return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype, size)
 
         with archive.open(names[0]) as file:
-            return _resolve(_Unpickler(file, load).load())
+            unpickler = _Unpickler(file)
+            found = _without_optimizer(unpickler.load())
+        return _Resolver(load, unpickler.namespace)(found)
 
 
 def _read_legacy(file: IO[bytes]) -> Any:
-    contents: dict[str, np.ndarray] = {}
-    magic, version, machine = (_Unpickler(file, _nothing).load() for _ in range(3))
+    magic, version, machine = (_Unpickler(file).load() for _ in range(3))
     if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION or not machine["little_endian"]:
         raise UsageError("not a file of PyTorch")
-    unpickler = _Unpickler(file, lambda key, dtype, size: contents[key])
-    found = unpickler.load()
-    for key in _Unpickler(file, _nothing).load():
-        _, dtype, size = unpickler.storages[key]._args
+    unpickler = _Unpickler(file)
+    found = _without_optimizer(unpickler.load())
+    contents: dict[str, np.ndarray] = {}
+    for key in _Unpickler(file).load():  # the numbers follow the pickle, in this order
+        _, name, size = unpickler.storages[key]
+        dtype = np.dtype(name)
         if int.from_bytes(file.read(8), "little") != size:
             raise UsageError("a storage has another size than its tensors: the file is damaged")
         contents[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype, size)
-    return _resolve(found)
+    return _Resolver(lambda key, dtype, size: contents[key], unpickler.namespace)(found)
 
 
-def _nothing(key: str, dtype: np.dtype, size: int) -> np.ndarray:
-    raise UsageError("refused: a tensor where none belongs")
-
-
-def _resolve(value: Any) -> Any:
-    """The same containers with arrays in place of the tensors, while the file is open."""
-    if isinstance(value, _Tensor):
-        return value.array()
-    if isinstance(value, _Namespace):
-        return {key: _resolve(item) for key, item in vars(value).items()}
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(item) for item in value)
-    return value
+def _without_optimizer(found: Any) -> Any:
+    if not isinstance(found, dict):
+        return found
+    return {key: value for key, value in found.items() if key not in _LEFT_OUT}

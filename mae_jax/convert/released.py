@@ -24,13 +24,15 @@ _NAME = re.compile(
 )
 
 
-def provenance(path: str, *, license: str = "") -> dict[str, Any]:
+def provenance(path: str, *, size: str, license: str = "") -> dict[str, Any]:
     """Where weights come from: file, MD5, licence, and the released file they are, if one.
 
-    A name alone proves nothing: where the sum is known it decides.
+    A file is known by its sum, whatever its name; those whose sum is not documented by name and
+    size together.
 
     Args:
       path: file, or folder of a library.
+      size: of the encoder: B, L, H or another.
       license: what the file itself says.
     """
     name = os.path.basename(os.path.abspath(path))
@@ -39,15 +41,16 @@ def provenance(path: str, *, license: str = "") -> dict[str, Any]:
         return found
     with open(path, "rb") as file:
         found["md5"] = hashlib.file_digest(file, "md5").hexdigest()
-    official = _NAME.fullmatch(os.path.splitext(name)[0])
-    if official and found["md5"].startswith(_MD5.get(official[0], "")):
-        found |= {"released": official[0], "license": license or LICENSE}
+    official = next((n for n, md5 in _MD5.items() if found["md5"].startswith(md5)), None)
+    by_name = _NAME.fullmatch(os.path.splitext(name)[0])
+    if by_name and by_name[0] not in _MD5 and by_name[2][0].upper() == size:
+        official = by_name[0]
+    if official:
+        found |= {"released": official, "license": license or LICENSE}
     return found
 
 
-def normalized_target(name: str) -> bool | None:
+def normalized_target(path: str) -> bool | None:
     """Whether a released file's target were normalised pixels; None when the name does not tell."""
-    official = _NAME.search(name)
-    if official is None:
-        return None
-    return official[1] != "visualize"
+    official = _NAME.fullmatch(os.path.splitext(os.path.basename(path))[0])
+    return None if official is None else official[1] != "visualize"

@@ -12,12 +12,14 @@ from safetensors.numpy import save_file
 
 from mae_jax import checkpoint
 from mae_jax.convert import card, hugging_face, names, surgery, timm
-from mae_jax.convert.files import METADATA
+from mae_jax.convert.files import METADATA, SUFFIXES
 from mae_jax.convert.model import Model
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.models.posemb import sincos_2d
 from mae_jax.ops.patches import grid_size
+
+_ENDINGS = {"official": (".safetensors", ".pth"), "npz": (".npz",)}  # others are folders
 
 
 def save(model: Model, path: str, *, format: str = "") -> str:
@@ -39,8 +41,21 @@ def save(model: Model, path: str, *, format: str = "") -> str:
     missing = model.metadata.get("missing")
     if missing and format not in ("mae", "npz", "official"):
         raise UsageError(f"--format={format} needs all parameters; missing are {missing}")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    return FORMATS[format](model, path)
+    root, ending = os.path.splitext(path)
+    ending = ending if ending in SUFFIXES else ""  # a folder's name may have a dot
+    endings = _ENDINGS.get(format, ("",))
+    if ending not in endings:
+        what = f"a file ending in {' or '.join(endings)}" if endings[0] else "a folder"
+        raise UsageError(f"--to={path}: --format={format} writes {what}")
+    # Takes its name when it is whole.
+    unfinished = f"{root}.unfinished{ending}" if ending else f"{path}.unfinished"
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        done = FORMATS[format](model, unfinished)
+        os.rename(unfinished, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error}") from error
+    return done
 
 
 def with_tables(model: Model) -> Arrays:
@@ -68,7 +83,6 @@ def _ours(model: Model, path: str) -> str:
 
 
 def _npz(model: Model, path: str) -> str:
-    _need_suffix(path, ".npz")
     text = np.array(json.dumps(model.metadata))
     with open(path, "wb") as file:
         np.savez(file, allow_pickle=False, **model.params, **model.statistics, **{METADATA: text})
@@ -76,7 +90,6 @@ def _npz(model: Model, path: str) -> str:
 
 
 def _official(model: Model, path: str) -> str:
-    _need_suffix(path, ".safetensors", ".pth")
     arrays = names.to_official(with_tables(model) | model.statistics)
     text = json.dumps(model.metadata)
     if path.endswith(".pth"):
@@ -142,11 +155,6 @@ def _write_json(path: str, value: dict[str, Any]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)
         file.write("\n")
-
-
-def _need_suffix(path: str, *suffixes: str) -> None:
-    if not path.endswith(suffixes):
-        raise UsageError(f"--to={path} must end in {' or '.join(suffixes)} for this format")
 
 
 FORMATS: dict[str, Callable[[Model, str], str]] = {

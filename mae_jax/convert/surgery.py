@@ -1,8 +1,9 @@
 """Weights made to fit another model: explicit changes, each of them asked for by name."""
 
 import copy
+import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,12 @@ from mae_jax.models.vit import BN_EPS
 from mae_jax.ops.patches import grid_size
 
 POLICIES = ("error", "mean", "repeat", "select:I,J,...")
+STATISTICS = "batch_norm/"
+
+
+def of_decoder(name: str) -> bool:
+    """Whether a parameter is the decoder's."""
+    return name.startswith(("decoder_", "mask_token"))
 
 
 def encoder_only(model: Model) -> Model:
@@ -21,7 +28,7 @@ def encoder_only(model: Model) -> Model:
     params = {
         name: x
         for name, x in model.params.items()
-        if not name.startswith(("decoder_", "mask_token", "head/"))
+        if not of_decoder(name) and not name.startswith("head/")
     }
     metadata = copy.deepcopy(model.metadata)
     old = metadata["model"]
@@ -40,15 +47,48 @@ def encoder_only(model: Model) -> Model:
     return _changed(model, params, metadata, statistics={})
 
 
+def with_fc_norm(model: Model) -> Model:
+    """The encoder with its final norm behind the mean of the patches (global pooling).
+
+    Another function than the encoder's own (the norm sees the mean, not the tokens): a start for
+    fine-tuning.
+
+    Raises:
+      UsageError: it has a decoder or a head, which belong to the encoder as it is.
+    """
+    if model.kind != "vit" or model.fields["num_classes"]:
+        raise UsageError("--fc_norm: for an encoder alone, add --encoder_only")
+    params = {
+        name.replace("norm/", "fc_norm/", 1) if name.startswith("norm/") else name: x
+        for name, x in model.params.items()
+    }
+    metadata = copy.deepcopy(model.metadata)
+    metadata["model"]["pool"] = "mean"
+    return _changed(model, params, metadata)
+
+
+class _Channels(NamedTuple):
+    """What old and new channels have to do with each other, in the units of the images.
+
+    Attributes:
+      sees: [old, new]: what every old channel sees of the new ones; a row of zeros sees nothing.
+      makes: [new, old]: what every new channel is made of.
+    """
+
+    sees: np.ndarray
+    makes: np.ndarray
+
+
 def with_channels(model: Model, channels: int, policy: str) -> Model:
     """The model for images of another number of channels.
 
     Args:
       model: any.
       channels: wanted number.
-      policy: "mean": every channel gets the mean kernel; "repeat": the kernels in turn; both scaled
-        by old / new, so that activations keep their size; "select:0,2": those kernels, as they are.
-        The decoder predicts accordingly (not scaled). "error" refuses.
+      policy: "mean": every old channel sees the mean of the new ones (of grey images, what it saw
+        of three equal channels); "repeat": new channels are the old ones in turn, each of which
+        sees the mean of those that repeat it; "select:0,2": these alone, as they are. What is
+        predicted follows. "error" refuses.
 
     Raises:
       UsageError: the policy is "error" or does not exist, or selects what is not there.
@@ -56,46 +96,61 @@ def with_channels(model: Model, channels: int, policy: str) -> Model:
     old = model.metadata["model"]["channels"]
     if old == channels and not policy.startswith("select"):
         return model
-    mix, scale = _channel_mix(old, channels, policy)
-    params = dict(model.params)
-    kernel = params["patch_embed/proj/kernel"]
-    params["patch_embed/proj/kernel"] = np.einsum("hwcd,nc->hwnd", kernel, mix * scale)
-    for leaf in ("kernel", "bias"):
-        name = f"decoder_pred/{leaf}"
-        if name in params:  # [..., ph * pw * C], channel fastest
-            x = params[name]
-            pixels = x.reshape(*x.shape[:-1], -1, old)
-            params[name] = (pixels @ mix.T).reshape(*x.shape[:-1], -1)
-    params = {name: np.asarray(x, np.float32) for name, x in params.items()}
+    change = _channels(old, channels, policy)
     metadata = copy.deepcopy(model.metadata)
+    mean, std = (np.asarray(metadata["data"][key], np.float64) for key in ("mean", "std"))
+    new_mean, new_std = change.makes @ mean, change.makes @ std
+    params = dict(model.params)
+    # An old channel c saw (p - mean[c]) / std[c]; now p = sees[c] @ (x * new_std + new_mean).
+    kernel = params["patch_embed/proj/kernel"].astype(np.float64)
+    scale = change.sees * new_std / std[:, None]
+    shift = change.sees.any(axis=1) * (change.sees @ new_mean - mean) / std
+    bias = params["patch_embed/proj/bias"] + np.einsum("hwcd,c->d", kernel, shift)
+    params["patch_embed/proj/kernel"] = np.einsum("hwcd,cn->hwnd", kernel, scale)
+    params["patch_embed/proj/bias"] = bias
+    if model.kind == "mae":
+        scale, shift = change.makes, np.zeros(channels)
+        if not metadata["target"]["normalize"]:  # pixels in units of mean and std
+            scale = change.makes * std / new_std[:, None]
+            shift = (change.makes @ mean - new_mean) / new_std
+        for name, offset in (("decoder_pred/kernel", 0.0), ("decoder_pred/bias", shift)):
+            x = params[name]
+            pixels = x.reshape(*x.shape[:-1], -1, old)  # channel fastest
+            params[name] = (pixels @ scale.T + offset).reshape(*x.shape[:-1], -1)
     metadata["model"]["channels"] = channels
-    for holder in (metadata["data"], metadata["config"]["data"]):
-        for key in ("mean", "std"):
-            holder[key] = (mix @ np.asarray(holder[key])).tolist()
+    pixels = {"mean": new_mean.tolist(), "std": new_std.tolist()}
+    metadata["data"] |= pixels
+    metadata["config"]["data"] |= pixels
+    params = {name: np.asarray(x, np.float32) for name, x in params.items()}
     return _changed(model, params, metadata)
 
 
-def _channel_mix(old: int, new: int, policy: str) -> tuple[np.ndarray, float]:
-    """(matrix [new, old] with rows of sum 1, scale of the input kernels)."""
+def _channels(old: int, new: int, policy: str) -> _Channels:
+    if new < 1:
+        raise UsageError(f"{new} channels are none")
     if policy == "mean":
-        return np.full((new, old), 1 / old), old / new
-    if policy == "repeat":
-        return np.eye(old)[np.arange(new) % old], old / new
+        return _Channels(np.full((old, new), 1 / new), np.full((new, old), 1 / old))
     selected = re.fullmatch(r"select:(\d+(?:,\d+)*)", policy)
-    if selected:
+    if policy == "error":
+        raise UsageError(
+            f"the weights are for {old} channels and {new} are wanted: choose what becomes of them "
+            "by --config.init_channels (--channel_policy of convert): mean, repeat or "
+            "select:I,J,..."
+        )
+    if policy == "repeat":
+        which = [j % old for j in range(new)]
+        if new < old:
+            raise UsageError(f"repeat: {new} channels do not repeat {old}; mean or select does")
+    elif selected:
         which = [int(i) for i in selected[1].split(",")]
         if len(which) != new or max(which) >= old:
             raise UsageError(
                 f"{policy} does not name {new} of the {old} channels (numbered from 0)"
             )
-        return np.eye(old)[which], 1.0
-    if policy == "error":
-        raise UsageError(
-            f"the weights are for {old} channels and {new} are wanted: choose what happens to the "
-            "kernels by --config.init_channels (--channel_policy of convert): mean, repeat or "
-            "select:I,J,..."
-        )
-    raise UsageError(f"channel policy {policy!r} is none of {', '.join(POLICIES)}")
+    else:
+        raise UsageError(f"channel policy {policy!r} is none of {', '.join(POLICIES)}")
+    makes = np.eye(old)[which]
+    return _Channels(makes.T / np.maximum(makes.sum(axis=0), 1)[:, None], makes)
 
 
 def with_image_size(model: Model, size: tuple[int, int]) -> Model:
@@ -135,10 +190,10 @@ def with_patch_size(model: Model, patch: tuple[int, int]) -> Model:
     was = tuple(old["patch_size"])
     if model.kind == "mae":
         raise UsageError(
-            "--patch_size: the decoder predicts patches of the old size; add --encoder_only"
+            "--resample_patch: the decoder predicts patches of the old size; add --encoder_only"
         )
     if patch[0] < was[0] or patch[1] < was[1]:
-        raise UsageError(f"--patch_size={patch} is smaller than the model's {was}")
+        raise UsageError(f"--resample_patch={patch} is smaller than the model's {was}")
     # tokens: sum over pixels of kernel * patch; with B enlarging: new kernel = pinv(B^T) kernel.
     rows, columns = (np.linalg.pinv(resize_matrix(a, b).T) for a, b in zip(was, patch, strict=True))
     kernel = model.params["patch_embed/proj/kernel"].astype(np.float64)
@@ -175,4 +230,6 @@ def _changed(
     old = model.report
     report = make_report(params, metadata, kind=old.kind, unused=old.unused, notes=old.notes)
     kept = model.statistics if statistics is None else statistics
-    return Model(params, kept, metadata, report)
+    return dataclasses.replace(
+        model, params=params, statistics=kept, metadata=metadata, report=report
+    )

@@ -1,9 +1,8 @@
 """Configuration file of a timm model, for `timm.create_model("local-dir:FOLDER")`."""
 
-import copy
 from typing import Any
 
-from mae_jax.convert.model import Model, make_report
+from mae_jax.convert.model import Model
 from mae_jax.convert.released import UNKNOWN
 
 # timm's architectures of these encoders; any other size is its ViT-B with arguments.
@@ -57,19 +56,3 @@ def config(model: Model) -> dict[str, Any]:
         },
         "pretrained_cfg": details,
     }
-
-
-def with_fc_norm(model: Model) -> Model:
-    """The encoder with its final norm behind the mean of the patches (timm's global_pool="avg").
-
-    Another function than the encoder's own (the norm sees the mean, not the tokens): a start for
-    fine-tuning with global pooling.
-    """
-    params = {
-        name.replace("norm/", "fc_norm/", 1) if name.startswith("norm/") else name: x
-        for name, x in model.params.items()
-    }
-    metadata = copy.deepcopy(model.metadata)
-    metadata["model"]["pool"] = "mean"
-    report = make_report(params, metadata, kind=model.report.kind, notes=model.report.notes)
-    return Model(params, model.statistics, metadata, report)

@@ -17,6 +17,7 @@ folder `mae`.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,8 @@ from typing import Any
 from mae_jax import convert
 from mae_jax.config import require
 from mae_jax.console import run_command
-from mae_jax.convert import surgery, timm
+from mae_jax.convert import surgery
+from mae_jax.convert.describe import TABLES
 from mae_jax.convert.released import UNKNOWN
 from mae_jax.errors import UsageError
 
@@ -34,15 +36,18 @@ def run(args: argparse.Namespace) -> None:
     model = convert.load(
         args.source,
         hints=_hints(args),
-        encoder_only=args.encoder_only,
+        decoder=not args.encoder_only,
         ema=args.ema,
         license=args.license,
     )
     print("\n".join([args.source, *(f"  {line}" for line in model.report.lines())]))
+    _check_hints(args, model)
     before = tuple(model.metadata.get("missing", ()))
     model.report.check(allow_missing=(*args.allow_missing, *before), allow_unused=args.allow_unused)
-    if model.report.missing:
-        model.metadata["missing"] = model.report.missing
+    # An autoencoder's tables are constants here: where they may be absent, they are not missed.
+    missing = [n for n in model.report.missing if n not in TABLES or model.kind == "vit"]
+    if missing:
+        model = dataclasses.replace(model, metadata=model.metadata | {"missing": missing})
     model = _changed(model, args)
     origin = model.metadata.get("provenance", {})
     if "released" in origin:
@@ -72,18 +77,38 @@ def _hints(args: argparse.Namespace) -> convert.Hints:
     )
 
 
+def _check_hints(args: argparse.Namespace, model: convert.Model) -> None:
+    """Refuses flags that say nothing of this model."""
+    decoder = args.norm_pix_loss is not None or args.decoder_num_heads is not None
+    require(
+        model.kind == "mae" or not decoder,
+        "--norm_pix_loss and --decoder_num_heads are for a decoder, and there is none",
+    )
+    require(
+        not args.classes or model.fields.get("num_classes", 0) > 0,
+        "--classes: there is no head in it",
+    )
+    channels = model.fields["channels"]
+    for flag, values in (("--mean", args.mean), ("--std", args.std)):
+        require(
+            values is None or len(values) == channels,
+            f"{flag} needs {channels} numbers, one for each channel",
+        )
+
+
 def _changed(model: convert.Model, args: argparse.Namespace) -> convert.Model:
     """The changes that were asked for, in the order in which they can depend on each other."""
-    if args.channels or args.channel_policy != "error":
-        channels = args.channels or model.fields["channels"]
+    if args.encoder_only:
+        model = surgery.encoder_only(model)
+    if args.channels is not None or args.channel_policy != "error":
+        channels = model.fields["channels"] if args.channels is None else args.channels
         model = surgery.with_channels(model, channels, args.channel_policy)
     if args.resample_patch:
         model = surgery.with_patch_size(model, _pair(args.resample_patch))
     if args.resize:
         model = surgery.with_image_size(model, _pair(args.resize))
     if args.fc_norm:
-        require(model.kind == "vit", "--fc_norm: for an encoder, add --encoder_only")
-        model = timm.with_fc_norm(model)
+        model = surgery.with_fc_norm(model)
     return model
 
 

@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from mae_jax import checkpoint, convert, pictures, plots, sharding
+from mae_jax import convert, pictures, plots, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
-from mae_jax.convert.files import is_file
 from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
 from mae_jax.scores import Predictions
 from mae_jax.tasks import build
@@ -52,8 +51,7 @@ def evaluate(
         f"{path} is not a classifier: fine-tune or probe it first (configs/finetune, "
         "configs/linprobe)",
     )
-    averaged = not is_file(path) and "ema" in checkpoint.parts(path)
-    models = {"": model} | ({"ema_": convert.load(path, ema=True)} if averaged else {})
+    models = {"": model} | ({"ema_": convert.load(path, ema=True)} if model.averaged else {})
     source = _images(images, root, model, path)
     classes = list(source.classes or ())
     vit = build.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])
@@ -82,14 +80,15 @@ def _images(images: str, root: str, model: convert.Model, path: str) -> Source:
     classes, number = model.metadata["classes"], model.fields["num_classes"]
     if images:
         return evaluation_folder(images, classes, number=number)
-    run = "" if is_file(path) else checkpoint.find(path).run
-    require(bool(run), f"{path} belongs to no run that has held-out images: give --images DIR")
+    require(
+        bool(model.run), f"{path} belongs to no run that has held-out images: give --images DIR"
+    )
     data = ml_collections.ConfigDict(model.metadata["config"]["data"])
     data.root = root or data.root
     fields = model.fields
     # By the list of files that the run kept, if it did.
     found = make_sources(
-        data, image_size=fields["image_size"], channels=fields["channels"], workdir=run
+        data, image_size=fields["image_size"], channels=fields["channels"], workdir=model.run
     )
     was, now = model.metadata["data"]["source"], found.train.fingerprint()
     other = [key for key in was if key != "root" and was[key] != now.get(key)]

@@ -29,11 +29,12 @@ from mae_jax import pretrained, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import Source, eval_batches, image_source
+from mae_jax.errors import UsageError
 from mae_jax.tools.inspect import content_hash
 
 SUFFIXES = (".npz", ".parquet")
 STOPPED = 75  # exit status: the same command continues
-_ROWS = 4096  # of a row group in Parquet
+_GROUP_BYTES = 2**26  # of features in a row group of Parquet
 
 
 class Partial:
@@ -61,8 +62,11 @@ class Partial:
         path = os.path.join(folder, "settings.json")
         settings = json.loads(json.dumps(settings))
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                old = json.load(file)
+            try:
+                with open(path, encoding="utf-8") as file:
+                    old = json.load(file)
+            except ValueError as error:
+                raise UsageError(f"{path} is damaged: remove {folder}") from error
             other = [f"{k}: {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v]
             require(
                 not other,
@@ -115,7 +119,7 @@ def extract(
     dtype: str = "float32",
     batch_size: int = 64,
 ) -> list[str]:
-    """Writes the features of all images of a source; memory does not grow with their number.
+    """Writes the features of all images of a source; of them, no more than a batch is in memory.
 
     Args:
       model: the model.
@@ -138,10 +142,13 @@ def extract(
     shape = jax.eval_shape(function, model.encoder_variables, pixels).shape[1:]
     settings = {
         "weights": content_hash(model.params),
+        "model": model.metadata["model"],
+        "pixels": model.metadata["config"]["data"],
         "images": source.fingerprint(),
         "pool": pool,
         "layer": layer,
         "dtype": dtype,
+        "arithmetic": jax.default_backend(),
     }
     batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     partial = Partial(f"{out}.partial", settings, shape=shape, dtype=np.dtype(dtype))
@@ -208,8 +215,9 @@ def _write_parquet(path: str, partial: Partial, source: Source) -> None:
         metadata={"shape": json.dumps(features.shape[1:])},
     )
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for start in range(0, total, _ROWS):
-            rows = slice(start, min(start + _ROWS, total))
+        step = max(1, _GROUP_BYTES // (width * features.dtype.itemsize))
+        for start in range(0, total, step):
+            rows = slice(start, min(start + step, total))
             flat = pa.array(features[rows].reshape(-1))
             columns = [
                 pa.array([source.describe(i) for i in range(rows.start, rows.stop)]),
@@ -236,12 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--batch_size", type=int, default=64, help="images at once")
     add("--dtype", default="float32", choices=("float32", "float16"), help="of the features")
     add("--root", default="", help="tfds: data_dir")
+    add("--ema", action="store_true", help="a run's averaged weights")
     args = parser.parse_args(argv)
     setup_logging()
     require(args.batch_size > 0, f"--batch_size={args.batch_size} must be positive")
     try:
         bad = extract(
-            pretrained.load(args.checkpoint),
+            pretrained.load(args.checkpoint, ema=args.ema),
             image_source(args.images, root=args.root),
             args.out,
             pool=args.pool,

@@ -13,7 +13,8 @@ import numpy as np
 from mae_jax import checkpoint, convert
 from mae_jax.config import flatten
 from mae_jax.console import run_command
-from mae_jax.convert.files import is_file
+from mae_jax.convert import files
+from mae_jax.errors import UsageError
 from mae_jax.params import named
 
 
@@ -29,39 +30,66 @@ def content_hash(params: Any) -> str:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Everything the command prints, as plain values; arrays under our names and in our layout."""
-    model = convert.load(path)
+    """Everything the command prints, as plain values; arrays under our names and in our layout.
+
+    A file of which no model can be made gives `why`, and its arrays under its own names.
+    """
+    own = not convert.is_file(path)
+    where = checkpoint.find(path).folder if own else os.path.abspath(path)
+    try:
+        model = convert.load(path)
+    except UsageError as error:
+        if own or not os.path.exists(path):
+            raise
+        return {"checkpoint": where, "why": str(error), "arrays": _arrays(files.read(path).arrays)}
     return {
-        "checkpoint": os.path.abspath(path) if is_file(path) else checkpoint.find(path).folder,
-        "contents": _contents(path, model),
+        "checkpoint": where,
+        "contents": _contents(model),
         "report": model.report._asdict(),
         "metadata": model.metadata,
-        "arrays": {
-            name: {
-                "shape": list(x.shape),
-                "dtype": str(x.dtype),
-                "mean": float(np.mean(x)),
-                "std": float(np.std(x)),
-            }
-            for name, x in (model.params | model.statistics).items()
-        },
+        "arrays": _arrays(model.params | model.statistics),
         "parameters": sum(x.size for x in model.params.values()),
         "sha256": content_hash(model.params),
     }
 
 
-def _contents(path: str, model: convert.Model) -> list[str]:
+def _contents(model: convert.Model) -> list[str]:
     """Which parts of a model and of a run there are."""
     contents = ["encoder"]
     contents += ["decoder"] if model.kind == "mae" else []
     contents += ["head"] if model.fields.get("num_classes") else []
-    state = set() if is_file(path) else checkpoint.parts(path)
-    words = {"opt_state": "optimizer state", "ema": "averaged weights"}
-    return contents + [word for part, word in words.items() if part in state]
+    contents += ["averaged weights"] if model.averaged else []
+    return contents + (["optimizer state"] if model.run else [])
+
+
+def _arrays(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "shape": list(x.shape),
+            "dtype": str(x.dtype),
+            "mean": float(np.mean(x, dtype=np.float64)),
+            "std": float(np.std(x, dtype=np.float64)),
+        }
+        for name, x in arrays.items()
+    }
 
 
 def _print(info: dict[str, Any]) -> None:
     print(info["checkpoint"])
+    if "why" in info:
+        print(f"  not a model that can be used as it is: {info['why']}")
+    else:
+        _print_model(info)
+    print("arrays")
+    for name, array in info["arrays"].items():
+        shape = "x".join(map(str, array["shape"]))
+        print(f"  {name:<40} {shape:>14} {array['dtype']:<9} "
+              f"mean {array['mean']:+.4f} std {array['std']:.4f}")  # fmt: skip
+    if "sha256" in info:
+        print(f"{info['parameters']:,} parameters, sha256 {info['sha256']}")
+
+
+def _print_model(info: dict[str, Any]) -> None:
     print(f"  holds: {', '.join(info['contents'])}")
     for line in convert.Report(**info["report"]).lines():
         print(f"  {line}")
@@ -72,12 +100,6 @@ def _print(info: dict[str, Any]) -> None:
     print("configuration")
     for key, value in flatten(config).items():
         print(f"  {key:<24} {value}")
-    print("arrays")
-    for name, array in info["arrays"].items():
-        shape = "x".join(map(str, array["shape"]))
-        print(f"  {name:<40} {shape:>14} {array['dtype']:<9} "
-              f"mean {array['mean']:+.4f} std {array['std']:.4f}")  # fmt: skip
-    print(f"{info['parameters']:,} parameters, sha256 {info['sha256']}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

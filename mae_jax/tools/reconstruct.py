@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from mae_jax import pictures, pretrained
 from mae_jax.console import run_command, setup_logging
+from mae_jax.data import load_images
 from mae_jax.errors import UsageError
 from mae_jax.ops import masking
 
@@ -62,25 +62,29 @@ def _title(model: pretrained.Pretrained, ratio: float | None, mask: np.ndarray |
     return f"masked {100 * share:.3g} %"
 
 
-def read_mask(path: str, grid: tuple[int, int]) -> np.ndarray:
+def read_mask(path: str, model: pretrained.Pretrained) -> np.ndarray:
     """A mask of patches from a file: 1 is hidden.
 
     Args:
       path: .npy with 0 and 1, of patches: [L], [rows, columns], or one for each image; or a picture
-        of any size, white where it hides: a patch is hidden if at least half of it is.
-      grid: (rows, columns) of patches.
+        that is white where it hides. It is resized and cut as the images are, so that it may be
+        painted over one of them; a patch is hidden if at least half of it is white.
+      model: whose grid and transform count.
 
     Raises:
       UsageError: it cannot be read.
     """
-    try:
-        if path.endswith(".npy"):
+    if path.endswith(".npy"):
+        try:
             return np.load(path, allow_pickle=False)
-        with Image.open(path) as image:
-            small = image.convert("L").resize((grid[1], grid[0]), Image.Resampling.BOX)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--mask: {path} cannot be read: {error}") from error
-    return (np.asarray(small) >= 128).astype(np.int32)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"--mask: {path} cannot be read: {error}") from error
+    height, width = model.image_size
+    options = model.metadata["config"]["data"] | {"dtype": "uint8", "mean": (0.5,) * 3}
+    picture = load_images([path], image_size=(height, width), channels=3, data_config=options)
+    rows, columns = model.grid
+    cells = picture[0].mean(axis=2).reshape(rows, height // rows, columns, width // columns)
+    return (cells.mean(axis=(1, 3)) >= 127.5).astype(np.int32)
 
 
 def find_images(pattern: str) -> list[str]:
@@ -131,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model,
         files,
         ratios=args.mask_ratio or (None,),
-        mask=read_mask(args.mask, model.grid) if args.mask else None,
+        mask=read_mask(args.mask, model) if args.mask else None,
         mask_kind=args.mask_kind,
         seed=args.seed,
     )

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mae_jax import convert
-from mae_jax.convert import describe, hugging_face, released
+from mae_jax.convert import describe, hugging_face, released, surgery
 from mae_jax.errors import UsageError
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.posemb import sincos_2d
@@ -78,13 +78,12 @@ def test_out_and_in_again_is_exact(tiny_mae, tmp_path, format):
     )
     again.report.check()
     if format in ("hf_vit", "timm"):
-        tiny_mae = convert.load(
-            official.path("mae_tiny.safetensors"), hints=CLASSIFIER, encoder_only=True
-        )
+        tiny_mae = surgery.encoder_only(tiny_mae)
     same(tiny_mae, again)
     assert again.kind == tiny_mae.kind and again.fields == tiny_mae.fields
     assert again.metadata["data"]["mean"] == tiny_mae.metadata["data"]["mean"]
-    assert again.metadata.get("target") == tiny_mae.metadata.get("target")
+    if again.kind == "mae":
+        assert again.metadata["target"] == tiny_mae.metadata["target"]
     with pytest.raises(UsageError, match="exists: remove it"):
         convert.save(tiny_mae, path, format=format)
 
@@ -143,9 +142,10 @@ def test_hugging_face_folders(tiny_mae):
     for folder in ("hf_tiny_v4names", "hf_tiny_saved_by_5_23"):
         model = convert.load(official.path(folder))
         model.report.check()
-        assert model.report.matched == model.report.wanted == 72
+        assert model.report.matched == model.report.wanted == 74
         same(model, tiny_mae)
-        assert model.metadata["target"]["normalize"] is False and not model.report.notes
+        assert model.metadata["target"]["normalize"] is False
+        assert model.report.notes == ["mean and std: assumed ImageNet's"]
         assert model.metadata["mask"]["ratio"] == 0.75
 
 
@@ -181,13 +181,13 @@ def test_a_file_of_the_official_training_script():
         official.path("micro_training.pth"), hints=convert.Hints(num_heads=2, decoder_num_heads=1)
     )
     model.report.check()
-    assert model.report.matched == 36 and model.report.kind == "pth"
+    assert model.report.matched == 38 and model.report.kind == "pth"
     assert model.metadata["target"]["normalize"] is True  # as its arguments say
     assert model.metadata["mask"]["ratio"] == 0.5
     assert model.fields["image_size"] == (8, 8)
     assert not any("guessed" in note for note in model.report.notes)
     assert model.metadata["provenance"]["file"] == "micro_training.pth"
-    with pytest.raises(UsageError, match="the file says normalize = True, and you say False"):
+    with pytest.raises(UsageError, match="--norm_pix_loss: the file says True, and you say False"):
         convert.load(
             official.path("micro_training.pth"),
             hints=convert.Hints(num_heads=2, decoder_num_heads=1, normalize=False),
@@ -199,7 +199,9 @@ def test_sizes_that_no_shape_tells_must_be_said():
         convert.load(official.path("mae_tiny.safetensors"))
     with pytest.raises(UsageError, match="--num_heads=5 does not divide"):
         convert.load(official.path("mae_tiny.safetensors"), hints=TINY._replace(num_heads=5))
-    with pytest.raises(UsageError, match="the file says num_heads = 3, and you say 4"):
+    with pytest.raises(
+        UsageError, match="--num_heads, --config.model.num_heads: the file says 3, and you say 4"
+    ):
         convert.load(official.path("hf_tiny_v4names"), hints=convert.Hints(num_heads=4))
 
 
@@ -222,7 +224,7 @@ def test_the_grid_is_read_from_the_fixed_table_and_never_guessed(tmp_path):
     path = change(tmp_path, tables(48, 32, (4, 16)))
     model = convert.load(path, hints=TINY)
     assert model.fields["image_size"] == (16, 64)
-    assert not any("assumed" in note for note in model.report.notes)
+    assert not any("grid" in note for note in model.report.notes)
     # The table that decides is the file's, whatever the user thinks.
     with pytest.raises(UsageError, match="not the fixed sine-cosine table of a 8x8 grid"):
         convert.load(path, hints=TINY._replace(image_size=(32, 32)))
@@ -243,7 +245,7 @@ def test_an_autoencoder_with_other_tables_gives_its_encoder_alone(tmp_path):
     path = change(tmp_path, {"pos_embed": learnt})
     with pytest.raises(UsageError, match="--encoder_only keeps it"):
         convert.load(path, hints=TINY._replace(image_size=(32, 32)))
-    encoder = convert.load(path, hints=CLASSIFIER, encoder_only=True)
+    encoder = convert.load(path, hints=CLASSIFIER, decoder=False)
     encoder.report.check()
     assert encoder.kind == "vit" and encoder.fields["num_classes"] == 0
     np.testing.assert_array_equal(encoder.params["pos_embed"], learnt)
@@ -260,14 +262,18 @@ def test_whatever_does_not_match_is_an_error_unless_it_is_named(tmp_path):
         },
     )
     report = convert.load(path, hints=TINY).report
-    assert (report.matched, report.wanted) == (70, 72)
-    assert report.missing == ["norm/bias"] and report.unused == ["blocks.0.ls1.gamma"]
+    assert (report.matched, report.wanted) == (71, 74)
+    assert report.missing == ["norm/bias", "decoder_pos_embed"] and report.unused == [
+        "blocks.0.ls1.gamma"
+    ]
     assert report.wrong == ["blocks_1/norm1/scale is (7,), needed (48,)"]
-    assert any("decoder_pos_embed is not in the file" in note for note in report.notes)
     for allowed in ({}, {"allow_missing": ["norm/*"]}, {"allow_unused": ["*ls1*"]}):
-        with pytest.raises(UsageError, match="do not fit"):
+        with pytest.raises(UsageError, match=r"do not fit: .*needed \(48,\)"):
             report.check(**allowed)
-    report._replace(wrong=[]).check(allow_missing=["norm/*"], allow_unused=["*.ls1.*"])
+    fits = report._replace(wrong=[])
+    fits.check(allow_missing=["norm/*", "*pos_embed"], allow_unused=["*.ls1.*"])
+    with pytest.raises(UsageError, match="missing .'decoder_pos_embed'.*--allow_missing"):
+        fits.check(allow_missing=["norm/*"], allow_unused=["*.ls1.*"])
 
 
 def test_target_is_guessed_from_the_prediction_layer_or_the_name(tmp_path, tiny_mae):
@@ -290,19 +296,77 @@ def test_target_is_guessed_from_the_prediction_layer_or_the_name(tmp_path, tiny_
 def test_released_files_are_known_by_their_sum_and_carry_their_licence(tmp_path, monkeypatch):
     path = tmp_path / "mae_visualize_vit_base.safetensors"
     shutil.copy(official.path("mae_tiny.safetensors"), path)
-    origin = convert.load(str(path), hints=TINY).metadata["provenance"]
-    assert origin["license"] == "cc-by-nc-4.0" and origin["released"] == "mae_visualize_vit_base"
+    for size, license in (("B", "cc-by-nc-4.0"), ("L", "unknown"), ("custom", "unknown")):
+        origin = released.provenance(str(path), size=size)  # of unknown sum: by name and size
+        assert origin["license"] == license and ("released" in origin) == (size == "B")
     other = tmp_path / "mae_pretrain_vit_base.safetensors"  # whose sum is known, and is not this
     shutil.copy(path, other)
     origin = convert.load(str(other), hints=TINY).metadata["provenance"]
     assert origin["license"] == "unknown" and "released" not in origin
     monkeypatch.setitem(released._MD5, "mae_pretrain_vit_base", origin["md5"][:6])
-    model = convert.load(str(other), hints=TINY)
+    model = convert.load(official.path("mae_tiny.safetensors"), hints=TINY)  # whatever its name
     assert model.metadata["provenance"]["released"] == "mae_pretrain_vit_base"
     convert.save(model, str(tmp_path / "hf"), format="hf")
     assert "license: cc-by-nc-4.0" in (tmp_path / "hf" / "README.md").read_text()
     again = convert.load(str(tmp_path / "hf"))
     assert again.metadata["provenance"]["license"] == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize(
+    "changes,error",
+    [
+        ({"decoder_pred.weight": None}, "decoder is not whole"),
+        ({"decoder_embed.bias": None, "decoder_norm.bias": None}, "decoder is not whole"),
+        ({"pos_embed": np.zeros((65, 48), np.float32)}, r"pos_embed has the shape \(65, 48\)"),
+        ({"patch_embed.proj.weight": np.zeros((48, 3, 2, 4, 4), np.float32)}, "4 axes"),
+        ({"encoder_to_decoder.weight": np.zeros((32, 48), np.float32)}, "twice"),
+    ],
+)
+def test_files_that_are_nearly_right_are_explained(tmp_path, changes, error):
+    with pytest.raises(UsageError, match=error):
+        convert.load(change(tmp_path, changes), hints=TINY)
+
+
+@pytest.mark.parametrize("name", ["mask_token", "blocks.0.mlp.fc1.bias", "cls_token"])
+def test_what_is_missing_is_reported_not_stumbled_over(tmp_path, name):
+    report = convert.load(change(tmp_path, {name: None}), hints=TINY).report
+    assert report.missing == [name.replace(".", "_", 1).replace(".", "/")]
+
+
+def test_a_file_of_mae_pytorch_gives_its_encoder_alone(tmp_path):
+    """It has no class token and no position table in it, and its positions are other ones."""
+    arrays = {}
+    for name, x in load_file(official.path("mae_tiny.safetensors")).items():
+        if name not in ("cls_token", "mask_token") and not name.startswith(
+            ("decoder", "pos_embed")
+        ):
+            arrays[f"encoder.{name}"] = x
+    arrays["encoder_to_decoder.weight"] = np.zeros((32, 48), np.float32)
+    path = str(tmp_path / "pz.safetensors")
+    save_file(arrays, path)
+    hints = CLASSIFIER._replace(image_size=(32, 32))
+    with pytest.raises(UsageError, match="MAE-pytorch: its positions are another table"):
+        convert.load(path, hints=hints)
+    report = convert.load(path, hints=hints, decoder=False).report
+    assert report.missing == ["cls_token", "pos_embed"] and not report.unused
+
+
+def test_hugging_faces_own_names_of_classes_are_none(tmp_path):
+    model = classifier()
+    convert.save(model, str(tmp_path / "hf"), format="hf_vit")
+    assert convert.load(str(tmp_path / "hf")).metadata["classes"] is None
+
+
+def test_names_of_classes_are_added_where_there_are_none(tmp_path):
+    convert.save(classifier(), str(tmp_path / "w"))
+    names = [f"name {i}" for i in range(10)]
+    model = convert.load(str(tmp_path / "w"), hints=convert.Hints(classes=names))
+    assert model.metadata["classes"] == names
+    with pytest.raises(UsageError, match="3 names of classes for a head of 10"):
+        convert.load(str(tmp_path / "w"), hints=convert.Hints(classes=names[:3]))
+    convert.save(model, str(tmp_path / "named"))
+    with pytest.raises(UsageError, match="--classes: the file says others than you do"):
+        convert.load(str(tmp_path / "named"), hints=convert.Hints(classes=names[::-1]))
 
 
 def test_half_precision_is_widened(tmp_path):
@@ -313,6 +377,10 @@ def test_half_precision_is_widened(tmp_path):
     assert {x.dtype for x in model.params.values()} == {np.dtype(np.float32)}
     expected = arrays["norm.bias"].astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(model.params["norm/bias"], expected)
+    arrays = load_file(official.path("mae_tiny.safetensors"))
+    for kind in (jnp.bfloat16, np.float16):  # their tables are rounded too
+        save_file({name: x.astype(kind) for name, x in arrays.items()}, path)
+        convert.load(path, hints=TINY).report.check()
 
 
 @pytest.mark.parametrize(
@@ -335,10 +403,18 @@ def test_what_is_no_weights_is_said_so(tmp_path):
     save_file({"x": np.zeros(3)}, tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"no")
     (tmp_path / "c.npz").write_bytes(b"no")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    np.savez(tmp_path / "cut.npz", x=np.zeros(1000))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:600])
     for name, error in (
         ("a.safetensors", "not the weights of a ViT"),
         ("b.safetensors", "b.safetensors cannot be read"),
         ("c.npz", "c.npz cannot be read"),
+        ("empty.npz", "empty.npz cannot be read"),
+        ("array.npz", "array.npz cannot be read"),
+        ("cut.npz", "cut.npz cannot be read"),
         ("d.pth", "no file or folder"),
         ("e", "no checkpoint under"),
     ):

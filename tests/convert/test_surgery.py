@@ -1,5 +1,7 @@
 """Changes of weights, each against what it must do to the model's function."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,21 +62,38 @@ def test_the_encoder_alone_is_the_autoencoders(tiny, encoder):
     np.testing.assert_allclose(tokens(encoder, images), expected, rtol=0, atol=1e-5)
 
 
+def seen(model, images):
+    """uint8 images as the model sees them: float, by its own mean and deviation."""
+    mean, std = (np.array(model.metadata["data"][key], np.float32) for key in ("mean", "std"))
+    return (images / np.float32(255) - mean) / std
+
+
 def test_grey_images_are_seen_as_their_three_equal_channels(tiny, encoder):
-    grey = random_images(2, 32, 32, 1)
+    """Of bytes, as users have them: the three channels are normalised by different numbers."""
+    grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
     three = np.repeat(grey, 3, axis=-1)
-    for policy in ("mean", "repeat"):
-        one = surgery.with_channels(encoder, 1, policy)
-        one.report.check()
-        if policy == "mean":
-            np.testing.assert_allclose(tokens(one, grey), tokens(encoder, three), rtol=0, atol=1e-5)
-        assert len(one.metadata["data"]["mean"]) == 1
-    one = surgery.with_channels(tiny, 1, "mean")
+    one = surgery.with_channels(encoder, 1, "mean")
     one.report.check()
-    expected = predictions(tiny, three).mean(axis=-1, keepdims=True)
-    np.testing.assert_allclose(predictions(one, grey), expected, rtol=0, atol=1e-5)
+    expected = tokens(encoder, seen(encoder, three))
+    np.testing.assert_allclose(tokens(one, seen(one, grey)), expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(one.metadata["data"]["mean"], [np.mean([0.485, 0.456, 0.406])])
     assert tiny.metadata["data"]["mean"] == [0.485, 0.456, 0.406]  # untouched
+    # Normalised patches: the mean of what is predicted of the three.
+    one = surgery.with_channels(tiny, 1, "mean")
+    one.report.check()
+    expected = predictions(tiny, seen(tiny, three)).mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(predictions(one, seen(one, grey)), expected, rtol=0, atol=1e-5)
+    # Raw pixels: the same in units of the pixels.
+    target = {"target": {"kind": "pixel", "normalize": False}}
+    raw = dataclasses.replace(tiny, metadata=tiny.metadata | target)
+    one = surgery.with_channels(raw, 1, "mean")
+
+    def pixels(model, images):
+        mean, std = (np.array(model.metadata["data"][key]) for key in ("mean", "std"))
+        return predictions(model, seen(model, images)) * std + mean
+
+    expected = pixels(raw, three).mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(pixels(one, grey), expected, rtol=0, atol=1e-5)
 
 
 def test_more_channels_repeat_the_kernels_at_the_same_total(tiny):
@@ -85,6 +104,15 @@ def test_more_channels_repeat_the_kernels_at_the_same_total(tiny):
     expected = predictions(tiny, images)
     np.testing.assert_allclose(out, np.tile(expected, 2), rtol=0, atol=1e-5)
     assert six.metadata["data"]["std"] == [0.229, 0.224, 0.225] * 2
+
+
+def test_channels_that_repeat_one_are_seen_as_their_mean(encoder):
+    four = surgery.with_channels(encoder, 4, "repeat")
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 4), dtype=np.uint8)
+    three = images.astype(np.float32)
+    three[..., 0] = (three[..., 0] + three[..., 3]) / 2
+    expected = tokens(encoder, seen(encoder, three[..., :3]))
+    np.testing.assert_allclose(tokens(four, seen(four, images)), expected, rtol=0, atol=1e-5)
 
 
 def test_selected_channels_are_as_they_were(tiny):
@@ -110,6 +138,7 @@ def test_selected_channels_are_as_they_were(tiny):
         ("select:0,1,2", "does not name 2 of the 3"),
         ("select:0,3", "does not name 2 of the 3"),
         ("average", "is none of"),
+        ("repeat", "2 channels do not repeat 3"),
     ],
 )
 def test_channels_change_by_an_explicit_policy_alone(tiny, policy, error):
@@ -163,12 +192,32 @@ def bicubic(old, new):
     return np.stack(rows, axis=1)
 
 
+def official_classifier():
+    path = official.path("vit_tiny_gp0.safetensors")
+    return convert.load(path, hints=convert.Hints(num_heads=3))
+
+
+def test_the_encoder_of_a_probe_has_no_batch_norm():
+    model = official_classifier()
+    probe = dataclasses.replace(
+        model,
+        statistics={f"batch_norm/{k}": np.ones(48, np.float32) for k in ("mean", "var")},
+        metadata=model.metadata | {"model": model.metadata["model"] | {"head_norm": True}},
+    )
+    encoder = surgery.encoder_only(probe)
+    encoder.report.check()
+    assert not encoder.statistics and not encoder.fields["head_norm"]
+    assert surgery.fold_batch_norm(encoder) is encoder
+
+
 def test_fc_norm_is_the_norm_behind_the_mean(encoder):
-    model = timm.with_fc_norm(encoder)
+    model = surgery.with_fc_norm(encoder)
     model.report.check()
     assert model.fields["pool"] == "mean"
     np.testing.assert_array_equal(model.params["fc_norm/scale"], encoder.params["norm/scale"])
     assert timm.config(model)["global_pool"] == "avg"
+    with pytest.raises(UsageError, match="for an encoder alone"):
+        surgery.with_fc_norm(official_classifier())
     assert timm.config(encoder)["global_pool"] == "token"
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mae_jax import convert, pretrained
-from mae_jax.convert import pth, surgery, timm
+from mae_jax.convert import pth, surgery
 from mae_jax.models import mae as mae_module
 from mae_jax.models import vit as vit_module
 from mae_jax.models.mae import MaskedAutoencoder
@@ -177,13 +177,35 @@ def test_timm_encoder(model, tmp_path):
     assert tuple(data["mean"]) == MEAN
     assert tuple(data["input_size"]) == (3, *model.fields["image_size"])
     # Other heads, channels and sizes, as timm's users ask for them.
-    more = library.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=5)
-    assert more(torch.from_numpy(floats)).shape == (2, 5)
+    height, width = model.fields["image_size"]
+    more = {"num_classes": 5, "in_chans": 1, "img_size": (2 * height, width)}
+    other = library.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, **more)
+    assert other(torch.zeros(1, 1, 2 * height, width)).shape == (1, 5)
+
+
+def test_encoders_that_are_not_square(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    library = pytest.importorskip("timm")
+    model = surgery.with_channels(surgery.encoder_only(tiny()), 5, "repeat")
+    model = surgery.with_patch_size(surgery.with_image_size(model, (16, 48)), (4, 6))
+    images = np.random.default_rng(0).normal(size=(2, 16, 72, 5)).astype(np.float32) * 0.2 + 0.5
+    ours = pretrained.Pretrained(model, "")
+    mean, std = (np.array(ours.pixels[key], np.float32) for key in ("mean", "std"))
+    floats = torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2).copy())
+    expected = ours.features(images, pool="patches")
+    for format in ("hf_vit", "timm"):
+        convert.save(model, str(tmp_path / format), format=format)
+    theirs = load_strictly(transformers.ViTModel, str(tmp_path / "hf_vit"), add_pooling_layer=False)
+    with torch.no_grad():
+        close(expected, theirs(floats).last_hidden_state[:, 1:])
+    theirs = library.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    with torch.no_grad():
+        close(expected, theirs.forward_features(floats)[:, 1:])
 
 
 def test_timm_fc_norm(model, tmp_path):
     torch, library = pytest.importorskip("torch"), pytest.importorskip("timm")
-    pooled = timm.with_fc_norm(surgery.encoder_only(model))
+    pooled = surgery.with_fc_norm(surgery.encoder_only(model))
     convert.save(pooled, str(tmp_path / "timm"), format="timm")
     theirs = library.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     images, floats = pixels(model)

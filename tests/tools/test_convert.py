@@ -1,5 +1,7 @@
 """The convert command, and what may be done with what it wrote."""
 
+import csv
+import hashlib
 import json
 import shutil
 
@@ -8,9 +10,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from mae_jax import convert, train
+from mae_jax import checkpoint, convert, pretrained, train
 from mae_jax.console import run_command
-from mae_jax.convert.load import INIT_REPORT
+from mae_jax.convert import released, surgery
 from mae_jax.errors import UsageError
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.knn import Knn
@@ -36,7 +38,7 @@ def test_the_command_reports_and_writes(tmp_path, capsys):
     more = ["--format", "hf", "--norm_pix_loss", "true", "--license", "cc0-1.0"]
     assert command(MAE, out, *HEADS, *more) == 0
     text = capsys.readouterr().out
-    assert "matched 72 of 72 parameters (safetensors)" in text
+    assert "matched 74 of 74 parameters (safetensors)" in text
     assert "target normalised patches" in text and "94 arrays (ViTMAEForPreTraining)" in text
     assert "these weights are cc0-1.0" in text
     assert json.loads((out / "config.json").read_text())["norm_pix_loss"] is True
@@ -51,10 +53,13 @@ def test_bad_commands_are_one_line(tmp_path, capsys):
         ([*HEADS, "--fc_norm"], "add --encoder_only"),
         ([*HEADS, "--resample_patch", "6"], "add --encoder_only"),
         ([*HEADS, "--channels", "1"], "--channel_policy of convert"),
+        ([*HEADS, "--channels", "0", "--channel_policy", "mean"], "0 channels are none"),
         ([*HEADS, "--resize", "32", "32", "32"], "must be one number, or height and width"),
-        ([*HEADS, "--format", "official"], "must end in .safetensors or .pth"),
+        ([*HEADS, "--format", "official"], "writes a file ending in .safetensors or .pth"),
         ([*HEADS, "--classes", "gone.txt"], "gone.txt"),
-        ([*HEADS, "--mean", "0.5"], "3 channels, but mean is"),
+        ([*HEADS, "--classes", MAE + ".txt"], "cannot be read"),
+        ([*HEADS, "--encoder_only"], "for a decoder, and there is none"),
+        ([*HEADS, "--mean", "0.5"], "--mean needs 3 numbers"),
     ):
         assert run_command(lambda more=more: command(MAE, tmp_path / "out", *more)) == 2
         assert error in capsys.readouterr().err
@@ -89,7 +94,7 @@ def test_missing_parameters_are_named_and_begin_anew(tmp_path, capsys):
         command(out, tmp_path / "hf", "--format", "hf_vit")
     config = tiny.classify_config(init_from=str(out), steps=1, **MODEL)
     assert train.run(Classify(config, str(tmp_path / "run")), config, str(tmp_path / "run"))
-    report = json.loads((tmp_path / "run" / INIT_REPORT).read_text())
+    report = json.loads((tmp_path / "run" / "init_from.json").read_text())
     assert report["fresh"] == [
         "cls_token",
         "fc_norm/bias",
@@ -99,33 +104,43 @@ def test_missing_parameters_are_named_and_begin_anew(tmp_path, capsys):
     ]
 
 
+def _md5(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
 @pytest.mark.parametrize("form", ["official", "hf", "folder"])
-def test_pre_training_begins_with_weights_of_any_form(tmp_path, form):
+def test_pre_training_begins_with_weights_of_any_form(tmp_path, monkeypatch, form):
     source = {"official": MAE, "hf": official.path("hf_tiny_v4names"), "folder": tmp_path / "w"}[
         form
     ]
     if form == "folder":
         assert command(MAE, source, *HEADS) == 0
     elif form == "official":
-        source = tmp_path / "mae_visualize_vit_base.safetensors"  # by its name, a released file
-        shutil.copy(MAE, source)
+        monkeypatch.setitem(released._MD5, "mae_visualize_vit_base", _md5(MAE)[:6])
     config = tiny.config(init_from=str(source), steps=1, **MODEL, **DECODER)
     workdir = str(tmp_path / "run")
     assert train.run(Pretrain(config, workdir), config, workdir)
-    report = json.loads((tmp_path / "run" / INIT_REPORT).read_text())
+    report = json.loads((tmp_path / "run" / "init_from.json").read_text())
     assert len(report["matched"]) == 72 and not report["fresh"] and not report["unused"]
     # The first update has learning rate 0, so that what was read is what was saved.
     expected = convert.load(official.path("hf_tiny_v4names")).params
     for name, x in convert.load(workdir).params.items():
         np.testing.assert_array_equal(x, expected[name])
-    # What is made of weights keeps their licence, over any number of runs.
+    if form != "official":
+        return
+    # What is made of weights keeps their licence, over any number of runs, wherever a step goes.
     origin = convert.load(workdir).metadata.get("provenance", {})
     again = tiny.config(init_from=workdir, steps=1, **MODEL, **DECODER)
     assert train.run(Pretrain(again, str(tmp_path / "b")), again, str(tmp_path / "b"))
-    assert convert.load(str(tmp_path / "b")).metadata.get("provenance", {}) == origin
-    if form == "official":
-        name = "mae_visualize_vit_base"
-        assert origin == {"began_with": name, "license": "cc-by-nc-4.0"}
+    shutil.copytree(tmp_path / "b" / "checkpoints" / "1", tmp_path / "copy")
+    for path in (tmp_path / "b", tmp_path / "copy"):
+        assert convert.load(str(path)).metadata["provenance"] == origin
+    resumed = tiny.config(resume=str(tmp_path / "b"), steps=2, **MODEL, **DECODER)
+    workdir = str(tmp_path / "c")
+    train.run(Pretrain(resumed, workdir), resumed, workdir, allow_config_change=True)
+    assert convert.load(workdir).metadata["provenance"] == origin
+    assert origin == {"began_with": "mae_visualize_vit_base", "license": "cc-by-nc-4.0"}
 
 
 def test_other_channels_need_a_policy(tmp_path):
@@ -137,8 +152,8 @@ def test_other_channels_need_a_policy(tmp_path):
     workdir = str(tmp_path / "b")
     assert train.run(Pretrain(config, workdir), config, workdir)
     kernel = convert.load(workdir).params["patch_embed/proj/kernel"]
-    whole = convert.load(official.path("hf_tiny_v4names")).params["patch_embed/proj/kernel"]
-    np.testing.assert_allclose(kernel[:, :, 0], whole.sum(axis=2), rtol=0, atol=1e-6)
+    expected = surgery.with_channels(convert.load(official.path("hf_tiny_v4names")), 1, "mean")
+    np.testing.assert_array_equal(kernel, expected.params["patch_embed/proj/kernel"])
 
 
 def test_weights_that_cannot_begin_a_run_stop_it_before_anything_is_compiled(tmp_path):
@@ -181,8 +196,13 @@ def test_an_official_classifier_is_evaluated(tmp_path, capsys):
     ]
     assert evaluate.main(arguments) == 0
     assert "top1" in capsys.readouterr().out
-    lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
-    assert len(lines) == 11 and "n0009" in lines[-1]
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 and "n0009" in rows[-1]["example"]
+    model = pretrained.load(str(weights))
+    features = model.features(model.load_images([row["example"] for row in rows]))
+    logits = features @ model.params["head/kernel"] + model.params["head/bias"]
+    assert [row["top1"] for row in rows] == [f"n{i:04}" for i in logits.argmax(axis=1)]
     with pytest.raises(UsageError, match="belongs to no run"):
         evaluate.main([*arguments[:2], *arguments[4:]])
     (root / "n0009" / "0.png").unlink()
@@ -204,5 +224,8 @@ def test_averaged_weights_are_exported_when_asked_for(tmp_path):
     for name, more in (("raw", []), ("ema", ["--ema"])):
         assert command(workdir, tmp_path / f"{name}.npz", *more) == 0
     raw, ema = (convert.load(str(tmp_path / f"{name}.npz")) for name in ("raw", "ema"))
+    arrays = checkpoint.load_arrays(workdir, ("params", "ema"))
+    for found, part in ((raw, "params"), (ema, "ema")):
+        np.testing.assert_array_equal(found.params["head/kernel"], arrays[part]["head"]["kernel"])
     assert not np.array_equal(raw.params["head/kernel"], ema.params["head/kernel"])
     assert raw.metadata["classes"] == ema.metadata["classes"] and len(raw.metadata["classes"]) > 1

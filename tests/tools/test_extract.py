@@ -127,6 +127,11 @@ def test_an_interrupted_command_goes_on(folder, weights, tmp_path, monkeypatch, 
     )
     with pytest.raises(UsageError, match="pool: mean -> cls"):
         command(weights, folder, out, "--pool", "cls")
+    other = convert.load(weights)
+    other.metadata["config"]["data"]["mean"] = [0.1, 0.2, 0.3]  # the same weights, of other pixels
+    convert.save(other, str(tmp_path / "other"))
+    with pytest.raises(UsageError, match="pixels: "):
+        command(str(tmp_path / "other"), folder, out)
     calls.clear()
     assert command(weights, folder, out) == 0
     assert sum(calls) == 13 - 4 * batches  # nothing was computed twice

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mae_jax import checkpoint, convert, pretrained, train
+from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools import inspect, reconstruct
@@ -51,11 +52,16 @@ def test_inspect_tells_all_in_text_and_json(run, capsys):
 def test_inspect_tells_of_a_file_of_another_project(capsys):
     assert inspect.main([official.path("hf_tiny_v4names")]) == 0
     text = capsys.readouterr().out
-    assert "matched 72 of 72 parameters (Hugging Face)" in text
+    assert "matched 74 of 74 parameters (Hugging Face)" in text
     assert "blocks_2/attn/qkv/kernel" in text and "48x144" in text
     # The same weights have the same content hash, whatever file they are in.
     assert inspect.main([official.path("hf_tiny_saved_by_5_23")]) == 0
     assert text.splitlines()[-1] in capsys.readouterr().out
+    # One whose heads nobody knows is shown all the same.
+    assert inspect.main([official.path("mae_tiny.safetensors")]) == 0
+    text = capsys.readouterr().out
+    assert "not a model that can be used as it is" in text and "--num_heads" in text
+    assert "decoder_blocks.1.attn.qkv.weight" in text and "96x32" in text
 
 
 def test_content_hash_depends_on_values_names_and_shapes_alone():
@@ -97,11 +103,12 @@ def test_reconstruct_with_a_mask_of_patches_or_of_pixels(run, photos, tmp_path):
     assert (np.abs(picture[18:114, left : left + 48] - 128) <= 1).all()
     original = picture[18:114, 4 + 48 : 4 + 96]
     np.testing.assert_array_equal(picture[18:114, right : right + 48], original)
-    # A picture of another size, white where it hides: at least half of a patch.
-    drawn = np.zeros((40, 80), np.uint8)
-    drawn[:, :40], drawn[:, 40:49] = 255, 255  # the third column of patches is not half white
+    # A picture, white where it hides at least half of a patch; resized and cut as images are.
+    drawn = np.zeros((160, 320), np.uint8)
+    drawn[:, :160], drawn[:, 160:170] = 255, 255  # the third column of patches is not half white
     Image.fromarray(drawn).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(reconstruct.read_mask(str(tmp_path / "mask.png"), (4, 4)), mask)
+    model = pretrained.load(run)
+    np.testing.assert_array_equal(reconstruct.read_mask(str(tmp_path / "mask.png"), model), mask)
     with pytest.raises(UsageError, match="leave out --mask_ratio"):
         reconstruct.main([*arguments, "--mask", "x.npy", "--mask_ratio", "0.5"])
     with pytest.raises(UsageError, match=r"x\.npy cannot be read"):
@@ -119,7 +126,7 @@ def test_reconstruct_takes_any_weights_that_have_a_decoder(run, photos, tmp_path
         assert reconstruct.main(["--checkpoint", str(tmp_path / name), *arguments]) == 0
         np.testing.assert_array_equal(np.asarray(Image.open(out)), expected)
     assert reconstruct.main(["--checkpoint", official.path("hf_tiny_v4names"), *arguments]) == 0
-    convert.save(convert.load(run, encoder_only=True), str(tmp_path / "encoder"))
+    convert.save(surgery.encoder_only(convert.load(run)), str(tmp_path / "encoder"))
     with pytest.raises(
         UsageError, match=r"no decoder weights in .*encoder \(encoder-only export\)"
     ):
