@@ -31,17 +31,14 @@ def read_initial(config: Any) -> convert.Model:
     """
     path, model = config.init_from, config.model
     decoder = "decoder_depth" in model
-    hints = convert.Hints()
-    if convert.is_file(
-        path
-    ):  # what it does not say is as in our model, until shapes tell otherwise
-        size = SIZES.get(model.size)
-        hints = convert.Hints(
-            num_heads=model.num_heads or (size and size.num_heads),
-            decoder_num_heads=model.decoder_num_heads if decoder else None,
-            mean=tuple(config.data.mean) if model.channels != 3 else None,
-            std=tuple(config.data.std) if model.channels != 3 else None,
-        )
+    size = SIZES.get(model.size)
+    hints = convert.Hints(
+        num_heads=model.num_heads or (size and size.num_heads),
+        decoder_num_heads=model.decoder_num_heads if decoder else None,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+        fallback=True,
+    )
     found = convert.load(path, hints=hints, decoder=decoder)
     for line in found.report.lines():
         log.info("%s: %s", path, line)

@@ -1,6 +1,6 @@
 """Weights in and out: the official code's, Hugging Face's, timm's, and our own."""
 
-from mae_jax.convert.describe import Hints
+from mae_jax.convert.facts import Hints
 from mae_jax.convert.files import is_file
 from mae_jax.convert.load import load
 from mae_jax.convert.model import Model, Report

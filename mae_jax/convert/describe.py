@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mae_jax.convert import released
+from mae_jax.convert.facts import Facts, Hints
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.models.posemb import sincos_2d
@@ -20,32 +21,6 @@ _TABLE_TOLERANCE = 4e-3
 # not: `mean_preference` was 24 and 30 in a run on photos with raw pixels, 0.95 with normalised.
 _RAW_PIXELS_PREFERENCE = 4.0
 _MASK_RATIO = 0.75  # of the paper, and of the official code
-# How a user says what a file does not.
-_FLAGS = {
-    "num_heads": "--num_heads, --config.model.num_heads",
-    "decoder_num_heads": "--decoder_num_heads, --config.model.decoder_num_heads",
-    "normalize": "--norm_pix_loss",
-}
-
-
-class Hints(NamedTuple):
-    """What the user knows of a model, for what its file does not say.
-
-    Attributes:
-      num_heads, decoder_num_heads: heads of attention; no shape tells.
-      image_size: (H, W); a position table only tells the number of patches.
-      normalize: whether the target were normalised patches.
-      mean, std: of the pixels.
-      classes: names of the classes, in the order of the head.
-    """
-
-    num_heads: int | None = None
-    decoder_num_heads: int | None = None
-    image_size: tuple[int, int] | None = None
-    normalize: bool | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    classes: list[str] | None = None
 
 
 class Description(NamedTuple):
@@ -70,7 +45,7 @@ def describe(
     Raises:
       UsageError: it is no such model, or something that must be known is not.
     """
-    facts = _Facts(stated, hints)
+    facts = Facts(stated, hints)
     is_mae = any(name.startswith(("decoder_", "mask_token")) for name in arrays)
     model: dict[str, Any] = {"kind": "mae" if is_mae else "vit"} | _encoder(arrays, facts)
     model["image_size"] = _image_size(arrays, model, facts)
@@ -108,7 +83,7 @@ def add_hints(metadata: dict[str, Any], hints: Hints) -> dict[str, Any]:
     known |= {key: metadata["data"][key] for key in ("mean", "std")}
     known |= {"normalize": metadata.get("target", {}).get("normalize")}
     known |= {"classes": metadata.get("classes")}
-    facts = _Facts(known, hints)
+    facts = Facts(known, hints)
     for key in known:
         facts.get(key)
     if "num_classes" not in metadata["model"]:
@@ -116,37 +91,7 @@ def add_hints(metadata: dict[str, Any], hints: Hints) -> dict[str, Any]:
     return metadata | {"classes": _classes(metadata["model"]["num_classes"], facts)}
 
 
-class _Facts:
-    """What is known, from the file before the user; remembers where from."""
-
-    def __init__(self, stated: dict[str, Any], hints: Hints):
-        self._stated, self._hints = stated, hints._asdict()
-        self.notes: list[str] = []
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """What the file says, or else the user, or else `default`."""
-        stated, hint = self._stated.get(name), self._hints.get(name)
-        if stated is None:
-            return default if hint is None else hint
-        if hint is not None and _plain(stated) != _plain(hint):
-            flag = _FLAGS.get(name, f"--{name}")
-            what = f"{stated}, and you say {hint}" if name != "classes" else "others than you do"
-            raise UsageError(f"{flag}: the file says {what}")
-        return stated
-
-    def assume(self, name: str, default: Any, why: str = "") -> Any:
-        """The same; takes a note where it is the default."""
-        value = self.get(name)
-        if value is None and default is not None:
-            self.notes.append(f"{name}: assumed {default}{why}")
-        return default if value is None else value
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _encoder(arrays: Arrays, facts: _Facts) -> dict[str, Any]:
+def _encoder(arrays: Arrays, facts: Facts) -> dict[str, Any]:
     """Sizes of the encoder."""
     kernel = arrays.get("patch_embed/proj/kernel")
     if kernel is None:
@@ -168,7 +113,7 @@ def _encoder(arrays: Arrays, facts: _Facts) -> dict[str, Any]:
     }
 
 
-def _decoder(arrays: Arrays, facts: _Facts) -> dict[str, Any]:
+def _decoder(arrays: Arrays, facts: Facts) -> dict[str, Any]:
     bias = arrays.get("decoder_embed/bias", arrays.get("decoder_norm/bias"))
     if bias is None or "decoder_pred/kernel" not in arrays:
         raise UsageError(
@@ -225,7 +170,7 @@ def _known_heads(heads: int | None, dim: int, name: str) -> int:
     return heads
 
 
-def _image_size(arrays: Arrays, model: dict[str, Any], facts: _Facts) -> tuple[int, int]:
+def _image_size(arrays: Arrays, model: dict[str, Any], facts: Facts) -> tuple[int, int]:
     """(H, W): as stated; else by the fixed table that the position table is; else a square."""
     size, patch = facts.get("image_size"), model["patch_size"]
     table = arrays.get("pos_embed")
@@ -284,7 +229,7 @@ def _check_fixed_tables(arrays: Arrays, model: dict[str, Any]) -> None:
             )
 
 
-def _normalize(arrays: Arrays, file: str, facts: _Facts) -> bool:
+def _normalize(arrays: Arrays, file: str, facts: Facts) -> bool:
     """Whether the target were normalised patches; guessed if nobody says."""
     known = facts.get("normalize")
     if known is not None:
@@ -313,7 +258,7 @@ def mean_preference(kernel: np.ndarray) -> float:
     return float(kernel.shape[1] * of_mean / (kernel**2).sum())
 
 
-def _classes(number: int, facts: _Facts) -> list[str] | None:
+def _classes(number: int, facts: Facts) -> list[str] | None:
     classes = facts.get("classes")
     if not number or classes is None:
         return None
@@ -322,14 +267,11 @@ def _classes(number: int, facts: _Facts) -> list[str] | None:
     return list(classes)
 
 
-def _pixels(channels: int, facts: _Facts) -> dict[str, list[float]]:
+def _pixels(channels: int, facts: Facts) -> dict[str, list[float]]:
     """Mean and deviation per channel; ImageNet's for three of which nothing is known."""
-    pixels: dict[str, Any] = {key: facts.get(key) for key in IMAGENET}
-    # What a recipe says of its own images says nothing of weights for other channels.
-    pixels = {k: v if v is not None and len(v) == channels else None for k, v in pixels.items()}
-    if None not in pixels.values():
-        return {key: list(values) for key, values in pixels.items()}
-    if channels != 3:
-        raise UsageError(f"the model has {channels} channels: give --mean and --std, for each one")
-    facts.notes.append("mean and std: assumed ImageNet's")
-    return {key: list(values) for key, values in IMAGENET.items()}
+    pixels: dict[str, Any] = {}
+    for key, usual in IMAGENET.items():
+        pixels[key] = facts.assume(key, usual if channels == 3 else None)
+        if pixels[key] is None or len(pixels[key]) != channels:
+            raise UsageError(f"the model has {channels} channels: give --{key} for each of them")
+    return {key: list(values) for key, values in pixels.items()}

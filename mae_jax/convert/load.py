@@ -5,7 +5,8 @@ from typing import Any
 
 from mae_jax import checkpoint
 from mae_jax.convert import files, names, surgery
-from mae_jax.convert.describe import TABLES, Hints, add_hints, describe
+from mae_jax.convert.describe import TABLES, add_hints, describe
+from mae_jax.convert.facts import Hints
 from mae_jax.convert.model import Model, make_report
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError

@@ -88,12 +88,6 @@ def _check_hints(args: argparse.Namespace, model: convert.Model) -> None:
         not args.classes or model.fields.get("num_classes", 0) > 0,
         "--classes: there is no head in it",
     )
-    channels = model.fields["channels"]
-    for flag, values in (("--mean", args.mean), ("--std", args.std)):
-        require(
-            values is None or len(values) == channels,
-            f"{flag} needs {channels} numbers, one for each channel",
-        )
 
 
 def _changed(model: convert.Model, args: argparse.Namespace) -> convert.Model:

@@ -145,7 +145,10 @@ def test_hugging_face_folders(tiny_mae):
         assert model.report.matched == model.report.wanted == 74
         same(model, tiny_mae)
         assert model.metadata["target"]["normalize"] is False
-        assert model.report.notes == ["mean and std: assumed ImageNet's"]
+        assert model.report.notes == [
+            "mean: assumed (0.485, 0.456, 0.406)",
+            "std: assumed (0.229, 0.224, 0.225)",
+        ]
         assert model.metadata["mask"]["ratio"] == 0.75
 
 

@@ -12,8 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from mae_jax import checkpoint, convert, pretrained, train
 from mae_jax.console import run_command
-from mae_jax.convert import released, surgery
+from mae_jax.convert import names, released, surgery
+from mae_jax.convert.save import with_tables
 from mae_jax.errors import UsageError
+from mae_jax.init_from import read_initial
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.knn import Knn
 from mae_jax.tasks.pretrain import Pretrain
@@ -59,7 +61,7 @@ def test_bad_commands_are_one_line(tmp_path, capsys):
         ([*HEADS, "--classes", "gone.txt"], "gone.txt"),
         ([*HEADS, "--classes", MAE + ".txt"], "cannot be read"),
         ([*HEADS, "--encoder_only"], "for a decoder, and there is none"),
-        ([*HEADS, "--mean", "0.5"], "--mean needs 3 numbers"),
+        ([*HEADS, "--mean", "0.5"], "give --mean for each of them"),
     ):
         assert run_command(lambda more=more: command(MAE, tmp_path / "out", *more)) == 2
         assert error in capsys.readouterr().err
@@ -229,3 +231,23 @@ def test_averaged_weights_are_exported_when_asked_for(tmp_path):
         np.testing.assert_array_equal(found.params["head/kernel"], arrays[part]["head"]["kernel"])
     assert not np.array_equal(raw.params["head/kernel"], ema.params["head/kernel"])
     assert raw.metadata["classes"] == ema.metadata["classes"] and len(raw.metadata["classes"]) > 1
+
+
+def test_what_a_file_does_not_say_is_as_in_the_recipe(tmp_path):
+    hints = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
+    five = surgery.with_channels(convert.load(MAE, hints=hints), 5, "repeat")
+    path = str(tmp_path / "five.safetensors")
+    save_file(names.to_official(with_tables(five)), path)  # without our metadata
+    pixels = {"data__mean": (0.1, 0.2, 0.3, 0.4, 0.5), "data__std": (0.2,) * 5}
+    config = tiny.config(init_from=path, model__channels=5, **pixels, **MODEL, **DECODER)
+    found = read_initial(config)
+    assert found.metadata["data"]["mean"] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert found.fields["num_heads"] == 3 and found.fields["decoder_num_heads"] == 2
+    # What is said in the file counts, whatever the recipe has.
+    config = tiny.config(
+        init_from=official.path("hf_tiny_v4names"), **MODEL | {"model__num_heads": 4}
+    )
+    assert read_initial(config).fields["num_heads"] == 3
+    # A classifier needs to know nothing of a decoder.
+    found = read_initial(tiny.classify_config(init_from=MAE, **MODEL))
+    assert found.kind == "vit" and found.report.unused == []
