@@ -4,10 +4,12 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mae_jax import checkpoint
@@ -49,13 +51,21 @@ def save(model: Model, path: str, *, format: str = "") -> str:
         raise UsageError(f"--to={path}: --format={format} writes {what}")
     # Takes its name when it is whole.
     unfinished = f"{root}.unfinished{ending}" if ending else f"{path}.unfinished"
+    _remove(unfinished)  # of an earlier attempt
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         done = FORMATS[format](model, unfinished)
         os.rename(unfinished, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(f"cannot write {path}: {error}") from error
     return done
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.exists(path):
+        os.remove(path)
 
 
 def with_tables(model: Model) -> Arrays:

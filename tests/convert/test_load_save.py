@@ -72,7 +72,10 @@ def test_the_official_classifier_computes_what_it_did(pool):
 @pytest.mark.parametrize("format", PATHS)
 def test_out_and_in_again_is_exact(tiny_mae, tmp_path, format):
     path = str(tmp_path / PATHS[format])
+    root, ending = os.path.splitext(path)
+    pathlib.Path(f"{root}.unfinished{ending}").write_text("of an earlier attempt")
     convert.save(tiny_mae, path, format=format)
+    assert len(os.listdir(tmp_path)) == 1
     again = convert.load(
         path, hints=TINY if format in ("mae", "hf", "npz", "official") else CLASSIFIER
     )
