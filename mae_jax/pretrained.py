@@ -74,6 +74,7 @@ class Pretrained:
         Raises:
           UsageError: names the file that is missing or cannot be read.
         """
+        require(len(files) > 0, "no image files to load")
         return data.load_images(
             files,
             image_size=self.image_size,
@@ -118,7 +119,8 @@ class Pretrained:
         depth = encoder.depth
         require(pool in POOLS, f"--pool={pool} is not one of {', '.join(POOLS)}")
         require(
-            -depth <= layer < depth, f"--layer={layer} is none of {depth} blocks ({-depth} to -1)"
+            -depth <= layer < depth,
+            f"layer {layer} is none of {depth} blocks (0 to {depth - 1}, or -{depth} to -1)",
         )
         last = layer % depth == depth - 1
 
@@ -234,7 +236,8 @@ class Pretrained:
         hidden = mask.sum(axis=1)
         require(
             int(hidden.min()) == int(hidden.max()) and 0 < hidden[0] < patches,
-            f"a mask must hide some of {patches} patches, as many of every image, not {hidden}",
+            f"a mask must hide some of the {patches} patches and show some, as many of every "
+            f"image; this hides {sorted(set(hidden.tolist()))}",
         )
         return masking.from_mask(jnp.asarray(mask), patches - int(hidden[0]))
 

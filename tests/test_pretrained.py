@@ -123,10 +123,13 @@ def test_bad_calls_are_explained(folder, mae, images):
         (lambda: mae.reconstruct(images, mask_ratio=0), "hides no patch"),
         (lambda: mae.reconstruct(images, mask=np.ones(64), mask_ratio=0.5), "leave out its ratio"),
         (lambda: mae.reconstruct(images, mask=np.ones((4, 16))), r"the mask is \(4, 16\)"),
-        (lambda: mae.features(images, layer=3), "--layer=3 is none of 3 blocks"),
+        (
+            lambda: mae.features(images, layer=3),
+            r"layer 3 is none of 3 blocks \(0 to 2, or -3 to -1\)",
+        ),
         (lambda: mae.reconstruct(images, mask_ratio=1.5), "mask ratio 1.5"),
         (lambda: mae.reconstruct(images, mask=np.ones(9)), r"the mask is \(9,\)"),
-        (lambda: mae.reconstruct(images, mask=np.ones(64)), "must hide some of 64"),
+        (lambda: mae.reconstruct(images, mask=np.ones(64)), "must hide some of the 64"),
         (lambda: mae.reconstruct(images, mask=np.full(64, 0.5)), "1 .hidden. and 0"),
         (lambda: mae.reconstruct(images, mask_kind="spiral"), "--mask_kind=spiral"),
         (
@@ -135,6 +138,7 @@ def test_bad_calls_are_explained(folder, mae, images):
         ),
         (lambda: pretrained.load(str(folder / "cls")).reconstruct(images), "no decoder weights in"),
         (lambda: mae.load_images(["gone.png"]), "gone.png"),
+        (lambda: mae.load_images([]), "no image files"),
     ):
         with pytest.raises(UsageError, match=error):
             call()

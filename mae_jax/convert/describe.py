@@ -160,10 +160,12 @@ def _heads_of_size(dim: int, depth: int) -> int | None:
 
 
 def _known_heads(heads: int | None, dim: int, name: str) -> int:
+    part = "decoder" if name.startswith("decoder") else "encoder"
     if heads is None:
         raise UsageError(
-            f"the file does not say how many heads its attention of width {dim} has, and the size "
-            f"is none of the known ones: give --{name} to mae_jax.tools.convert"
+            f"the file does not say how many heads the attention of its {part} has (width {dim}), "
+            f"and the size is none of the known ones: convert it first, `python -m "
+            f"mae_jax.tools.convert --from X --to Y --num_heads N` (and --decoder_num_heads N)"
         )
     if heads < 1 or dim % heads:
         raise UsageError(f"--{name}={heads} does not divide the width {dim}")

@@ -105,14 +105,23 @@ def _official(model: Model, path: str) -> str:
     if path.endswith(".pth"):
         _save_pth(arrays, text, path)
     else:
-        save_file(arrays, path, metadata={"format": "pt", METADATA: text})
+        _save_safetensors(arrays, path, {METADATA: text})
     return f"{len(arrays)} arrays under the official names"
+
+
+def _save_safetensors(arrays: Arrays, path: str, metadata: dict[str, str]) -> None:
+    """Readable for whom other new files are; the library makes its files for the owner alone."""
+    save_file(arrays, path, metadata={"format": "pt"} | metadata)
+    with open(f"{path}.new", "wb") as usual:
+        mode = os.fstat(usual.fileno()).st_mode
+    os.remove(f"{path}.new")
+    os.chmod(path, mode)
 
 
 def _save_pth(arrays: Arrays, metadata: str, path: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
-            f"writing {path} needs torch, which is not installed (pip install torch); a "
+            "writing a .pth file needs torch, which is not installed (pip install torch); a "
             ".safetensors file of the same names needs nothing"
         )
     torch = importlib.import_module("torch")
@@ -150,7 +159,7 @@ def _as_vit(model: Model) -> Model:
 
 def _folder(model: Model, path: str, arrays: Arrays, config: dict[str, Any], usage: str) -> str:
     os.makedirs(path)
-    save_file(arrays, os.path.join(path, "model.safetensors"), metadata={"format": "pt"})
+    _save_safetensors(arrays, os.path.join(path, "model.safetensors"), {})
     _write_json(os.path.join(path, "config.json"), config)
     if "model_type" in config:
         _write_json(

@@ -28,7 +28,7 @@ def warn_of_other_pixels(theirs: dict[str, Any], pixels: dict[str, tuple[float, 
     for key, ours in pixels.items():
         if not np.allclose(theirs[key], ours):
             log.warning(
-                "--config.data.%s=%s, but the weights of --config.init_from were trained with %s",
+                "--config.data.%s=%s, but the weights of --config.init_from expect %s",
                 *(key, tuple(ours), tuple(theirs[key])),
             )
 

@@ -29,12 +29,17 @@ from mae_jax import pretrained, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import Source, eval_batches, image_source
+from mae_jax.distributed import stop_on_signals
 from mae_jax.errors import UsageError
 from mae_jax.tools.inspect import content_hash
 
 SUFFIXES = (".npz", ".parquet")
 STOPPED = 75  # exit status: the same command continues
 _GROUP_BYTES = 2**26  # of features in a row group of Parquet
+
+
+class Stopped(Exception):
+    """A signal asked for it."""
 
 
 class Partial:
@@ -134,6 +139,7 @@ def extract(
 
     Raises:
       UsageError: `out` exists or has another ending, or was begun with other settings.
+      Stopped: by SIGINT or SIGTERM, behind a batch; what was done is kept.
     """
     require(out.endswith(SUFFIXES), f"--out={out} must end in {' or '.join(SUFFIXES)}")
     require(not os.path.exists(out), f"{out} exists: remove it, or give another --out")
@@ -154,13 +160,16 @@ def extract(
     partial = Partial(f"{out}.partial", settings, shape=shape, dtype=np.dtype(dtype))
     begin = partial.cut(batch_size)
     total = len(source)
-    with tqdm.tqdm(total=total, initial=min(begin * batch_size, total), unit="image") as bar:
-        for rows in _rows(model, function, source, batch_size, begin):
+    initial = min(begin * batch_size, total)
+    with stop_on_signals() as stop, tqdm.tqdm(total=total, initial=initial, unit="image") as bar:
+        for step, rows in enumerate(_rows(model, function, source, batch_size, begin)):
             inside = rows.pop("index") >= 0
             rows = {name: x[inside] for name, x in rows.items()}
             rows["features"][~rows["valid"]] = np.nan
             partial.append(rows)
             bar.update(int(inside.sum()))
+            if stop.at(step):
+                raise Stopped
     write = _write_npz if out.endswith(".npz") else _write_parquet
     write(out + ".tmp", partial, source)
     os.replace(out + ".tmp", out)
@@ -258,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dtype=args.dtype,
             batch_size=args.batch_size,
         )
-    except KeyboardInterrupt:
+    except Stopped:
         print("stopped: the same command continues", file=sys.stderr)
         return STOPPED
     for name in bad:

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from mae_jax import pictures, pretrained
+from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import load_images
 from mae_jax.errors import UsageError
 from mae_jax.ops import masking
+
+_BLACK, _MOST_GREY = 48, 0.2  # edges of what is painted are grey, the rest is not
 
 
 def picture(
@@ -67,8 +70,8 @@ def read_mask(path: str, model: pretrained.Pretrained) -> np.ndarray:
 
     Args:
       path: .npy with 0 and 1, of patches: [L], [rows, columns], or one for each image; or a picture
-        that is white where it hides. It is resized and cut as the images are, so that it may be
-        painted over one of them; a patch is hidden if at least half of it is white.
+        that is white where it hides and black elsewhere. It is resized and cut as the images are,
+        so that it may be painted over one of them; a patch is hidden if half of it is white.
       model: whose grid and transform count.
 
     Raises:
@@ -82,6 +85,11 @@ def read_mask(path: str, model: pretrained.Pretrained) -> np.ndarray:
     height, width = model.image_size
     options = model.metadata["config"]["data"] | {"dtype": "uint8", "mean": (0.5,) * 3}
     picture = load_images([path], image_size=(height, width), channels=3, data_config=options)
+    grey = ((picture > _BLACK) & (picture < 255 - _BLACK)).mean()
+    require(
+        grey < _MOST_GREY,
+        f"--mask: {path} looks like a photo: a mask is white where it hides, black elsewhere",
+    )
     rows, columns = model.grid
     cells = picture[0].mean(axis=2).reshape(rows, height // rows, columns, width // columns)
     return (cells.mean(axis=(1, 3)) >= 127.5).astype(np.int32)
@@ -95,7 +103,8 @@ def find_images(pattern: str) -> list[str]:
     """
     files = sorted(f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f))
     if not files:
-        raise UsageError(f"no image matches --images {pattern!r} (quote the pattern)")
+        hint = f"it is a folder: '{pattern}/*.jpg'" if os.path.isdir(pattern) else "quote it"
+        raise UsageError(f"no image matches the pattern --images {pattern!r} ({hint})")
     return files
 
 
@@ -119,17 +128,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mask",
         metavar="FILE",
         help=".npy of patches, 1 hides, or a picture that is white where it hides (half a patch "
-        "or more)",
+        "or more), black elsewhere",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
-    parser.add_argument("--max_images", type=int, default=16, help="use the first so many files")
+    parser.add_argument("--max_images", type=int, default=16, help="use the first so many (16)")
     args = parser.parse_args(argv)
     setup_logging()
     if args.mask and (args.mask_ratio or args.mask_kind):
         raise UsageError(
             "--mask says which patches are hidden: leave out --mask_ratio, --mask_kind"
         )
-    files = find_images(args.images)[: args.max_images]
+    endings = (".png", ".jpg", ".jpeg", ".webp")
+    require(args.out.lower().endswith(endings), f"--out={args.out} must end in {endings}")
+    found = find_images(args.images)
+    files = found[: args.max_images]
     model = pretrained.load(args.checkpoint)
     image = picture(
         model,
@@ -140,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
     )
     pictures.save(args.out, image)
-    print(f"{args.out}: {len(files)} images")
+    more = f" of {len(found)} (--max_images)" if len(files) < len(found) else ""
+    print(f"{args.out}: {len(files)} images{more}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import shutil
+import signal
 
 import numpy as np
 import pyarrow.parquet
@@ -139,13 +140,18 @@ def test_an_interrupted_command_goes_on(folder, weights, tmp_path, monkeypatch, 
         np.testing.assert_array_equal(np.load(out)[name], np.load(whole)[name])
 
 
-def test_ctrl_c_says_how_to_go_on(folder, weights, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_behind_a_batch(folder, weights, tmp_path, monkeypatch, capsys, number):
+    append = extract.Partial.append
+
     def interrupted(self, rows):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        append(self, rows)
 
     monkeypatch.setattr(extract.Partial, "append", interrupted)
     assert command(weights, folder, tmp_path / "out.npz") == 75
     assert "the same command continues" in capsys.readouterr().err
+    assert os.path.getsize(tmp_path / "out.npz.partial" / "valid.bin") == 4
 
 
 def test_images_by_list_and_bad_arguments(folder, weights, tmp_path):
@@ -166,6 +172,6 @@ def test_images_by_list_and_bad_arguments(folder, weights, tmp_path):
         command(weights, folder, tmp_path / "out.csv")
     with pytest.raises(UsageError, match="--batch_size=0"):
         command(weights, folder, tmp_path / "out.npz", "--batch_size", "0")
-    with pytest.raises(UsageError, match="--layer=7"):
+    with pytest.raises(UsageError, match="layer 7 is none"):
         command(weights, folder, tmp_path / "out.npz", "--layer", "7")
     shutil.rmtree(tmp_path)

@@ -113,6 +113,12 @@ def test_reconstruct_with_a_mask_of_patches_or_of_pixels(run, photos, tmp_path):
         reconstruct.main([*arguments, "--mask", "x.npy", "--mask_ratio", "0.5"])
     with pytest.raises(UsageError, match=r"x\.npy cannot be read"):
         reconstruct.main([*arguments, "--mask", "x.npy"])
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    Image.fromarray(ramp).save(tmp_path / "photo.png")
+    with pytest.raises(UsageError, match="looks like a photo"):
+        reconstruct.main([*arguments, "--mask", str(tmp_path / "photo.png")])
+    with pytest.raises(UsageError, match=r"must end in \('.png'"):
+        reconstruct.main([*arguments[:-1], str(tmp_path / "out")])
 
 
 def test_reconstruct_takes_any_weights_that_have_a_decoder(run, photos, tmp_path):
@@ -136,6 +142,8 @@ def test_reconstruct_takes_any_weights_that_have_a_decoder(run, photos, tmp_path
 def test_bad_input_is_named(run, photos, tmp_path):
     with pytest.raises(UsageError, match="no image matches"):
         reconstruct.find_images(str(tmp_path / "*.jpg"))
+    with pytest.raises(UsageError, match="it is a folder"):
+        reconstruct.find_images(str(tmp_path))
     with pytest.raises(UsageError, match="no checkpoint under"):
         inspect.main([str(tmp_path)])
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
