@@ -12,30 +12,11 @@ REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON = sorted(glob.glob(os.path.join(REPO, "mae_jax", "**", "*.py"), recursive=True))
 
 # What a part of the package may not import.
+SERVICES = ("checkpoint", "config", "state")
+ABOVE_MODELS = ("convert", "tasks", "data", "optim", "train", "tools", *SERVICES)
 FORBIDDEN = {
-    "ops": (
-        "models",
-        "convert",
-        "tasks",
-        "data",
-        "optim",
-        "train",
-        "checkpoint",
-        "config",
-        "state",
-        "tools",
-    ),
-    "models": (
-        "convert",
-        "tasks",
-        "data",
-        "optim",
-        "train",
-        "checkpoint",
-        "config",
-        "state",
-        "tools",
-    ),
+    "ops": ("models", *ABOVE_MODELS),
+    "models": ABOVE_MODELS,
     "optim": ("models", "convert", "tasks", "data", "train", "checkpoint", "state", "tools"),
     "data": ("models", "convert", "tasks", "optim", "train", "checkpoint", "state", "ops", "tools"),
     "train": ("models", "tasks", "data", "tools"),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae_jax.convert import released
+from mae_jax.convert import released, surgery
 from mae_jax.convert.facts import Facts, Hints
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
@@ -46,7 +46,7 @@ def describe(
       UsageError: it is no such model, or something that must be known is not.
     """
     facts = Facts(stated, hints)
-    is_mae = any(name.startswith(("decoder_", "mask_token")) for name in arrays)
+    is_mae = any(map(surgery.of_decoder, arrays))
     model: dict[str, Any] = {"kind": "mae" if is_mae else "vit"} | _encoder(arrays, facts)
     model["image_size"] = _image_size(arrays, model, facts)
     metadata: dict[str, Any] = {"task": "convert", "step": 0, "epochs_seen": None}
