@@ -27,7 +27,8 @@ FORBIDDEN = {
     "checkpoint": ("models", "convert", "tasks", "data", "optim", "train", "ops", "tools"),
     "convert": ("tasks", "data", "optim", "train", "state", "task", "tools", "config"),
     "pretrained": ("main", "train", "tools", "optim", "state"),
-    "tasks": ("main", "tools"),
+    "tasks": ("main", "tools", "bench"),
+    "bench": ("main", "tools", "convert"),
     "tools": ("main",),
 }
 

@@ -21,10 +21,10 @@ import jax
 from absl import flags
 
 from mae_jax import command_line
+from mae_jax.bench.data import bench_data
+from mae_jax.bench.step import bench_step
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import UsageError
-from mae_jax.tools.bench_data import bench_data
-from mae_jax.tools.bench_step import bench_step
 
 BENCHES = {"step": (bench_step, ("", "plain")), "data": (bench_data, ("", "pil"))}
 
