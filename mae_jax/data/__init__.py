@@ -1,4 +1,4 @@
-"""The input pipeline. Importing it does not import TensorFlow; reading data does."""
+"""The input pipeline. TensorFlow is imported only when something needs it: reading TFDS sets."""
 
 from mae_jax.data.folder import evaluation_folder
 from mae_jax.data.options import DataOptions

@@ -1,15 +1,17 @@
 """Any image file, or array, to pixels [h, w, C], going by its content and never by its name.
 
-Ordinary colour JPEGs (`is_plain_jpeg`) are left to TensorFlow, which decodes only the crop that is
-needed; Pillow and numpy do all the rest. Both give the same pixels.
+Ordinary colour JPEGs (`is_plain_jpeg`) go to `simplejpeg` where it is installed; Pillow and numpy
+do all the rest. Both use libjpeg-turbo and give the same pixels, Pillow in a third more time.
 """
 
 import io
 import struct
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+SIMPLEJPEG = find_spec("simplejpeg") is not None
 _STANDALONE = frozenset([0x01, *range(0xD0, 0xD8)])  # JPEG markers without a length
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -94,11 +96,22 @@ def to_array(
     if data[:6] == b"\x93NUMPY":
         array = np.load(io.BytesIO(data), allow_pickle=False)
         return _checked(array, channels=channels, dtype=dtype)
-    return _checked(
-        _pillow(data, channels=channels, dtype=dtype, exif_transpose=exif_transpose),
-        channels=channels,
-        dtype=dtype,
-    )
+    array = None
+    if SIMPLEJPEG and channels == 3 and is_plain_jpeg(data, exif_transpose=exif_transpose):
+        array = _simplejpeg(data)
+    if array is None:
+        array = _pillow(data, channels=channels, dtype=dtype, exif_transpose=exif_transpose)
+    return _checked(array, channels=channels, dtype=dtype)
+
+
+def _simplejpeg(data: bytes) -> np.ndarray | None:
+    """Pixels [h, w, 3] of a plain JPEG; None where there is anything to complain of."""
+    import simplejpeg  # pyright: ignore[reportMissingImports]
+
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None  # Pillow decides whether the file is bad, and says why
 
 
 def _pillow(data: bytes, *, channels: int, dtype: str, exif_transpose: bool) -> np.ndarray:

@@ -2,35 +2,19 @@
 
 import logging
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
 from mae_jax.data import decode
 from mae_jax.data.options import DataOptions
-from mae_jax.data.source import Source
+from mae_jax.data.source import Record, Source
 from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 PADDING = -1  # a row that only fills up the last evaluation batch
 FAILED = -2  # no candidate of the row could be read
-
-
-def prepare(
-    data: bytes | np.ndarray, options: DataOptions, *, channels: int
-) -> tuple[bytes, np.ndarray]:
-    """What the transforms take: `(bytes, no pixels)` for a plain JPEG, else `(b"", pixels)`.
-
-    The pixels are [h, w, C] uint8 or float32. Raises as `decode.to_array`.
-    """
-    turn = options.exif_transpose
-    if (
-        channels == 3
-        and isinstance(data, bytes)
-        and decode.is_plain_jpeg(data, exif_transpose=turn)
-    ):
-        return data, np.zeros((0, 0, channels), options.dtype)
-    return b"", decode.to_array(data, channels=channels, dtype=options.dtype, exif_transpose=turn)
 
 
 class BadExamples:
@@ -78,45 +62,52 @@ class BadExamples:
 
 
 class Loader:
-    """From candidate indices to something TensorFlow can crop: plain JPEG bytes or an array."""
+    """From candidate indices to the pixels of the first that can be read."""
 
     def __init__(self, source: Source, options: DataOptions, *, channels: int):
         self.source = source
         self.channels = channels
         self.bad = BadExamples(source, max_fraction=options.max_bad_fraction)
         self._options = options
-        self._blank = np.zeros((1, 1, channels), options.dtype)
-        self._rejected: set[int] = set()
 
-    def load(self, candidates: np.ndarray) -> tuple[np.int64, bytes, np.ndarray, np.int32]:
+    def load(self, candidates: np.ndarray) -> "Loaded":
         """The first candidate that can be read.
 
         Args:
-          candidates: int64 [k]; the wanted example first. PADDING yields a black image.
-
-        Returns:
-          used: the candidate taken, PADDING or FAILED.
-          encoded: bytes of a plain JPEG, or b"" when `array` holds the pixels.
-          array: [h, w, C] uint8 or float32, as `data.dtype` says.
-          label: -1 for none.
+          candidates: int64 [k]; the wanted example first. PADDING yields no pixels.
         """
         if candidates[0] == PADDING:
-            return np.int64(PADDING), b"", self._blank, np.int32(-1)
-        for index in map(int, candidates):
-            if index in self._rejected:
-                continue
+            return Loaded(PADDING)
+        for index in candidates.tolist():
             try:
                 (record,) = self.source.read([index])
-                encoded, array = prepare(record.data, self._options, channels=self.channels)
+                return Loaded(index, self.decode(record), record.label)
             # Storage and decoders raise nearly any type on damaged input. Nothing is lost: each
             # one is logged and counted, and `BadExamples.check` stops the run past the limit.
             except Exception as error:
                 self.bad.add(index, f"{type(error).__name__}: {error}")
-                continue
-            return np.int64(index), encoded, array, np.int32(record.label)
-        return np.int64(FAILED), b"", self._blank, np.int32(-1)
+        return Loaded(FAILED)
 
-    def reject(self, index: int, reason: str) -> None:
-        """Marks an example that only TensorFlow's decoder found to be damaged."""
-        self.bad.add(index, reason)
-        self._rejected.add(index)
+    def decode(self, record: Record) -> np.ndarray:
+        """Pixels [h, w, C] of a record; raises as `decode.to_array`."""
+        options = self._options
+        return decode.to_array(
+            record.data,
+            channels=self.channels,
+            dtype=options.dtype,
+            exif_transpose=options.exif_transpose,
+        )
+
+
+class Loaded(NamedTuple):
+    """What was loaded for one row.
+
+    Attributes:
+      used: the candidate taken, PADDING or FAILED.
+      pixels: [h, w, C] uint8 or float32, as `data.dtype` says; None for PADDING and FAILED.
+      label: -1 for none.
+    """
+
+    used: int
+    pixels: np.ndarray | None = None
+    label: int = -1

@@ -1,27 +1,28 @@
-"""Batches of numpy arrays from any source: the tf.data graph and the iterator around it.
+"""Batches of numpy arrays from any source.
 
-    step -> plan (order.py) -> rows -> read (loader.py) -> decode, crop, flip, colours -> batch
+    step -> plan (order.py) -> rows -> read, decode (loader.py) -> crop, flip, colours -> batch
 
-Everything after the plan runs in `data.workers` threads and keeps the plan's order. Importing this
-module is cheap: TensorFlow comes in with the first iterator.
+Everything after the plan runs in `data.workers` threads, each of which writes its own rows of the
+batch. What takes time there (files, decoders, resizing) leaves the interpreter's lock to others.
 """
 
-import atexit
-import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mae_jax.data.loader import FAILED, Loader, prepare
+from mae_jax.data import decode, transforms
+from mae_jax.data.loader import FAILED, Loader
 from mae_jax.data.options import DataOptions
-from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
+from mae_jax.data.order import EvalOrder, Plan, TrainOrder, host_rows
 from mae_jax.data.source import Source
 from mae_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
-_open_batches: "weakref.WeakSet[Batches]" = weakref.WeakSet()
+MAX_SHARE = 8  # rows that a thread takes at a time: small beside a batch, large beside a hand-over
 
 
 def train_batches(
@@ -51,8 +52,7 @@ def train_batches(
     Returns:
       Iterator of dicts with b = batch_size / process_count rows: `image` uint8 or float32
       [b, H, W, C], `label` int32 [b] (-1 unlabelled), `index` int64 [b], the example wanted. Where
-      that one cannot be read, image and label are those of its replacement. The arrays may be
-      read-only.
+      that one cannot be read, image and label are those of its replacement.
 
     Raises:
       UsageError: the batch does not divide; from the iterator: too many bad images.
@@ -123,17 +123,18 @@ def load_images(
     Raises:
       UsageError: names the file that is missing or cannot be read.
     """
-    from mae_jax.data import transforms
-
     options = DataOptions.from_config(data_config if data_config is not None else {})
     transform = transforms.eval_transform(options, image_size=(image_size[0], image_size[1]))
     images = np.empty((len(paths), *image_size, channels), options.dtype)
     for row, path in enumerate(paths):
         try:
-            encoded, array = prepare(Path(path).read_bytes(), options, channels=channels)
-            images[row] = transform(
-                transforms.tf.constant(encoded), transforms.tf.constant(array), None
+            pixels = decode.to_array(
+                Path(path).read_bytes(),
+                channels=channels,
+                dtype=options.dtype,
+                exif_transpose=options.exif_transpose,
             )
+            images[row] = transform(pixels, np.empty(0))
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:
             raise UsageError(f"cannot use the image {path}: {_one_line(error)}") from error
@@ -159,141 +160,83 @@ class Batches(Iterator[Batch]):
         steps: tuple[int, int | None],
         train: bool,
     ):
-        from mae_jax.data import augment, transforms
+        from mae_jax.data import augment  # brings Pillow
 
         self._loader = loader
         self._order = order
         self._options = options
+        self._image_size = image_size[0], image_size[1]
         self._batch_size = batch_size
         self._rows = rows
-        self._step, self._last_step = steps
+        self._next_step, self._last_step = steps
         self._train = train
         crops = train and options.augment != "none"
         make = transforms.train_transform if crops else transforms.eval_transform
-        self._transform = make(options, image_size=(image_size[0], image_size[1]))
+        self._transform = make(options, image_size=self._image_size)
         self._after_crop = augment.after_crop(options) if train else None
         self._num_draws = transforms.NUM_DRAWS + augment.NUM_DRAWS if train else 0
-        self._iterator: Any = None
-        self._closed = False
-        _open_batches.add(self)
+        self._pool = ThreadPoolExecutor(options.num_workers, thread_name_prefix="data")
+        self._ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
 
     @property
     def bad_count(self) -> int:
         return len(self._loader.bad)
 
     def close(self) -> None:
-        """Stops the threads. Safe to call twice; also done when the program ends."""
-        self._iterator = None
-        self._closed = True
+        """Stops the threads. Safe to call twice."""
+        self._last_step = self._next_step
+        self._ahead.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def __next__(self) -> Batch:
-        if self._closed:
+        # One more than `prefetch`: the batch that is asked for now.
+        while len(self._ahead) <= self._options.prefetch and self._next_step != self._last_step:
+            self._ahead.append(self._begin(self._next_step))
+            self._next_step += 1
+        if not self._ahead:
+            self.close()
             raise StopIteration
-        rows = self._next_rows()
+        batch, parts = self._ahead.popleft()
+        for part in parts:
+            part.result()
         self._loader.bad.check()
-        used = rows.pop("used")
-        if self._train:
-            if (used == FAILED).any():
-                row = int(np.argmax(used == FAILED))
-                reason = self._loader.bad.reason(int(rows["index"][row]))
-                raise UsageError(f"an image and all its replacements cannot be read: {reason}")
-        else:
-            rows["valid"] = used >= 0
-        self._step += 1
-        return rows
+        used = batch.pop("used")
+        if self._train and (used == FAILED).any():
+            row = int(np.argmax(used == FAILED))
+            reason = self._loader.bad.reason(int(batch["index"][row]))
+            raise UsageError(f"an image and all its replacements cannot be read: {reason}")
+        return batch if self._train else batch | {"valid": used >= 0}
 
-    def _next_rows(self) -> Batch:
-        import tensorflow as tf
-
-        while True:
-            if self._iterator is None:
-                self._iterator = self._dataset().as_numpy_iterator()
-            try:
-                return next(self._iterator)
-            except StopIteration:
-                self.close()
-                raise
-            except tf.errors.OpError as error:
-                # A failed op spoils the whole tf.data batch. It is rare: only a JPEG whose frame
-                # is sound and whose tables are not. Find it, then restart at the same step.
-                self._iterator = None
-                if not self._reject_failures():
-                    raise error
-
-    def _plan(self, step: int):
-        return self._order.plan(
-            int(step), batch_size=self._batch_size, rows=self._rows, num_draws=self._num_draws
+    def _begin(self, step: int) -> tuple[Batch, list[Future[None]]]:
+        """Has the threads fill a batch, a few rows each; the arrays are whole when all are done."""
+        plan = self._order.plan(
+            step, batch_size=self._batch_size, rows=self._rows, num_draws=self._num_draws
         )
+        count = len(plan.wanted)
+        shape = count, *self._image_size, self._loader.channels
+        batch = {
+            "image": np.empty(shape, self._options.dtype),
+            "label": np.empty(count, np.int32),
+            "index": plan.wanted,
+            "used": np.empty(count, np.int64),
+        }
+        share = min(MAX_SHARE, -(-count // self._options.num_workers))
+        parts = [range(first, min(first + share, count)) for first in range(0, count, share)]
+        return batch, [self._pool.submit(self._fill, batch, plan, part) for part in parts]
 
-    def _reject_failures(self) -> bool:
-        """Rejects this step's examples that TensorFlow cannot decode; False if there are none."""
-        import tensorflow as tf
-
-        plan, found = self._plan(self._step), False
-        for candidates, draws in zip(plan.candidates, plan.draws, strict=True):
-            used, encoded, array, _ = self._loader.load(candidates)
-            try:
-                self._transform(tf.constant(encoded), tf.constant(array), tf.constant(draws))
-            except tf.errors.OpError as error:
-                self._loader.reject(int(used), _one_line(error))
-                found = True
-        return found
-
-    def _dataset(self):
-        import tensorflow as tf
-
-        options = self._options
-        workers = options.num_workers
-        pixels = tf.as_dtype(options.dtype)
-
-        def plan(step):
-            wanted, candidates, draws = tf.numpy_function(
-                self._plan, [step], [tf.int64, tf.int64, tf.float64]
-            )
-            rows = self._rows.stop - self._rows.start
-            return (
-                tf.ensure_shape(wanted, [rows]),
-                tf.ensure_shape(candidates, [rows, None]),
-                tf.ensure_shape(draws, [rows, self._num_draws]),
-            )
-
-        def example(wanted, candidates, draws):
-            used, encoded, array, label = tf.numpy_function(
-                self._loader.load, [candidates], [tf.int64, tf.string, pixels, tf.int32]
-            )
-            encoded = tf.ensure_shape(encoded, [])
-            array = tf.ensure_shape(array, [None, None, self._loader.channels])
-            image = self._transform(encoded, array, draws)
+    def _fill(self, batch: Batch, plan: Plan, rows: range) -> None:
+        for row in rows:
+            loaded = self._loader.load(plan.candidates[row])
+            batch["used"][row], batch["label"][row] = loaded.used, loaded.label
+            if loaded.pixels is None:
+                batch["image"][row] = 0
+                continue
+            image = self._transform(loaded.pixels, plan.draws[row])
             if self._after_crop is not None:
-                changed = tf.numpy_function(self._after_crop, [image, draws], tf.uint8)
-                image = tf.ensure_shape(changed, image.shape)
-            return {
-                "image": image,
-                "label": tf.ensure_shape(label, []),
-                "index": wanted,
-                "used": tf.ensure_shape(used, []),
-            }
-
-        last = self._last_step if self._last_step is not None else np.iinfo(np.int64).max
-        dataset = tf.data.Dataset.range(self._step, last).map(plan)
-        dataset = dataset.flat_map(lambda *rows: tf.data.Dataset.from_tensor_slices(rows))
-        dataset = dataset.map(example, num_parallel_calls=workers, deterministic=True)
-        dataset = dataset.batch(self._rows.stop - self._rows.start, drop_remainder=True)
-        dataset = dataset.prefetch(options.prefetch)
-        settings = tf.data.Options()
-        settings.threading.private_threadpool_size = workers
-        settings.autotune.enabled = False  # every number above is fixed
-        return dataset.with_options(settings)
+                image = self._after_crop(image, plan.draws[row])
+            batch["image"][row] = image
 
 
 def _one_line(error: Exception) -> str:
     """The part of an error's text that a person can use."""
-    text = getattr(error, "message", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:300]
-
-
-@atexit.register
-def _close_all() -> None:
-    # Threads that call back into Python while the interpreter shuts down would crash it.
-    for batches in list(_open_batches):
-        batches.close()
+    return " ".join((str(error) or type(error).__name__).split())[:300]

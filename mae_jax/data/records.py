@@ -84,7 +84,7 @@ def _is_remote(path: str) -> bool:
 
 def _open(path: str) -> Any:
     if _is_remote(path):
-        import tensorflow as tf
+        from mae_jax.data.tensorflow import tf
 
         return tf.io.gfile.GFile(path, "rb")
     return open(path, "rb", buffering=0)

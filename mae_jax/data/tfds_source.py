@@ -28,7 +28,7 @@ class TfdsSource:
         Raises:
           UsageError: no such split, no image feature, unknown file format, missing or short files.
         """
-        import tensorflow as tf
+        from mae_jax.data.tensorflow import tf
 
         self._example = tf.train.Example
         self._image_key, self._label_key, self.classes = _features(builder)

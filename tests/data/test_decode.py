@@ -75,6 +75,14 @@ def test_only_complete_upright_colour_jpegs_take_the_short_way():
         assert not is_plain_jpeg(FILES["jpeg"][:cut], exif_transpose=True)
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_short_way_gives_pillows_pixels(subsampling, progressive):
+    data = jpeg(picture(2, 61, 83), subsampling=subsampling, progressive=progressive)
+    assert is_plain_jpeg(data, exif_transpose=True)
+    assert np.array_equal(decode(data), by_pillow(data, "RGB"))
+
+
 def test_a_damaged_exif_block_goes_to_pillow():
     data = (
         turned("JPEG", 1)
