@@ -23,11 +23,15 @@ HARMLESS = (
     "data.root",
     "data.workers",
     "data.prefetch",
+    "data.cache",
+    "data.cache_gb",
     "data.max_bad_fraction",
 )
 
 # Keys that came with later versions, and the value that does what was done without them.
 LATER = {
+    "data.cache": "none",
+    "data.cache_gb": 0.0,
     "data.color_jitter": 0.0,
     "data.randaug_magnitude": 0.0,
     "data.randaug_std": 0.5,

@@ -8,6 +8,7 @@ from typing import Any
 from mae_jax.errors import UsageError
 
 SOURCES = ("shapes", "folder", "tfds")
+CACHES = ("none", "encoded", "decoded")
 # Keys of `config.data` that the model side reads (normalisation happens on the device).
 FOREIGN_KEYS = ("std",)
 
@@ -42,6 +43,9 @@ class DataOptions:
       max_bad_fraction: unreadable share of a split above which the run stops.
       workers: decoding threads, 0 = one per available core.
       prefetch: batches prepared ahead.
+      cache: what stays in memory after it was read once: `none`, `encoded` (the files) or `decoded`
+        (their pixels before cropping: several times larger, and spares the decoding).
+      cache_gb: GiB that it may take on each host; 0 = half of what is available at the start.
     """
 
     source: str = "shapes"
@@ -66,6 +70,8 @@ class DataOptions:
     max_bad_fraction: float = 0.001
     workers: int = 0
     prefetch: int = 2
+    cache: str = "none"
+    cache_gb: float = 0.0
 
     @classmethod
     def from_config(cls, data_config: Any) -> "DataOptions":
@@ -93,6 +99,9 @@ class DataOptions:
         _one_of("source", self.source, SOURCES)
         _one_of("augment", self.augment, ("crop", "crop_once", "none"))
         _one_of("dtype", self.dtype, ("uint8", "float32"))
+        _one_of("cache", self.cache, CACHES)
+        if self.cache_gb < 0:
+            raise UsageError(f"--config.data.cache_gb={self.cache_gb}: must not be negative")
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
             if len(value) != 2 or not 0 < value[0] <= value[1]:

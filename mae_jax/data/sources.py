@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from mae_jax.data import decode
+from mae_jax.data.cache import Budget, Cached, available_memory
 from mae_jax.data.folder import files_source, make_folder_sources
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import held_out
@@ -65,12 +67,38 @@ def make_sources(
             Subset(train, kept, part=f"all but {options.holdout} held out"),
             Subset(train, held, part=f"{options.holdout} held out"),
         )
+    if evaluation is None:
+        (train,) = with_cache([train], options, channels=channels)
+    else:
+        train, evaluation = with_cache([train, evaluation], options, channels=channels)
     log.info("train: %s, %s examples", train.name, f"{len(train):,}")
     if evaluation is None:
         log.info("eval: none (set --config.data.eval_split= or --config.data.holdout=)")
     else:
         log.info("eval: %s, %s examples", evaluation.name, f"{len(evaluation):,}")
     return Sources(train, evaluation)
+
+
+def with_cache(sources: list[Source], data_config: Any, *, channels: int) -> list[Source]:
+    """The same sources, kept in memory as `data.cache` and `data.cache_gb` say."""
+    options = DataOptions.from_config(data_config)
+    if options.cache == "none":
+        return sources
+    limit = int(options.cache_gb * 2**30) or available_memory() // 2
+    log.info("cache: %s images, up to %.1f GB", options.cache, limit / 2**30)
+
+    def decoded(record: Record) -> Record:
+        pixels = decode.to_array(
+            record.data,
+            channels=channels,
+            dtype=options.dtype,
+            exif_transpose=options.exif_transpose,
+        )
+        return record._replace(data=pixels)
+
+    budget = Budget(limit)
+    change = decoded if options.cache == "decoded" else lambda record: record
+    return [Cached(source, budget, change=change) for source in sources]
 
 
 def image_source(where: str, *, root: str = "") -> Source:
