@@ -15,8 +15,10 @@ from tests.data.helpers import MemorySource, encode, jpeg, picture
 SIZE = (16, 24)
 
 
-def train(source, count, *, hosts=1, start_step=0, batch_size=8, workers=1, **config):
-    """The first global batches, put together from all hosts."""
+def train(
+    source, count, *, hosts=1, only_host=None, start_step=0, batch_size=8, workers=1, **config
+):
+    """The first global batches, put together from all hosts; or the rows of one host."""
     iterators = [
         train_batches(
             source,
@@ -29,7 +31,7 @@ def train(source, count, *, hosts=1, start_step=0, batch_size=8, workers=1, **co
             process_index=host,
             process_count=hosts,
         )
-        for host in range(hosts)
+        for host in (range(hosts) if only_host is None else [only_host])
     ]
     batches = []
     for _ in range(count):
@@ -38,6 +40,18 @@ def train(source, count, *, hosts=1, start_step=0, batch_size=8, workers=1, **co
     for iterator in iterators:
         iterator.close()
     return batches
+
+
+class Noting(MemorySource):
+    """Notes what is read, in order."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.read_so_far = []
+
+    def read(self, indices):
+        self.read_so_far.extend(int(index) for index in indices)
+        return super().read(indices)
 
 
 def assert_equal(ours, theirs):
@@ -66,6 +80,18 @@ def test_shapes_and_types(reference):
 @pytest.mark.parametrize(("hosts", "workers"), [(2, 1), (4, 2), (1, 4)])
 def test_hosts_and_workers_do_not_change_the_batches(pictures, reference, hosts, workers):
     assert_equal(train(pictures, 6, hosts=hosts, workers=workers), reference)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_each_host_reads_its_rows_of_every_batch_and_no_others(pictures, reference, hosts):
+    for host in range(hosts):
+        source = Noting(pictures.data)
+        train(source, 6, only_host=host, hosts=hosts, prefetch=1)
+        share = 8 // hosts
+        wanted = [b["index"][host * share : (host + 1) * share] for b in reference]
+        # One worker reads in order; the seventh batch is read ahead.
+        assert source.read_so_far[: 6 * share] == np.concatenate(wanted).tolist()
+        assert len(source.read_so_far) <= 7 * share
 
 
 def test_resuming_at_a_step_gives_the_same_batches(pictures, reference):
