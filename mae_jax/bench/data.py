@@ -4,60 +4,80 @@ import io
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mae_jax.bench.stages import Stages, Work, to_device_work
 from mae_jax.data import Source
 from mae_jax.errors import UsageError
 from mae_jax.tasks import TASKS
 
 
 def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
-    """Times batches of the training pipeline.
+    """Times the stages of the training pipeline, and the whole of it.
+
+    The stages are measured separately, not cumulatively: `read`, `decode` and `augment` (crop,
+    resize, flip, colours) in one thread, each on what the one before made beforehand; `batch` is
+    the whole host pipeline from source to numpy batch, in `data.workers` threads; `to_device` hands
+    a batch to the devices. All take turns, so that a busy machine disturbs them alike.
 
     Args:
       config: a configuration of any task that trains.
       repeats: timed batches, in five turns. What is read ahead at the end of a turn is thrown away
         and counts against the pipeline: more repeats, or a smaller data.prefetch, make it less.
-      against: "pil" alternates, turn by turn, with a plain Pillow + NumPy loop in one thread; ""
-        does not.
+      against: "pil" adds a plain Pillow + NumPy loop in one thread to the turns; "" does not.
 
     Returns:
-      For each: images/s by the clock, and by the processor time of the whole process.
+      For each stage, for `ours` (the same as `batch`) and for the loop: images/s by the clock, and
+      by the processor time of the whole process.
     """
     if against == "pil" and config.task != "pretrain":
         raise UsageError("--against=pil knows the transforms of pre-training alone")
     task = TASKS[config.task](config, "")
-    works: dict[str, Callable[[int], None]] = {"ours": lambda turn: _drain(task, turn, per_turn)}
-    if against == "pil":
-        loop = pil_images(task.train_source, task.model.image_size, config.data)
-        works["pil"] = lambda turn: _take(loop, per_turn * config.batch_size)
     turns, per_turn = min(repeats, 5), max(1, repeats // 5)
-    for work in works.values():
-        work(0)  # imports, first reads
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for turn in range(1, turns + 1):
-        for name, work in works.items():
-            clock, processor = time.perf_counter(), time.process_time()
-            work(turn)
-            images = per_turn * config.batch_size
-            clock, processor = time.perf_counter() - clock, time.process_time() - processor
-            speeds[name].append((images / clock, images / processor))
-    result: dict[str, Any] = {
-        name: {
-            "images_per_s": round(statistics.median(x for x, _ in values), 1),
-            "images_per_s_of_cpu_time": round(statistics.median(x for _, x in values), 1),
-        }
-        for name, values in speeds.items()
+    images = per_turn * config.batch_size
+    works: dict[str, Work] = {
+        **Stages(task).works(),
+        "to_device": to_device_work(task),
+        "batch": lambda turn: (lambda: _drain(task, turn, per_turn), images),
     }
+    if against == "pil":  # next to `batch`, with which it is compared
+        loop = pil_images(task.train_source, task.model.image_size, config.data)
+        works["pil"] = lambda turn: (lambda: _take(loop, images), images)
+    speeds = _take_turns(works, turns)
+    rates = {name: _rates(values) for name, values in speeds.items()}
+    stages = {name: rates[name] for name in ("read", "decode", "augment", "batch", "to_device")}
+    result: dict[str, Any] = {"stages": stages, "ours": rates["batch"]}
     if against == "pil":
+        result["pil"] = rates["pil"]
         for i, key in enumerate(("speed_up", "speed_up_per_cpu_time")):
-            pairs = zip(speeds["ours"], speeds["pil"], strict=True)
+            pairs = zip(speeds["batch"], speeds["pil"], strict=True)
             result[key] = round(statistics.median(a[i] / b[i] for a, b in pairs), 3)
     return result
+
+
+def _take_turns(works: dict[str, Work], turns: int) -> dict[str, list[tuple[float, float]]]:
+    """Images/s of every work in every turn, by the clock and by processor time."""
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for turn in range(turns + 1):
+        for name, work in works.items():
+            job, images = work(turn)
+            clock, processor = time.perf_counter(), time.process_time()
+            job()
+            clock, processor = time.perf_counter() - clock, time.process_time() - processor
+            if turn:  # the first turn imports, and reads for the first time
+                speeds[name].append((images / clock, images / processor))
+    return speeds
+
+
+def _rates(values: list[tuple[float, float]]) -> dict[str, float]:
+    return {
+        "images_per_s": round(statistics.median(x for x, _ in values), 1),
+        "images_per_s_of_cpu_time": round(statistics.median(x for _, x in values), 1),
+    }
 
 
 def _drain(task: Any, turn: int, batches: int) -> None:

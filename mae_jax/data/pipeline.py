@@ -141,6 +141,33 @@ def load_images(
     return images
 
 
+def num_draws() -> int:
+    """Uniform numbers that a training row takes."""
+    from mae_jax.data import augment
+
+    return transforms.NUM_DRAWS + augment.NUM_DRAWS
+
+
+def row_transform(
+    options: DataOptions, *, image_size: tuple[int, int], train: bool
+) -> transforms.Transform:
+    """All that is done to the pixels of one row: (image [h, w, C], draws) -> [H, W, C].
+
+    Without `train`, or with `data.augment` "none", the view of evaluation; draws are then not used.
+    """
+    from mae_jax.data import augment  # brings Pillow
+
+    if not train:
+        return transforms.eval_transform(options, image_size=image_size)
+    crops = options.augment != "none"
+    make = transforms.train_transform if crops else transforms.eval_transform
+    view = make(options, image_size=image_size)
+    colours = augment.after_crop(options)
+    if colours is None:
+        return view
+    return lambda image, draws: colours(view(image, draws), draws)
+
+
 class Batches(Iterator[Batch]):
     """Iterator over the batches of one host; made by `train_batches` and `eval_batches`.
 
@@ -160,8 +187,6 @@ class Batches(Iterator[Batch]):
         steps: tuple[int, int | None],
         train: bool,
     ):
-        from mae_jax.data import augment  # brings Pillow
-
         self._loader = loader
         self._order = order
         self._options = options
@@ -170,11 +195,8 @@ class Batches(Iterator[Batch]):
         self._rows = rows
         self._next_step, self._last_step = steps
         self._train = train
-        crops = train and options.augment != "none"
-        make = transforms.train_transform if crops else transforms.eval_transform
-        self._transform = make(options, image_size=self._image_size)
-        self._after_crop = augment.after_crop(options) if train else None
-        self._num_draws = transforms.NUM_DRAWS + augment.NUM_DRAWS if train else 0
+        self._transform = row_transform(options, image_size=self._image_size, train=train)
+        self._num_draws = num_draws() if train else 0
         self._pool = ThreadPoolExecutor(options.num_workers, thread_name_prefix="data")
         self._ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
 
@@ -231,10 +253,7 @@ class Batches(Iterator[Batch]):
             if loaded.pixels is None:
                 batch["image"][row] = 0
                 continue
-            image = self._transform(loaded.pixels, plan.draws[row])
-            if self._after_crop is not None:
-                image = self._after_crop(image, plan.draws[row])
-            batch["image"][row] = image
+            batch["image"][row] = self._transform(loaded.pixels, plan.draws[row])
 
 
 def _one_line(error: Exception) -> str:

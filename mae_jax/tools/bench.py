@@ -8,8 +8,9 @@ r"""How fast the train step and the input pipeline are on this machine.
 `step` runs the real train step of any recipe on a batch that lies on the devices; `--against=plain`
 alternates pre-training with the paper's order of steps (embed all patches, unshuffle, predict all)
 on the same layers.
-`data` reads real batches; `--against=pil` alternates it with a Pillow + NumPy loop in one thread
-that does the same transforms to the same files: compare it with --config.data.workers=1.
+`data` reads real batches, and times each stage by itself; `--against=pil` alternates it with a
+Pillow + NumPy loop in one thread that does the same transforms to the same files: compare it with
+--config.data.workers=1.
 """
 
 import json
@@ -21,6 +22,7 @@ import jax
 from absl import flags
 
 from mae_jax import command_line
+from mae_jax.bench import report
 from mae_jax.bench.data import bench_data
 from mae_jax.bench.step import bench_step
 from mae_jax.console import run_command, setup_logging
@@ -30,7 +32,7 @@ BENCHES = {"step": (bench_step, ("", "plain")), "data": (bench_data, ("", "pil")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints a line for each variant and one JSON object last."""
+    """Runs the command; prints a table for people and one JSON object last."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in BENCHES:
         raise UsageError(f"say what to measure: one of {list(BENCHES)}\n{__doc__}")
@@ -46,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = bench(config, values.repeats, values.against)
     result["peak_memory_mb"] = peak_memory_mb()
     result["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    for name, value in result.items():
-        print(f"{name:<24} {value}")
+    print(report.table(result))
     print(json.dumps(result))
     return 0
 

@@ -3,17 +3,73 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from mae_jax.bench import stages
+from mae_jax.errors import UsageError
+from mae_jax.tasks import TASKS
 from mae_jax.tools import bench
 from tests import tiny
+from tests.data.helpers import jpeg, picture
+
+STAGES = ["read", "decode", "augment", "batch", "to_device"]
+COLUMNS = ["images_per_s", "images_per_s_of_cpu_time"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(picture(i, 30, 50)))
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    return tmp_path
+
+
+def settings(folder):
+    keys = {"source": "folder", "root": str(folder), "holdout": 2, "max_bad_fraction": 0.5}
+    return {f"data__{key}": value for key, value in keys.items()}
 
 
 def test_bench_data_compares_with_pillow(tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     for i in range(8):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    flags = tiny.flags(data__source="folder", data__root=tmp_path, data__holdout=2)
-    assert bench.main(["data", *flags, "--against=pil", "--repeats=2"]) == 0
+    assert (
+        bench.main(["data", *tiny.flags(**settings(tmp_path)), "--against=pil", "--repeats=2"]) == 0
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["ours"]["images_per_s"] > 0 and result["speed_up_per_cpu_time"] > 0
+    assert result["pil"].keys() == result["ours"].keys()
+
+
+def test_every_stage_is_timed_by_clock_and_by_processor(folder, capsys):
+    assert bench.main(["data", *tiny.flags(**settings(folder)), "--repeats=2"]) == 0
+    *people, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert list(result["stages"]) == STAGES
+    for stage in result["stages"].values():
+        assert list(stage) == COLUMNS and min(stage.values()) > 0
+    assert result["ours"] == result["stages"]["batch"] and "speed_up" not in result
+    header, *rows = people
+    assert header.split() == COLUMNS
+    assert [row.split()[0] for row in rows[:6]] == [*STAGES, "ours"]
+
+
+def test_a_stage_does_its_own_part_alone(folder, monkeypatch):
+    monkeypatch.setattr(stages, "IMAGES", 16)
+    task = TASKS["pretrain"](tiny.config(**settings(folder)), "")
+    works = stages.Stages(task).works()
+    (read, count), (decode, _), (augment, _) = (work(1) for work in works.values())
+    assert count == 16
+    encoded = [record.data for (record,) in read()]
+    pixels, images = decode(), augment()
+    assert all(isinstance(data, bytes) and data[:2] == b"\xff\xd8" for data in encoded)
+    assert {image.shape for image in pixels} == {(30, 50, 3)}
+    assert {image.shape for image in images} == {(*task.image_size, 3)}
+    again, _ = works["read"](2)
+    assert [record.data for (record,) in again()] != encoded  # another turn, other images
+
+
+def test_pillow_needs_image_files():
+    with pytest.raises(UsageError, match="--against=pil needs image files"):
+        bench.main(["data", *tiny.flags(), "--against=pil", "--repeats=1"])
