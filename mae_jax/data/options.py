@@ -36,7 +36,7 @@ class DataOptions:
       randaug_magnitude: RandAugment's mean magnitude of at most 10 (recipes: 9); 0 = off.
       randaug_std: its standard deviation.
       color_jitter: strength of random brightness, contrast and saturation; 0 = off.
-      resize_antialias: False is visibly aliased (mean change 3 of 255); through TensorFlow.
+      resize_antialias: False is visibly aliased (mean change 2 of 255), and slower.
       exif_transpose: turn photos the way their EXIF orientation says.
       mean: of the pixels, per channel; what RandAugment fills corners with.
       dtype: `uint8`, or `float32` in the file's own units (needed for .npy other than uint8).
