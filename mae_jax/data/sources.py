@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mae_jax.data import decode
+from mae_jax.data import decode, resize
 from mae_jax.data.cache import Budget, Cached, available_memory
 from mae_jax.data.folder import files_source, make_folder_sources
 from mae_jax.data.options import DataOptions
@@ -20,6 +20,8 @@ from mae_jax.errors import UsageError
 log = logging.getLogger(__name__)
 
 
+# What does part of the work faster than Pillow, and whether it is installed.
+FAST = {"simplejpeg": decode.SIMPLEJPEG, "cykooz-resizer": resize.SIMD}
 KEPT = ("listing_*.jsonl", "records_*.npz")  # in <workdir>/data
 
 
@@ -71,6 +73,8 @@ def make_sources(
         (train,) = with_cache([train], options, channels=channels)
     else:
         train, evaluation = with_cache([train, evaluation], options, channels=channels)
+    if slow := [name for name, there in FAST.items() if not there]:
+        log.info("Pillow does the work of %s, which is not installed: slower", " and ".join(slow))
     log.info("train: %s, %s examples", train.name, f"{len(train):,}")
     if evaluation is None:
         log.info("eval: none (set --config.data.eval_split= or --config.data.holdout=)")

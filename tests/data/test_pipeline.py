@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data import eval_batches, load_images, train_batches
+from mae_jax.data import eval_batches, load_images, sources, train_batches
 from mae_jax.data.sources import make_sources
 from mae_jax.errors import UsageError
 from tests.data.helpers import MemorySource, encode, jpeg, picture
@@ -205,6 +205,16 @@ def test_shapes_train_and_validate_on_different_pictures():
     assert sources.train.read([0])[0].data.shape == (20, 30, 3)  # 1.25 x the model's size
     (batch,) = train(sources.train, 1)
     assert batch["label"].max() < len(sources.train.classes)
+
+
+def test_a_missing_fast_package_is_named(caplog, monkeypatch):
+    for there in (True, False):
+        monkeypatch.setitem(sources.FAST, "simplejpeg", True)
+        monkeypatch.setitem(sources.FAST, "cykooz-resizer", there)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            make_sources({"source": "shapes"}, image_size=SIZE, channels=3, workdir=None)
+        assert ("the work of cykooz-resizer, which" in caplog.text) == (not there)
 
 
 def test_unknown_keys_and_impossible_values_are_refused():
