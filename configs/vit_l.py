@@ -36,7 +36,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.init_channels = "error"  # weights of other channels: mean, repeat or select:I,J,...
 
     config.model = ml_collections.ConfigDict()
-    config.model.size = "L"  # Ti, S, B, L, H
+    config.model.size = "L"  # Ti, S, B, L, H, 2B
     config.model.image_size = (224, 224)
     config.model.patch_size = (16, 16)
     config.model.channels = 3
@@ -49,6 +49,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.model.decoder_num_heads = 16
     config.model.dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
     config.model.attention = "xla"  # or cudnn (NVIDIA, bfloat16)
+    config.model.remat = "none"  # to save memory compute again what is not kept: dots, blocks
 
     config.mask = ml_collections.ConfigDict()
     config.mask.ratio = 0.75
@@ -66,6 +67,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.optim.weight_decay = 0.05
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
+    config.optim.mu_dtype = "float32"  # of adamw's first moment; bfloat16 saves memory
     config.optim.momentum = 0.9  # of lars
     config.optim.grad_clip = 0.0  # off, as in the paper
 

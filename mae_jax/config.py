@@ -17,6 +17,7 @@ HARMLESS = (
     "picture_images",
     "mesh",
     "grad_accum",
+    "model.remat",
     "resume",
     "init_from",
     "init_channels",
@@ -36,6 +37,8 @@ LATER = {
     "data.randaug_magnitude": 0.0,
     "data.randaug_std": 0.5,
     "init_channels": "error",
+    "model.remat": "none",
+    "optim.mu_dtype": "float32",
     "optim.name": "adamw",
     "optim.momentum": 0.9,
 }

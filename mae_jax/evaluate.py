@@ -16,7 +16,11 @@ EvalStep = Callable[[Any, dict[str, jax.Array]], Any]
 
 def compile_eval_step(eval_step: EvalStep, mesh: Mesh) -> EvalStep:
     """Jits an evaluation step so that every host has its whole result, of all devices."""
-    return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
+
+    def step(variables: Any, batch: dict[str, jax.Array]) -> Any:
+        return eval_step(sharding.gather(mesh, variables), batch)
+
+    return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 
 def evaluate(

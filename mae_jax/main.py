@@ -34,6 +34,7 @@ def main() -> int:
     import jax  # late, so that mistyped flags answer at once
 
     from mae_jax import distributed, train
+    from mae_jax.host_memory import keep_freed_memory
     from mae_jax.tasks import TASKS
 
     if config.task not in TASKS:
@@ -41,6 +42,8 @@ def main() -> int:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/mae_jax/compiled")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     default = os.path.join("runs", command_line.config_name(FLAGS))
     workdir = os.path.abspath(_writable(FLAGS.workdir or default))
     task = TASKS[config.task](config, workdir)

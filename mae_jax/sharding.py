@@ -4,6 +4,7 @@ Two axes: the batch is split over both; parameters and optimiser state are split
 repeated over `data`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ BATCH = PartitionSpec(("data", "fsdp"))
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """Mesh of all devices; -1 for one of the axes means whatever is left.
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh of all devices, or of the given ones; -1 for an axis means whatever is left.
 
     Devices stay in the order of their processes, so that row blocks of a batch belong to processes
     in order and every example keeps its mask whatever the mesh.
@@ -26,7 +27,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     Raises:
       UsageError: the axes do not multiply to the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     shape = [data, fsdp]
     if shape.count(-1) == 1:
         known = -data * fsdp
@@ -62,6 +63,14 @@ def state_sharding(mesh: Mesh, abstract: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*before, "fsdp"))
 
     return jax.tree.map(rule, abstract)
+
+
+def gather(mesh: Mesh, params: Any) -> Any:
+    """Inside a compiled function: the whole of every parameter, on every device, for its use.
+
+    Without this the compiler is free to move activations about instead of parameters, and does.
+    """
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
 def to_device(mesh: Mesh, local_batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

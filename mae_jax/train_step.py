@@ -22,7 +22,8 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
     """
 
     def loss(trained: Any, frozen: Any, model_state: Any, batch: Batch):
-        value, (aux, new) = task.loss(merge(trained, frozen), model_state, batch)
+        params = sharding.gather(mesh, merge(trained, frozen))
+        value, (aux, new) = task.loss(params, model_state, batch)
         return value, ({"loss": value, **aux}, new)
 
     grad_fn = jax.grad(loss, has_aux=True)
@@ -49,6 +50,8 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
         batch = task.prepare(batch, rng.stream_key(seed, "train", state.step))
         trained, frozen = split(state.params, task.trainable)
         (grads, values), model_state = gradients(trained, frozen, state.model_state, batch)
+        # Summed over devices and split at once: each device updates its part of the parameters.
+        grads = jax.lax.with_sharding_constraint(grads, sharding.state_sharding(mesh, grads))
         updates, opt_state = task.tx.update(grads, state.opt_state, trained)
         values |= {"lr": task.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
         trained = optax.apply_updates(trained, updates)

@@ -50,7 +50,7 @@ def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
     speeds = _take_turns(works, turns)
     rates = {name: _rates(values) for name, values in speeds.items()}
     stages = {name: rates[name] for name in ("read", "decode", "augment", "batch", "to_device")}
-    result: dict[str, Any] = {"stages": stages, "ours": rates["batch"]}
+    result: dict[str, Any] = stages | {"ours": rates["batch"]}
     if against == "pil":
         result["pil"] = rates["pil"]
         for i, key in enumerate(("speed_up", "speed_up_per_cpu_time")):

@@ -1,26 +1,24 @@
-"""What a benchmark prints for people."""
+"""How the numbers of a benchmark are shown."""
 
 from typing import Any
 
 
 def table(result: dict[str, Any]) -> str:
-    """Rows of numbers under their names, then the values that stand alone.
+    """Lines for a person: single values first, then dicts of numbers side by side, a column each.
 
-    Args:
-      result: name -> number or text; name -> {column: number}, a row; or name -> {row: {column:
-        number}}, several rows.
+    A dict is a column if all its values are plain.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    for name, value in result.items():
-        if isinstance(value, dict):
-            nested = any(isinstance(x, dict) for x in value.values())
-            rows |= value if nested else {name: value}
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = []
-    if rows:
-        lines.append(f"{'':<24}" + "".join(f"  {column}" for column in columns))
-    for name, row in rows.items():
-        cells = (f"  {row.get(column, ''):>{len(column)}}" for column in columns)
-        lines.append(f"{name:<24}" + "".join(cells))
-    alone = {name: value for name, value in result.items() if not isinstance(value, dict)}
-    return "\n".join(lines + [f"{name:<24}  {value}" for name, value in alone.items()])
+    columns = {k: v for k, v in result.items() if _is_column(v)}
+    lines = [f"{name:<32} {value}" for name, value in result.items() if name not in columns]
+    if not columns:
+        return "\n".join(lines)
+    rows = list(dict.fromkeys(row for column in columns.values() for row in column))
+    lines.append(" " * 24 + "".join(f"{name:>16}" for name in columns))
+    for row in rows:
+        cells = "".join(f"{column.get(row, ''):>16}" for column in columns.values())
+        lines.append(f"{row:<24}{cells}")
+    return "\n".join(lines)
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(x, (int, float, str)) for x in value.values())

@@ -3,122 +3,170 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mae_jax import metrics, sharding
+from mae_jax.bench import memory, plain_mae
+from mae_jax.bench.compile import planned_bytes
+from mae_jax.bench.torch_process import TorchProcess
 from mae_jax.errors import UsageError
-from mae_jax.models.mae import MaskedAutoencoder
-from mae_jax.ops import masking, targets
-from mae_jax.ops.patches import gather, patchify, to_float
+from mae_jax.ops.patches import patchify, to_float, unpatchify
 from mae_jax.state import TrainState, abstract_state, create_state
 from mae_jax.tasks import TASKS
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.train_step import make_train_step
 
-
-def paper_order_predict(
-    model: MaskedAutoencoder, patches: jax.Array, masked: masking.Masking
-) -> jax.Array:
-    """Predictions [B, L, P] in image order for float patches [B, L, P], without any short cut."""
-    every = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-    x = model.patch_embed(patches) + model.positions(model.embed_dim, every)
-    x = gather(x, masked.ids_keep)
-    cls = jnp.broadcast_to(model.cls_token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
-    x = jnp.concatenate([cls, x], axis=1)
-    for block in model.blocks:
-        x = block(x)
-    x = model.decoder_embed(model.norm(x))
-    tokens = (x.shape[0], masked.ids_masked.shape[1], x.shape[2])
-    tokens = jnp.broadcast_to(model.mask_token.astype(x.dtype), tokens)
-    y = gather(jnp.concatenate([x[:, 1:], tokens], axis=1), masked.ids_restore)
-    y = y + model.positions(model.decoder_embed_dim, every)
-    x = jnp.concatenate([x[:, :1], y], axis=1)
-    for block in model.decoder_blocks:
-        x = block(x)
-    return model.decoder_pred(model.decoder_norm(x))[:, 1:]
+BASELINES = ("plain", "torch", "official")  # official: both
 
 
-class PaperOrder(Pretrain):
-    """The same task, computed in the order of the paper."""
+class Options(NamedTuple):
+    """What to do beside timing our own step.
+
+    Attributes:
+      repeats: timed steps.
+      against: one of BASELINES to alternate with, or "".
+      torch_python: interpreter that has torch; "" for the one that is running.
+      torch_compile: race `torch.compile` too.
+      find_batch: look for the largest batch that fits.
+    """
+
+    repeats: int = 20
+    against: str = ""
+    torch_python: str = ""
+    torch_compile: bool = False
+    find_batch: bool = False
+
+
+class PlainPretrain(Pretrain):
+    """The same task in the order of the paper, with nothing done to make it fast."""
 
     def loss(self, params: Any, model_state: Any, batch: dict[str, jax.Array]) -> Any:
-        masked = masking.from_noise(batch["noise"], self.config.mask.ratio)
-        patches = to_float(patchify(batch["image"], self.model.patch_size), **self.pixels)
-        target = targets.pixel_target(patches, normalize=self.config.target.normalize)
-        pred: Any = self.model.apply(
-            {"params": params}, patches, masked, method=paper_order_predict
+        patch = self.model.patch_size
+        pixels = to_float(patchify(batch["image"], patch), **self.pixels)
+        loss, _, _ = plain_mae.forward(
+            params,
+            unpatchify(pixels, patch, self.model.grid),
+            batch["noise"],
+            model=self.model,
+            ratio=self.config.mask.ratio,
+            normalize=self.config.target.normalize,
+            dtype=self.model.dtype,
         )
-        error = jnp.square(pred.astype(jnp.float32) - target).mean(axis=-1)
-        loss = (error * masked.mask).sum() / masked.mask.sum()
-        return loss, ({"baseline_loss": targets.baseline_loss(target).mean()}, model_state)
+        return loss, ({}, model_state)
 
 
 class TimedStep:
-    """One compiled train step with its own state, timed call by call."""
+    """One compiled train step with its own state, timed call by call.
+
+    Attributes:
+      compile_s: seconds of tracing and compiling.
+      memory_mb: what the step needs on one device: its arguments and temporaries.
+    """
 
     def __init__(self, task: Any, config: Any):
         mesh = sharding.make_mesh(**config.mesh)
         abstract = abstract_state(task, mesh)
-        self.state: TrainState = create_state(task, abstract)
         step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
-        shape = (config.batch_size, *task.model.image_size, task.model.channels)
-        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        labels = np.zeros(config.batch_size, np.int32)
-        self.batch = sharding.to_device(mesh, {"image": images, "label": labels})
+        self.batch = sharding.to_device(mesh, synthetic_batch(task, config.batch_size))
         began = time.perf_counter()
-        self.step: Callable[..., Any] = step.lower(self.state, self.batch).compile()
+        compiled = step.lower(abstract, self.batch).compile()
+        self.step: Callable[..., Any] = compiled
         self.compile_s = time.perf_counter() - began
-        self.times: list[float] = []
+        self.memory_mb = planned_bytes(compiled) / 2**20
+        self.state: TrainState = create_state(task, abstract)
 
-    def __call__(self) -> None:
+    def __call__(self) -> float:
+        """Seconds of one step."""
         began = time.perf_counter()
         self.state, values = self.step(self.state, self.batch)
-        jax.block_until_ready(values)
-        self.times.append(time.perf_counter() - began)
+        jax.block_until_ready((self.state, values))
+        return time.perf_counter() - began
 
 
-def bench_step(config: Any, repeats: int, against: str) -> dict[str, Any]:
+def synthetic_batch(task: Any, batch_size: int) -> dict[str, np.ndarray]:
+    """Random images and labels 0 in the shapes that a task reads; this process's rows."""
+    rows = batch_size // jax.process_count()
+    shape = (rows, *task.model.image_size, task.model.channels)
+    images = np.random.default_rng(jax.process_index()).integers(0, 256, shape, dtype=np.uint8)
+    return {"image": images, "label": np.zeros(rows, np.int32)}
+
+
+def make_task(config: Any, kind: Any = None) -> Any:
+    """The task of a recipe, without its data: but a task knows the size of them."""
+    config.data.source = "shapes"
+    if "num_classes" in config.model:
+        config.model.num_classes = 0
+    return (kind or TASKS[config.task])(config, "")
+
+
+def bench_step(config: Any, options: Options) -> dict[str, Any]:
     """Times the train step on a batch that lies on the devices.
 
     Args:
       config: a configuration of any task that trains; its data are not read.
-      repeats: timed calls.
-      against: "plain" alternates with the paper's order of steps; "" does not.
+      options: see there.
+
+    Returns:
+      For "ours" and each baseline a dict of numbers; "speed_up_over_NAME", the median over the
+      turns of their ratio.
+
+    Raises:
+      UsageError: a baseline that does not exist, or not for this task.
     """
-    config.data.source = "shapes"  # nothing is read, but a task knows the size of its data
-    if "num_classes" in config.model:
-        config.model.num_classes = 0
-    if against == "plain" and config.task != "pretrain":
-        raise UsageError("--against=plain is another order of pre-training's steps")
-    task = TASKS[config.task](config, "")
-    steps = {"ours": TimedStep(task, config)}
-    if against == "plain":
-        steps["plain"] = TimedStep(PaperOrder(config, ""), config)
-    for _ in range(repeats + 1):
-        for step in steps.values():
-            step()
+    against = options.against
+    if against and config.task != "pretrain":
+        raise UsageError(f"--against={against} is pre-training: take a pre-training recipe")
+    task = make_task(config)
     result: dict[str, Any] = {}
+    if options.find_batch:
+        result["largest_batch"] = memory.find_batch(config)
+        config.batch_size = result["largest_batch"]
+    steps: dict[str, Any] = {"ours": TimedStep(task, config)}
+    if against in ("plain", "official"):
+        steps["plain"] = TimedStep(make_task(config, PlainPretrain), config)
+    if against in ("torch", "official"):
+        for name, compiled in (("torch", False), ("torch_compile", True)):
+            if not compiled or options.torch_compile:
+                steps[name] = TorchProcess(task, config, options.torch_python, compiled)
+    try:
+        times = _take_turns(steps, options.repeats)
+    finally:
+        for step in steps.values():
+            if isinstance(step, TorchProcess):
+                step.close()
     for name, step in steps.items():
-        times = step.times[1:]  # the first call warms up
-        median = statistics.median(times)
-        rate = config.batch_size / median
-        result[name] = {
-            "compile_s": round(step.compile_s, 2),
-            "step_ms": round(1000 * median, 2),
-            "fastest_ms": round(1000 * min(times), 2),
-            "slowest_ms": round(1000 * max(times), 2),
-            "images_per_s": round(rate, 2),
-            "images_per_s_per_device": round(rate / jax.device_count(), 2),
-        }
-        peak = metrics.peak_flops(jax.devices()[0])
-        if peak is not None:
-            mfu = rate * task.flops_per_image / (jax.device_count() * peak)
-            result[name]["mfu"] = round(mfu, 4)
-    if against == "plain":
-        pairs = zip(steps["ours"].times[1:], steps[against].times[1:], strict=True)
-        result["speed_up"] = round(statistics.median(b / a for a, b in pairs), 3)
+        result[name] = _numbers(times[name], step, config.batch_size, task.flops_per_image)
+        if name != "ours":
+            pairs = zip(times["ours"], times[name], strict=True)
+            result[f"speed_up_over_{name}"] = round(statistics.median(b / a for a, b in pairs), 3)
     return result
+
+
+def _take_turns(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, one of each in turn; the first turn warms up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 1):
+        for name, step in steps.items():
+            times[name].append(step())
+    return {name: values[1:] for name, values in times.items()}
+
+
+def _numbers(times: list[float], step: Any, batch_size: int, flops: float) -> dict[str, Any]:
+    """Median and spread; rates; utilisation by the official algorithm's FLOPs."""
+    median = statistics.median(times)
+    rate, devices = batch_size / median, jax.device_count()
+    numbers = {
+        "compile_s": round(step.compile_s, 1),
+        "step_ms": round(1000 * median, 2),
+        "fastest_ms": round(1000 * min(times), 2),
+        "slowest_ms": round(1000 * max(times), 2),
+        "images_per_s": round(rate, 2),
+        "images_per_s_per_device": round(rate / devices, 2),
+        "tflops_per_device": round(rate * flops / devices / 1e12, 3),
+        "memory_mb": round(step.memory_mb),
+    }
+    peak = metrics.peak_flops(jax.devices()[0])
+    return numbers if peak is None else numbers | {"mfu": round(rate * flops / devices / peak, 4)}

@@ -4,6 +4,7 @@ Parameters are float32; `dtype` is the type of the arithmetic. LayerNorm statist
 weights are always computed in float32.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mae_jax.ops import activations
+from mae_jax.ops.attention import attention
 
 Dtype = Any
 Initializer = nn.initializers.Initializer
@@ -18,6 +20,11 @@ LN_EPS = 1e-6
 # Weights of linear layers: the autoencoder's (paper A.1), and timm's for a classifier of its own.
 XAVIER = nn.initializers.xavier_uniform()
 NORMAL = nn.initializers.normal(0.02)
+# `model.attention`: what computes softmax(q k^T / sqrt(d)) v.
+ATTENTION = {
+    "xla": attention,
+    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+}
 
 
 class LayerNorm(nn.Module):
@@ -29,8 +36,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
-        x = activations.layer_norm(x.astype(jnp.float32), scale, bias, LN_EPS)
-        return x.astype(self.dtype)
+        y: jax.Array = activations.layer_norm(x, scale, bias, LN_EPS)
+        return y.astype(self.dtype)
 
 
 def layer_norm(dtype: Dtype, name: str | None = None) -> LayerNorm:
@@ -84,7 +91,7 @@ class Attention(nn.Module):
         heads = (self.num_heads, dim // self.num_heads)
         qkv = QKV(self.dtype, self.kernel_init, name="qkv")
         q, k, v = (y.reshape(batch, -1, *heads) for y in qkv(x, num_queries))
-        x = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)  # type: ignore[arg-type]
+        x = ATTENTION[self.implementation](q, k, v)
         return dense(dim, self.dtype, "proj", self.kernel_init)(x.reshape(batch, num_queries, dim))
 
 
@@ -149,6 +156,21 @@ class Block(nn.Module):
         x = x[:, -n:] + branch(attn(layer_norm(self.dtype, "norm1")(x), n), 0)
         mlp = Mlp(int(dim * self.mlp_ratio), self.dtype, self.kernel_init, name="mlp")
         return x + branch(mlp(layer_norm(self.dtype, "norm2")(x)), 1)
+
+
+# `model.remat`: what of a block is kept for its backward pass; the rest is computed again.
+REMAT = {
+    "none": None,  # everything that the backward pass reads is kept
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of linear layers
+    "blocks": jax.checkpoint_policies.nothing_saveable,  # only what comes in
+}
+
+
+def block_class(remat: str) -> Any:
+    """`Block`, or the same with less kept for its backward pass: a key of `REMAT`."""
+    if remat == "none":
+        return Block
+    return nn.remat(Block, policy=REMAT[remat], static_argnums=(2,))  # 2: num_queries
 
 
 def _torch_default(fan_in: int) -> Initializer:

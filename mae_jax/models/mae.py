@@ -2,7 +2,7 @@
 
 Only visible patches are embedded; the decoder keeps the shuffled order, since attention with the
 position added does not care about order; and its last block, norm and prediction are computed for
-masked patches alone. `tests/models/plain_mae.py` is the paper's order of steps, and equal to this.
+masked patches alone. `mae_jax.bench.plain_mae` is the order of the paper, and equal to this.
 """
 
 from typing import Any
@@ -37,6 +37,7 @@ class MaskedAutoencoder(nn.Module):
     decoder_num_heads: int = 16
     dtype: layers.Dtype = jnp.float32
     attention: str = "xla"
+    remat: str = "none"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -47,15 +48,16 @@ class MaskedAutoencoder(nn.Module):
         token_init = nn.initializers.normal(0.02)
         self.patch_embed = layers.PatchEmbed(self.embed_dim, self.patch_size, self.dtype)
         self.cls_token = self.param("cls_token", token_init, (1, 1, self.embed_dim))
+        block = layers.block_class(self.remat)
         self.blocks = [
-            layers.Block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
+            block(self.num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.depth)
         ]
         self.norm = layers.layer_norm(self.dtype)
         self.decoder_embed = layers.dense(self.decoder_embed_dim, self.dtype)
         self.mask_token = self.param("mask_token", token_init, (1, 1, self.decoder_embed_dim))
         self.decoder_blocks = [
-            layers.Block(self.decoder_num_heads, self.mlp_ratio, self.dtype, self.attention)
+            block(self.decoder_num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.decoder_depth)
         ]
         self.decoder_norm = layers.layer_norm(self.dtype)

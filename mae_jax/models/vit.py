@@ -19,12 +19,14 @@ class Size(NamedTuple):
 
 
 # B, L, H: Dosovitskiy et al. (2010.11929) table 1. Ti, S: Touvron et al. (2012.12877) table 1.
+# 2B: Singh et al. (2303.13496).
 SIZES = {
     "Ti": Size(192, 12, 3),
     "S": Size(384, 12, 6),
     "B": Size(768, 12, 12),
     "L": Size(1024, 24, 16),
     "H": Size(1280, 32, 16),
+    "2B": Size(2560, 24, 32),
 }
 BN_EPS, BN_MOMENTUM = 1e-6, 0.1
 
@@ -85,6 +87,7 @@ class VisionTransformer(nn.Module):
     head_norm_group: int = 0
     dtype: layers.Dtype = jnp.float32
     attention: str = "xla"
+    remat: str = "none"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -102,8 +105,9 @@ class VisionTransformer(nn.Module):
         self.patch_embed = layers.PatchEmbed(self.embed_dim, self.patch_size, self.dtype, False)
         self.cls_token = self.param("cls_token", layers.NORMAL, (1, 1, self.embed_dim))
         self.pos_embed = self.param("pos_embed", layers.NORMAL, shape)
+        block = layers.block_class(self.remat)
         self.blocks = [
-            layers.Block(
+            block(
                 self.num_heads,
                 self.mlp_ratio,
                 self.dtype,
@@ -172,9 +176,9 @@ class VisionTransformer(nn.Module):
         x = self._embed(patches)
         drops = [None] * self.depth if noise is None else [noise[:, i] for i in range(self.depth)]
         for block, drop in zip(self.blocks[:-1], drops[:-1], strict=True):
-            x = block(x, noise=drop)
+            x = block(x, None, drop)
         if not cls_only:
-            return self.blocks[-1](x, noise=drops[-1])
+            return self.blocks[-1](x, None, drops[-1])
         # Blocks finish the last tokens; attention does not care about order.
         return self.blocks[-1](jnp.roll(x, -1, axis=1), 1, drops[-1])
 

@@ -18,8 +18,9 @@ def _cdf(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact (erf) GELU of any array."""
-    return x * _cdf(x)
+    """Exact (erf) GELU of any array, computed in float32 and returned in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    return (wide * _cdf(wide)).astype(x.dtype)
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -27,8 +28,9 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
-    density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-    return (grad * (_cdf(x) + x * density),)
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    return ((grad * (_cdf(wide) + wide * density)).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -36,26 +38,31 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer normalisation over the last axis of float32 x [..., D], with scale and bias [D]."""
+    """Layer normalisation over the last axis of x [..., D], with scale and bias [D].
+
+    Computed in float32 and returned in the dtype of `x`, which is also what is kept.
+    """
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
 def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float):
-    mean = x.mean(-1, keepdims=True)
-    centred = x - mean  # two passes: E[x^2] - E[x]^2 would lose digits
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    centred = wide - mean  # two passes: E[x^2] - E[x]^2 would lose digits
     rstd = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
-    return centred * rstd * scale + bias, (x, mean, rstd, scale)
+    return (centred * rstd * scale + bias).astype(x.dtype), (x, mean, rstd, scale)
 
 
 def _layer_norm_backward(eps: float, saved: tuple[jax.Array, ...], grad: jax.Array):
     x, mean, rstd, scale = saved
-    unit = (x - mean) * rstd
+    grad = grad.astype(jnp.float32)
+    unit = (x.astype(jnp.float32) - mean) * rstd
     scaled = grad * scale
     through_mean = scaled.mean(-1, keepdims=True)
     through_std = unit * (scaled * unit).mean(-1, keepdims=True)
     axes = tuple(range(x.ndim - 1))
     dx = rstd * (scaled - through_mean - through_std)
-    return dx, (grad * unit).sum(axes), grad.sum(axes)
+    return dx.astype(x.dtype), (grad * unit).sum(axes), grad.sum(axes)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -18,6 +18,7 @@ def adamw(
     b2: float,
     weight_decay: float,
     grad_clip: float = 0.0,
+    mu_dtype: str = "float32",
     exempt: tuple[str, ...] = (),
     scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
@@ -29,13 +30,14 @@ def adamw(
       b2: decay of the second moment.
       weight_decay: decoupled decay, of the parameters that `decays` names.
       grad_clip: largest global gradient norm; 0 leaves gradients alone, as the paper does.
+      mu_dtype: what the first moment is kept in; bfloat16 takes half the memory, and is not exact.
       exempt: names that are not decayed either.
       scale: factor on the learning rate of a parameter, by its name (layer-wise decay). As in
         torch, where it is the rate of a parameter group, it acts on the weight decay too.
     """
     return optax.chain(
         _clip(grad_clip),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8, mu_dtype=mu_dtype),
         optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, exempt)),
         *([_scale_by_name(scale)] if scale else []),
         optax.scale_by_learning_rate(schedule),

@@ -13,6 +13,7 @@ from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
 log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adamw", "lars")
+MU_DTYPES = ("float32", "bfloat16")
 
 
 class Recipe(NamedTuple):
@@ -48,6 +49,8 @@ def make_recipe(
     Raises:
       UsageError: no such optimiser.
     """
+    if optim.mu_dtype not in MU_DTYPES:
+        raise UsageError(f"--config.optim.mu_dtype={optim.mu_dtype} is not one of {MU_DTYPES}")
     lr = absolute_lr(optim.base_lr, batch_size)
     warmup = optim.warmup_epochs
     if warmup >= epochs:
@@ -70,6 +73,7 @@ def make_recipe(
             schedule,
             b1=optim.b1,
             b2=optim.b2,
+            mu_dtype=optim.mu_dtype,
             weight_decay=optim.weight_decay,
             grad_clip=optim.grad_clip,
             exempt=exempt,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mae_jax.config import pair, require
 from mae_jax.errors import UsageError
+from mae_jax.models import layers
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.vit import SIZES, VisionTransformer
 from mae_jax.ops import masking
@@ -57,25 +58,30 @@ def _check_blocks(fields: dict[str, Any], part: str) -> None:
     require(fields[f"{part}depth"] >= 1, f"--config.model.{part}depth must be at least 1")
 
 
-def build_mae(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> MaskedAutoencoder:
+def build_mae(
+    fields: dict[str, Any], *, dtype: str, attention: str = "xla", remat: str = "none"
+) -> MaskedAutoencoder:
     """The autoencoder of `mae_fields`, or of the same in a checkpoint's metadata.
 
     Raises:
       UsageError: the image is not a whole number of patches.
     """
-    return _build(MaskedAutoencoder, fields, dtype=dtype, attention=attention)
+    return _build(MaskedAutoencoder, fields, dtype=dtype, attention=attention, remat=remat)
 
 
-def build_vit(fields: dict[str, Any], *, dtype: str, attention: str = "xla") -> VisionTransformer:
+def build_vit(
+    fields: dict[str, Any], *, dtype: str, attention: str = "xla", remat: str = "none"
+) -> VisionTransformer:
     """The classifier of `encoder_fields` and its further arguments. Raises as `build_mae`."""
-    return _build(VisionTransformer, fields, dtype=dtype, attention=attention)
+    return _build(VisionTransformer, fields, dtype=dtype, attention=attention, remat=remat)
 
 
-def _build(kind: Any, fields: dict[str, Any], *, dtype: str, attention: str) -> Any:
-    known = ("xla", "cudnn")
-    require(attention in known, f"--config.model.attention={attention} is not one of {known}")
+def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> Any:
+    for key, known in (("attention", list(layers.ATTENTION)), ("remat", list(layers.REMAT))):
+        value = choices[key]
+        require(value in known, f"--config.model.{key}={value} is not one of {known}")
     sizes: dict[str, Any] = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
-    model = kind(**fields | sizes, dtype=compute_dtype(dtype), attention=attention)
+    model = kind(**fields | sizes, dtype=compute_dtype(dtype), **choices)
     try:
         _ = model.grid
     except ValueError as error:

@@ -55,7 +55,10 @@ class Classify(ImageTask):
             "drop_path": config.model.drop_path,
         }
         self.model = build.build_vit(
-            self.fields, dtype=config.model.dtype, attention=config.model.attention
+            self.fields,
+            dtype=config.model.dtype,
+            attention=config.model.attention,
+            remat=config.model.remat,
         )
         depth, blocks = self.model.depth, config.trainable_blocks
         require(

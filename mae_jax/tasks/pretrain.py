@@ -39,7 +39,10 @@ class Pretrain(ImageTask):
         _check(config)
         self.fields = build.mae_fields(config.model)
         self.model = build.build_mae(
-            self.fields, dtype=config.model.dtype, attention=config.model.attention
+            self.fields,
+            dtype=config.model.dtype,
+            attention=config.model.attention,
+            remat=config.model.remat,
         )
         self.num_keep = build.visible_patches(self.model, config.mask.ratio)
         super().__init__(config, workdir, image_size=self.model.image_size)

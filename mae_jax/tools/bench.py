@@ -1,64 +1,106 @@
-r"""How fast the train step and the input pipeline are on this machine.
+r"""How fast the train step and the input pipeline are, and what the compiler says about a step.
 
     python -m mae_jax.tools.bench step --config=configs/vit_b.py --config.batch_size=8 \
-        --against=plain
+        --against=official
     python -m mae_jax.tools.bench data --config=configs/folder.py --config.data.root=DIR \
         --against=pil
+    python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --devices=64
 
-`step` runs the real train step of any recipe on a batch that lies on the devices; `--against=plain`
-alternates pre-training with the paper's order of steps (embed all patches, unshuffle, predict all)
-on the same layers.
+`step` runs the real train step of any recipe on a batch that lies on the devices. `--against=plain`
+alternates it with the paper's order of steps in plain JAX, `--against=torch` with a PyTorch step
+(`--torch_python=` names an interpreter that has torch, `--torch_compile` adds torch.compile);
+`official` is both. `--find_batch` takes the largest batch that fits.
 `data` reads real batches, and times each stage by itself; `--against=pil` alternates it with a
 Pillow + NumPy loop in one thread that does the same transforms to the same files: compare it with
 --config.data.workers=1.
+`compile` runs nothing: memory, arithmetic and messages of the step of any recipe, for so many fake
+devices (`--devices=64`, compiled for CPU) or for a TPU (`--topology=v5e:8x8`; pip install libtpu).
 """
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
 
 from mae_jax import command_line
-from mae_jax.bench import report
+from mae_jax.bench.compile import bench_compile, topology_devices
 from mae_jax.bench.data import bench_data
-from mae_jax.bench.step import bench_step
+from mae_jax.bench.report import table
+from mae_jax.bench.step import BASELINES, Options, bench_step, make_task
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import UsageError
+from mae_jax.host_memory import keep_freed_memory
 
-BENCHES = {"step": (bench_step, ("", "plain")), "data": (bench_data, ("", "pil"))}
+
+def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
+    # A PyTorch process wants its share of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    options = Options(**{name: getattr(values, name) for name in Options._fields})
+    return bench_step(config, options) | _machine()
+
+
+def _data(config: Any, values: flags.FlagValues) -> dict[str, Any]:
+    return bench_data(config, values.repeats, values.against) | _machine()
+
+
+def _compile(config: Any, values: flags.FlagValues) -> dict[str, Any]:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 1 if values.topology else values.devices)
+    if config.model.dtype == "auto":
+        config.model.dtype = "bfloat16"  # it is accelerators that one compiles for
+    devices = topology_devices(values.topology) if values.topology else jax.devices()
+    return bench_compile(config, make_task(config), devices)
+
+
+COMMANDS = {"step": (_step, BASELINES), "data": (_data, ("pil",)), "compile": (_compile, ())}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; prints a table for people and one JSON object last."""
+    """Runs the command; prints a table and one JSON object last."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in BENCHES:
-        raise UsageError(f"say what to measure: one of {list(BENCHES)}\n{__doc__}")
+    if not words or words[0] not in COMMANDS:
+        raise UsageError(f"say what to measure: one of {list(COMMANDS)}\n{__doc__}")
     values = flags.FlagValues()
     command_line.define_config(values, words)
-    flags.DEFINE_string("against", "", "Baseline to alternate with.", flag_values=values)
-    flags.DEFINE_integer("repeats", 20, "Timed steps or batches.", flag_values=values)
+    _define_flags(values)
     config = command_line.parse(words[1:], values)
     setup_logging()
-    bench, baselines = BENCHES[words[0]]
-    if values.against not in baselines or values.repeats < 1:
-        raise UsageError(f"--against is one of {baselines[1:]}, --repeats at least 1")
-    result = bench(config, values.repeats, values.against)
-    result["peak_memory_mb"] = peak_memory_mb()
-    result["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(report.table(result))
+    command, baselines = COMMANDS[words[0]]
+    if values.against not in ("", *baselines) or values.repeats < 1 or values.devices < 1:
+        raise UsageError(
+            f"--against is one of {baselines} for `{words[0]}`, --repeats and --devices at least 1"
+        )
+    result = command(config, values)
+    print(table(result))
     print(json.dumps(result))
     return 0
 
 
-def peak_memory_mb() -> int:
-    """Peak of the first device's memory; on CPU, of the process's."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return round(stats["peak_bytes_in_use"] / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("against", "", "Baseline to alternate with.", flag_values=values)
+    flags.DEFINE_integer("repeats", 20, "Timed steps or batches.", flag_values=values)
+    flags.DEFINE_bool("find_batch", False, "Take the largest batch that fits.", flag_values=values)
+    flags.DEFINE_string("torch_python", "", "Interpreter that has torch.", flag_values=values)
+    flags.DEFINE_bool("torch_compile", False, "Race torch.compile too.", flag_values=values)
+    flags.DEFINE_integer("devices", 1, "Fake devices to compile for.", flag_values=values)
+    flags.DEFINE_string("topology", "", "TPU to compile for: v5e:8x8.", flag_values=values)
+
+
+def _machine() -> dict[str, Any]:
+    """What it ran on, and the peak of its memory: the first device's, on CPU the process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    return {
+        "peak_memory_mb": round(stats.get("peak_bytes_in_use", used) / 2**20),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tests import tiny
 from tests.data.helpers import jpeg, picture
 
 STAGES = ["read", "decode", "augment", "batch", "to_device"]
-COLUMNS = ["images_per_s", "images_per_s_of_cpu_time"]
+RATES = ["images_per_s", "images_per_s_of_cpu_time"]
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def test_every_stage_is_timed_by_clock_and_by_processor(folder, capsys):
     assert bench.main(["data", *tiny.flags(**settings(folder)), "--repeats=2"]) == 0
     *people, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
-    assert list(result["stages"]) == STAGES
-    for stage in result["stages"].values():
-        assert list(stage) == COLUMNS and min(stage.values()) > 0
-    assert result["ours"] == result["stages"]["batch"] and "speed_up" not in result
-    header, *rows = people
-    assert header.split() == COLUMNS
-    assert [row.split()[0] for row in rows[:6]] == [*STAGES, "ours"]
+    assert list(result)[:6] == [*STAGES, "ours"]
+    for stage in STAGES:
+        assert list(result[stage]) == RATES and min(result[stage].values()) > 0
+    assert result["ours"] == result["batch"] and "speed_up" not in result
+    header, *rows = people[-3:]
+    assert header.split() == [*STAGES, "ours"]
+    assert [row.split()[0] for row in rows] == RATES
 
 
 def test_a_stage_does_its_own_part_alone(folder, monkeypatch):

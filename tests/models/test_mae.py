@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mae_jax.bench import plain_mae
 from mae_jax.models.mae import MaskedAutoencoder, train_flops
 from mae_jax.models.posemb import sincos_2d
 from mae_jax.models.vit import SIZES
 from mae_jax.ops import masking, targets
 from mae_jax.ops.patches import gather, patchify, unpatchify
-from tests.models import plain_mae
 from tests.parity import official
 
 

@@ -1,0 +1,65 @@
+"""The largest batch that fits."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mae_jax import sharding
+from mae_jax.bench.compile import compile_step, planned_bytes
+from mae_jax.tasks import TASKS
+
+USABLE = 0.95  # the rest is for the program itself and for gaps between arrays
+FIRST = 4  # batches of 4 and 8 per device and part tell how memory grows
+
+
+def find_batch(config: Any) -> int:
+    """The largest global batch whose step fits the memory of this machine's devices, within 2 %."""
+    mesh = sharding.make_mesh(**config.mesh)
+
+    def bytes_at(batch_size: int) -> int:
+        resized = config.copy_and_resolve_references()
+        resized.batch_size = batch_size
+        return planned_bytes(compile_step(resized, TASKS[config.task](resized, ""), mesh))
+
+    multiple = mesh.size * config.grad_accum
+    return largest_batch(bytes_at, limit=int(USABLE * memory_limit()), multiple=multiple)
+
+
+def largest_batch(bytes_at: Callable[[int], int], *, limit: int, multiple: int) -> int:
+    """The largest batch with bytes_at(batch) <= limit, within 2 %, in about five compilations.
+
+    Args:
+      bytes_at: memory of the step at a batch; nearly a straight line.
+      limit: bytes of a device.
+      multiple: what the batch has to be a multiple of.
+
+    Returns:
+      A batch that was found to fit; 0 if there is none.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(count: int) -> int:
+        if count not in sizes:
+            sizes[count] = bytes_at(count * multiple)
+        return sizes[count]
+
+    def crossing(a: int, b: int) -> int:
+        """Where the line through two counts meets the limit."""
+        slope = max((size(b) - size(a)) / (b - a), 1.0) if a != b else float("inf")
+        return max(int(a + (limit - size(a)) / slope), 1)
+
+    guess = crossing(2 * FIRST, crossing(FIRST, 2 * FIRST))  # the second is nearer to the limit
+    while guess and size(guess) > limit:
+        guess -= max(1, guess // 50)
+    return guess * multiple
+
+
+def memory_limit() -> int:
+    """Bytes of one device; on CPU what the machine has, shared by its devices."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total // jax.local_device_count()

@@ -1,0 +1,25 @@
+"""Keeps the C library from handing memory back to the kernel between two train steps on CPU."""
+
+import ctypes
+import sys
+
+# glibc's malloc.h: parameter, value.
+_SETTINGS = (
+    (-8, 1),  # M_ARENA_MAX: one heap for all threads
+    (-4, 0),  # M_MMAP_MAX: large arrays come from the heap too
+    (-1, -1),  # M_TRIM_THRESHOLD: never shrink it
+    (-2, 2**28),  # M_TOP_PAD: grow it by 256 MB at a time
+)
+
+
+def keep_freed_memory() -> bool:
+    """Lets freed memory be used again without a page fault; True if the C library has that.
+
+    XLA's CPU backend allocates every step's temporaries anew. With glibc's defaults they go back to
+    the kernel each time, and faulting them in again costs up to half of a step. For a process that
+    computes on CPU, before it computes: the memory it once used stays with it.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
+    return mallopt is not None and all(mallopt(*setting) for setting in _SETTINGS)
