@@ -6,6 +6,7 @@ Everything after the plan runs in `data.workers` threads, each of which writes i
 batch. What takes time there (files, decoders, resizing) leaves the interpreter's lock to others.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -193,7 +194,8 @@ class Batches(Iterator[Batch]):
         self._image_size = image_size[0], image_size[1]
         self._batch_size = batch_size
         self._rows = rows
-        self._next_step, self._last_step = steps
+        self._next_step = steps[0]
+        self._end = math.inf if steps[1] is None else steps[1]
         self._train = train
         self._transform = row_transform(options, image_size=self._image_size, train=train)
         self._num_draws = num_draws() if train else 0
@@ -206,13 +208,13 @@ class Batches(Iterator[Batch]):
 
     def close(self) -> None:
         """Stops the threads. Safe to call twice."""
-        self._last_step = self._next_step
+        self._end = 0
         self._ahead.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def __next__(self) -> Batch:
         # One more than `prefetch`: the batch that is asked for now.
-        while len(self._ahead) <= self._options.prefetch and self._next_step != self._last_step:
+        while len(self._ahead) <= self._options.prefetch and self._next_step < self._end:
             self._ahead.append(self._begin(self._next_step))
             self._next_step += 1
         if not self._ahead:

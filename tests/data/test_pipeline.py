@@ -156,6 +156,19 @@ def test_evaluation_of_a_part_of_the_set(pictures):
     assert index.tolist() == [0, 4, 9, 13, 18]
 
 
+@pytest.mark.parametrize("start_step", [3, 5])  # three batches are all there are
+def test_nothing_is_left_behind_the_last_batch(pictures, start_step):
+    iterator = eval_batches(
+        pictures,
+        data_config={},
+        image_size=SIZE,
+        channels=3,
+        batch_size=8,
+        start_step=start_step,
+    )
+    assert list(iterator) == []
+
+
 def test_a_finished_or_closed_iterator_stays_finished(pictures):
     iterator = eval_batches(pictures, data_config={}, image_size=SIZE, channels=3, batch_size=23)
     assert len(list(iterator)) == 1 and list(iterator) == []
