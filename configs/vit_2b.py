@@ -8,10 +8,10 @@ What it needs on a machine that is not there is one command:
 
     python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --topology=v5e:8x8
 
-Hardware: parameters, gradients and optimiser state, 30 GB in float32, are split over all devices;
+Hardware: parameters, gradients and optimiser state, 29 GB in float32, are split over all devices;
 64 devices of 16 GB hold it at this batch (docs/performance.md).
-Cost (arithmetic, not measured: 793.6 GFLOP per image for training): 1600 epochs are 1.63e21 FLOP,
-457 H100-hours at peak, so some 910 at 50 % utilisation.
+Cost (arithmetic, not measured: 784.6 GFLOP per image for training): 1600 epochs are 1.61e21 FLOP,
+452 H100-hours at peak, so some 900 at 50 % utilisation.
 Expect: loss 1.93 before the first step; no published result with this recipe.
 """
 

@@ -14,7 +14,19 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
-TOOLS = ["bash", "cat", "cp", "dirname", "flock", "mkdir", "readlink", "rm", "rmdir", "sleep"]
+TOOLS = [
+    "bash",
+    "cat",
+    "cp",
+    "dirname",
+    "flock",
+    "mkdir",
+    "readlink",
+    "rm",
+    "rmdir",
+    "sleep",
+    "timeout",
+]
 
 # Answers the calls that the scripts make: two probes, -m venv, pip, and our own programs.
 FAKE_PYTHON = """\
@@ -504,3 +516,12 @@ def wait_for(path: Path, *, seconds: float = 10) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.02)
+
+
+def test_speed_comparison_goes_on_when_one_part_fails(machine: Machine) -> None:
+    machine.add_program("sizes", '[[ "$*" != *vit_b.py* ]] && echo "$@"')
+    env = {"MAE_JAX_PYTHON": str(machine.bin / "sizes")}
+    status, out, _ = machine.run("--torch_python=py", "--repeats=3", script="bench.sh", **env)
+    lines = [line for line in out.splitlines() if line.startswith("-P")]
+    assert len(lines) == 3 and all(line.endswith("--torch_python=py --repeats=3") for line in lines)
+    assert status == 1 and out.splitlines()[-1].startswith("== not measured: ViT-B/16, batch 256 (")

@@ -20,7 +20,9 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-# On TPU a sum of which each device keeps a part is a fusion, which only its name tells.
+# On TPU a sum of which each device keeps a part is a fusion, which only its name tells: the
+# all-reduce in its body is no other one.
+_INSIDE_SCATTER = re.compile(r"^ *%?all-reduce-scatter[^\n]*\{\n.*?^ *\}", re.MULTILINE | re.DOTALL)
 _SCATTER = re.compile(r"= (.*?) fusion\(.*calls=%?all-reduce-scatter")
 
 
@@ -77,7 +79,7 @@ def collectives(text: str) -> dict[str, list[tuple[str, int]]]:
       Operation -> its results in order, each as (shapes, bytes).
     """
     found: dict[str, list[tuple[str, int]]] = {}
-    for line in text.splitlines():
+    for line in _INSIDE_SCATTER.sub("", text).splitlines():
         match, scatter = _COLLECTIVE.search(line), _SCATTER.search(line)
         if match is None and scatter is None:
             continue
@@ -93,6 +95,20 @@ def collectives(text: str) -> dict[str, list[tuple[str, int]]]:
 
 def _size(dtype: str, dims: str) -> int:
     return _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n]))
+
+
+def fake_devices(count: int) -> list[Any]:
+    """So many devices of this CPU.
+
+    Raises:
+      UsageError: JAX has already started in this process, with another number.
+    """
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if jax.device_count() != count:
+            raise UsageError(f"--devices={count}: {error}") from error
+    return jax.devices()
 
 
 def topology_devices(topology: str) -> list[Any]:
@@ -131,11 +147,11 @@ def bench_compile(config: Any, task: Any, devices: list[Any]) -> dict[str, Any]:
         "devices": f"{mesh.size} x {devices[0].device_kind}",
         "mesh": dict(mesh.shape),
         "compile_s": round(seconds, 1),
-        "arguments_mb": round(plan.argument_size_in_bytes / 2**20),
-        "temporaries_mb": round(plan.temp_size_in_bytes / 2**20),
-        "memory_mb": round(planned_bytes(compiled) / 2**20),
-        "tflops": round(cost["flops"] / 1e12, 3),
-        "tflops_of_the_official_algorithm": round(official / 1e12, 3),
+        "arguments_mb": round(plan.argument_size_in_bytes / 2**20, 1),
+        "temporaries_mb": round(plan.temp_size_in_bytes / 2**20, 1),
+        "memory_mb": round(planned_bytes(compiled) / 2**20, 1),
+        "gflops": float(f"{cost['flops'] / 1e9:.4g}"),
+        "gflops_of_the_official_algorithm": float(f"{official / 1e9:.4g}"),
         "collectives": {
             name: {"count": len(items), "mb": round(sum(size for _, size in items) / 2**20, 1)}
             for name, items in collectives(compiled.as_text()).items()

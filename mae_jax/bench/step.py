@@ -166,7 +166,7 @@ def _numbers(times: list[float], step: Any, batch_size: int, flops: float) -> di
         "images_per_s": round(rate, 2),
         "images_per_s_per_device": round(rate / devices, 2),
         "tflops_per_device": round(rate * flops / devices / 1e12, 3),
-        "memory_mb": round(step.memory_mb),
+        "memory_mb": round(step.memory_mb, 1),
     }
     peak = metrics.peak_flops(jax.devices()[0])
     return numbers if peak is None else numbers | {"mfu": round(rate * flops / devices / peak, 4)}

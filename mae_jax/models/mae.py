@@ -82,7 +82,7 @@ class MaskedAutoencoder(nn.Module):
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([cls, x], axis=1)  # its position is zero: nothing to add
         for block in self.blocks:
-            x = block(x)
+            x = block(x, None)
         return self.norm(x)
 
     def decode(self, latent: jax.Array, masking: Masking, every: bool = False) -> jax.Array:
@@ -103,7 +103,7 @@ class MaskedAutoencoder(nn.Module):
             [x[:, :1], x[:, 1:] + seen, self.mask_token.astype(x.dtype) + hidden], axis=1
         )
         for block in self.decoder_blocks[:-1]:
-            x = block(x)
+            x = block(x, None)
         x = self.decoder_blocks[-1](x, (positions if every else hidden).shape[1])
         return self.decoder_pred(self.decoder_norm(x))
 

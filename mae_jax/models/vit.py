@@ -159,7 +159,7 @@ class VisionTransformer(nn.Module):
         """
         x = self._embed(patches)
         for block in self.blocks[:num_blocks]:
-            x = block(x)
+            x = block(x, None)
         return self.norm(x) if num_blocks is None and self.pool == "cls" else x
 
     def _embed(self, patches: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ import jax
 from absl import flags
 
 from mae_jax import command_line
-from mae_jax.bench.compile import bench_compile, topology_devices
+from mae_jax.bench.compile import bench_compile, fake_devices, topology_devices
 from mae_jax.bench.data import bench_data
 from mae_jax.bench.report import table
 from mae_jax.bench.step import BASELINES, Options, bench_step, make_task
@@ -51,11 +51,11 @@ def _data(config: Any, values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _compile(config: Any, values: flags.FlagValues) -> dict[str, Any]:
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 1 if values.topology else values.devices)
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # it is accelerators that one compiles for
-    devices = topology_devices(values.topology) if values.topology else jax.devices()
+    jax.config.update("jax_platforms", "cpu")
+    fake = not values.topology
+    devices = fake_devices(values.devices) if fake else topology_devices(values.topology)
     return bench_compile(config, make_task(config), devices)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mae_jax.bench import plain_mae
+from mae_jax.models import layers
 from mae_jax.models.mae import MaskedAutoencoder, train_flops
 from mae_jax.models.posemb import sincos_2d
 from mae_jax.models.vit import SIZES
@@ -94,6 +95,30 @@ def test_equals_the_paper_order_formulation(case):
     ):
         scale = max(float(jnp.abs(b).max()), 1e-3)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=str(path))
+
+
+def test_remat_computes_the_same_from_less():
+    fields = official.TINY | {"depth": 2, "decoder_depth": 2}
+    plain = MaskedAutoencoder(**fields)
+    noise = jax.random.uniform(jax.random.key(0), (4, math.prod(plain.grid)))
+    masked = masking.from_noise(noise, 0.5)
+    dim = math.prod(plain.patch_size) * plain.channels
+    visible = jax.random.normal(jax.random.key(1), (4, masked.len_keep, dim))
+    params = jax.jit(lambda: init(plain))()
+    results, kept = {}, {}
+    for remat in layers.REMAT:
+        model = MaskedAutoencoder(**fields, remat=remat)
+
+        def loss(p, model=model):
+            return jnp.square(model.apply({"params": p}, visible, masked)).sum()
+
+        results[remat] = jax.jit(jax.grad(loss))(params)
+        backward = jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params)
+        kept[remat] = sum(x.size for x in jax.tree.leaves(backward))
+    for remat in ("dots", "blocks"):
+        for a, b in zip(*map(jax.tree.leaves, (results[remat], results["none"])), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+    assert kept["blocks"] < kept["dots"] < kept["none"]
 
 
 # mae.md-style facts of the official models: parameters that train (no position tables).

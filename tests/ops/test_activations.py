@@ -13,7 +13,12 @@ def test_gelu_and_its_gradient():
     np.testing.assert_allclose(activations.gelu(x), plain(x), rtol=0, atol=1e-6)
     ours, theirs = (jax.vmap(jax.grad(f))(x) for f in (activations.gelu, plain))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
-    assert activations.gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+    low = x.astype(jnp.bfloat16)
+    exact = plain(low.astype(jnp.float32))
+    assert activations.gelu(low).dtype == jnp.bfloat16
+    difference = jnp.abs(activations.gelu(low).astype(jnp.float32) - exact)
+    assert (difference <= 2**-8 * jnp.abs(exact) + 1e-6).all()  # rounded once, at the end
 
 
 def test_layer_norm_and_its_gradients():
@@ -37,3 +42,10 @@ def test_layer_norm_and_its_gradients():
     ]
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+
+    low = x.astype(jnp.bfloat16)
+    value, backward = jax.vjp(lambda x: ours(x, scale, bias), low)
+    exact = plain(low.astype(jnp.float32), scale, bias)
+    assert value.dtype == jnp.bfloat16 and (value == exact.astype(jnp.bfloat16)).mean() > 0.99
+    kept = [y for y in jax.tree.leaves(backward) if y.size == x.size]
+    assert [y.dtype for y in kept] == [jnp.bfloat16]  # no copy in float32 waits for its turn

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mae_jax.errors import UsageError
 from mae_jax.optim import optimizers, recipe, schedules
 from tests.parity import official
 
@@ -62,6 +63,21 @@ def test_gradient_clipping_bounds_the_global_norm():
 
     np.testing.assert_allclose(first_moment(0.0), 0.3, rtol=1e-6)
     np.testing.assert_allclose(first_moment(1.5), 0.1 * 3.0 * 1.5 / 6.0, rtol=1e-6)
+
+
+def test_the_first_moment_can_be_kept_in_half_the_memory():
+    from configs import vit_l
+
+    optim = vit_l.get_config().optim
+    params = {"a": {"kernel": jnp.zeros((2, 2))}}
+    for dtype in ("float32", "bfloat16"):
+        optim.mu_dtype = dtype
+        made = recipe.make_recipe(optim, batch_size=64, epochs=100.0, steps_per_epoch=10.0)
+        adam = made.tx.init(params)[1]
+        assert adam.mu["a"]["kernel"].dtype == dtype and adam.nu["a"]["kernel"].dtype == "float32"
+    optim.mu_dtype = "float16"
+    with pytest.raises(UsageError, match="mu_dtype=float16"):
+        recipe.make_recipe(optim, batch_size=64, epochs=100.0, steps_per_epoch=10.0)
 
 
 def test_warm_up_longer_than_the_run_is_cut_with_a_warning(caplog):

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Our train step against PyTorch's on one GPU, in under nine minutes: launch/bench.sh [flags]
+#
+#   launch/bench.sh --torch_python=/path/to/python   an interpreter that has torch with CUDA
+#   launch/bench.sh --repeats=50                     other flags of `mae_jax.tools.bench step`
+#
+# ViT-L first (and once more with cuDNN's attention), then B and H. Each prints its table when it is
+# done, so that what was measured is there even if the time runs out.
+set -euo pipefail
+
+# shellcheck source-path=SCRIPTDIR source=setup.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+setup run
+setup_environment
+
+deadline=$((SECONDS + 530))
+failed=''
+compare() { # NAME FLAGS...
+  local name=$1 left=$((deadline - SECONDS))
+  shift
+  printf '== %s\n' "$name"
+  if ((left <= 0)); then
+    failed+="${failed:+, }$name (no time left)"
+    return
+  fi
+  timeout "$left" "$python" -P -m mae_jax.tools.bench step --config.model.dtype=bfloat16 "$@" ||
+    failed+="${failed:+, }$name"
+}
+compare 'ViT-L/16, batch 256' --config=configs/vit_l.py --config.batch_size=256 \
+  --against=official --torch_compile "$@"
+compare 'ViT-L/16, batch 256, cuDNN attention' --config=configs/vit_l.py --config.batch_size=256 \
+  --config.model.attention=cudnn "$@"
+compare 'ViT-B/16, batch 256' --config=configs/vit_b.py --config.batch_size=256 \
+  --against=torch --torch_compile "$@"
+compare 'ViT-H/14, batch 128' --config=configs/vit_h.py --config.batch_size=128 \
+  --against=torch --torch_compile "$@"
+
+if [[ -n $failed ]]; then
+  printf '== not measured: %s (%s s)\n' "$failed" "$SECONDS"
+  exit 1
+fi
+printf '== measured in %s s\n' "$SECONDS"

@@ -1,0 +1,37 @@
+"""The PyTorch step that the benchmark races is the same model."""
+
+import json
+import sys
+
+import jax
+import pytest
+
+from mae_jax.bench import torch_mae
+from mae_jax.bench.step import make_task
+from mae_jax.tools import bench
+from tests import tiny
+
+pytestmark = pytest.mark.interop
+
+
+def test_it_has_our_parameters_and_learns():
+    task = make_task(tiny.config())
+    more = {"ratio": 0.75, "normalize": True, "batch_size": 8, "dtype": "float32", "compile": False}
+    model = torch_mae.build_mae(task.fields | more)
+    ours, _ = jax.eval_shape(task.init_variables)
+    theirs = sum(p.numel() for p in model.parameters())
+    assert theirs == sum(x.size for x in jax.tree.leaves(ours))
+    step = torch_mae.TorchStep(task.fields | more)
+    before = step.loss(step.images).item()
+    assert 0.8 < before < 3  # normalised targets have a deviation of 1
+    for _ in range(200):
+        step()
+    assert step.loss(step.images).item() < before
+
+
+def test_the_two_can_be_raced(capsys):
+    flags = ["--against=official", f"--torch_python={sys.executable}", "--repeats=2"]
+    assert bench.main(["step", *tiny.flags(), *flags]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["speed_up_over_plain"] > 0 and result["speed_up_over_torch"] > 0
+    assert result["torch"]["memory_mb"] > 0
