@@ -1,15 +1,16 @@
-"""Batches of numpy arrays from any source.
+"""Batches of numpy arrays from any source: the tf.data graph and the iterator around it.
 
     step -> plan (order.py) -> rows -> read, decode (loader.py) -> crop, flip, colours -> batch
 
-Everything after the plan runs in `data.workers` threads, each of which writes its own rows of the
-batch. What takes time there (files, decoders, resizing) leaves the interpreter's lock to others.
+tf.data runs `data.workers` threads, keeps the order and reads ahead. Its operations would cost more
+than they do for one image, so a thread is given a few rows of a batch at a time, in numpy: what
+takes time there (files, decoders, resizing) leaves the interpreter's lock to the others.
+Importing this module is cheap: TensorFlow comes in with the first batch.
 """
 
-import math
-from collections import deque
+import atexit
+import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import numpy as np
 from mae_jax.data import decode, transforms
 from mae_jax.data.loader import FAILED, Loader
 from mae_jax.data.options import DataOptions
-from mae_jax.data.order import EvalOrder, Plan, TrainOrder, host_rows
+from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
 from mae_jax.data.source import Source
 from mae_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
+_open_batches: "weakref.WeakSet[Batches]" = weakref.WeakSet()
 MAX_SHARE = 8  # rows that a thread takes at a time: small beside a batch, large beside a hand-over
 
 
@@ -53,7 +55,8 @@ def train_batches(
     Returns:
       Iterator of dicts with b = batch_size / process_count rows: `image` uint8 or float32
       [b, H, W, C], `label` int32 [b] (-1 unlabelled), `index` int64 [b], the example wanted. Where
-      that one cannot be read, image and label are those of its replacement.
+      that one cannot be read, image and label are those of its replacement. The arrays may be
+      read-only.
 
     Raises:
       UsageError: the batch does not divide; from the iterator: too many bad images.
@@ -194,35 +197,33 @@ class Batches(Iterator[Batch]):
         self._image_size = image_size[0], image_size[1]
         self._batch_size = batch_size
         self._rows = rows
-        self._next_step = steps[0]
-        self._end = math.inf if steps[1] is None else steps[1]
+        self._steps = steps
         self._train = train
         self._transform = row_transform(options, image_size=self._image_size, train=train)
         self._num_draws = num_draws() if train else 0
-        self._pool = ThreadPoolExecutor(options.num_workers, thread_name_prefix="data")
-        self._ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
+        self._iterator: Any = None
+        self._closed = False
+        _open_batches.add(self)
 
     @property
     def bad_count(self) -> int:
         return len(self._loader.bad)
 
     def close(self) -> None:
-        """Stops the threads. Safe to call twice."""
-        self._end = 0
-        self._ahead.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stops the threads. Safe to call twice; also done when the program ends."""
+        self._iterator = None
+        self._closed = True
 
     def __next__(self) -> Batch:
-        # One more than `prefetch`: the batch that is asked for now.
-        while len(self._ahead) <= self._options.prefetch and self._next_step < self._end:
-            self._ahead.append(self._begin(self._next_step))
-            self._next_step += 1
-        if not self._ahead:
-            self.close()
+        if self._closed:
             raise StopIteration
-        batch, parts = self._ahead.popleft()
-        for part in parts:
-            part.result()
+        if self._iterator is None:
+            self._iterator = self._dataset().as_numpy_iterator()
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            self.close()
+            raise
         self._loader.bad.check()
         used = batch.pop("used")
         if self._train and (used == FAILED).any():
@@ -231,33 +232,67 @@ class Batches(Iterator[Batch]):
             raise UsageError(f"an image and all its replacements cannot be read: {reason}")
         return batch if self._train else batch | {"valid": used >= 0}
 
-    def _begin(self, step: int) -> tuple[Batch, list[Future[None]]]:
-        """Has the threads fill a batch, a few rows each; the arrays are whole when all are done."""
-        plan = self._order.plan(
-            step, batch_size=self._batch_size, rows=self._rows, num_draws=self._num_draws
-        )
-        count = len(plan.wanted)
-        shape = count, *self._image_size, self._loader.channels
-        batch = {
-            "image": np.empty(shape, self._options.dtype),
-            "label": np.empty(count, np.int32),
-            "index": plan.wanted,
-            "used": np.empty(count, np.int64),
-        }
-        share = min(MAX_SHARE, -(-count // self._options.num_workers))
-        parts = [range(first, min(first + share, count)) for first in range(0, count, share)]
-        return batch, [self._pool.submit(self._fill, batch, plan, part) for part in parts]
+    def _dataset(self) -> Any:
+        """tf.data: every batch in shares of a few rows, which its threads fill in any order."""
+        from mae_jax.data.tensorflow import tf
 
-    def _fill(self, batch: Batch, plan: Plan, rows: range) -> None:
-        for row in rows:
-            loaded = self._loader.load(plan.candidates[row])
-            batch["used"][row], batch["label"][row] = loaded.used, loaded.label
-            if loaded.pixels is None:
-                batch["image"][row] = 0
-                continue
-            batch["image"][row] = self._transform(loaded.pixels, plan.draws[row])
+        options, count = self._options, self._rows.stop - self._rows.start
+        most = min(MAX_SHARE, -(-count // options.num_workers))
+        share = max(n for n in range(1, most + 1) if count % n == 0)
+        shares = count // share
+        shape = *self._image_size, self._loader.channels
+        kinds = {
+            "image": (shape, options.dtype),
+            "label": ((), "int32"),
+            "index": ((), "int64"),
+            "used": ((), "int64"),
+        }
+
+        def fill(part: Any) -> dict[str, Any]:
+            types = [tf.as_dtype(dtype) for _, dtype in kinds.values()]
+            arrays = tf.numpy_function(lambda n: self._fill(int(n), share), [part], types)
+            named = zip(kinds.items(), arrays, strict=True)
+            return {k: tf.ensure_shape(x, (share, *kind[0])) for (k, kind), x in named}
+
+        def join(parts: dict[str, Any]) -> dict[str, Any]:
+            return {k: tf.reshape(parts[k], (count, *kind[0])) for k, kind in kinds.items()}
+
+        first, last = self._steps
+        end = np.iinfo(np.int64).max if last is None else last * shares
+        dataset = tf.data.Dataset.range(first * shares, max(end, first * shares))
+        dataset = dataset.map(fill, num_parallel_calls=options.num_workers, deterministic=True)
+        dataset = dataset.batch(shares, drop_remainder=True).map(join).prefetch(options.prefetch)
+        settings = tf.data.Options()
+        settings.threading.private_threadpool_size = options.num_workers
+        settings.autotune.enabled = False  # every number above is fixed
+        return dataset.with_options(settings)
+
+    def _fill(self, part: int, share: int) -> tuple[np.ndarray, ...]:
+        """Image, label, index and candidate used of each row of a share of a batch."""
+        step, place = divmod(part, (self._rows.stop - self._rows.start) // share)
+        start = self._rows.start + place * share
+        plan = self._order.plan(
+            step,
+            batch_size=self._batch_size,
+            rows=slice(start, start + share),
+            num_draws=self._num_draws,
+        )
+        images = np.zeros((share, *self._image_size, self._loader.channels), self._options.dtype)
+        loaded = [self._loader.load(candidates) for candidates in plan.candidates]
+        for row, (_, pixels, _) in enumerate(loaded):
+            if pixels is not None:
+                images[row] = self._transform(pixels, plan.draws[row])
+        labels = np.array([row.label for row in loaded], np.int32)
+        return images, labels, plan.wanted, np.array([row.used for row in loaded], np.int64)
 
 
 def _one_line(error: Exception) -> str:
     """The part of an error's text that a person can use."""
     return " ".join((str(error) or type(error).__name__).split())[:300]
+
+
+@atexit.register
+def _close_all() -> None:
+    # Threads that call back into Python while the interpreter shuts down would crash it.
+    for batches in list(_open_batches):
+        batches.close()
