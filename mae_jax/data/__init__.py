@@ -1,4 +1,4 @@
-"""The input pipeline. TensorFlow is imported only when something needs it: reading TFDS sets."""
+"""The input pipeline. TensorFlow is imported with the first batch, not before."""
 
 from mae_jax.data.folder import evaluation_folder
 from mae_jax.data.options import DataOptions
