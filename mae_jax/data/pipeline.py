@@ -159,7 +159,7 @@ class Batches(Iterator[Batch]):
         steps: tuple[int, int | None],
         train: bool,
     ):
-        from mae_jax.data import augment, transforms
+        from mae_jax.data import augment, geometry, transforms
 
         self._loader = loader
         self._order = order
@@ -172,7 +172,7 @@ class Batches(Iterator[Batch]):
         make = transforms.train_transform if crops else transforms.eval_transform
         self._transform = make(options, image_size=(image_size[0], image_size[1]))
         self._after_crop = augment.after_crop(options) if train else None
-        self._num_draws = transforms.NUM_DRAWS + augment.NUM_DRAWS if train else 0
+        self._num_draws = geometry.NUM_DRAWS + augment.NUM_DRAWS if train else 0
         self._iterator: Any = None
         self._closed = False
         _open_batches.add(self)

@@ -14,13 +14,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 
+from mae_jax.data.geometry import FLIP, TRIES
 from mae_jax.data.options import DataOptions
 
 # JAX owns the accelerators; TensorFlow would otherwise claim all of a GPU's memory.
 tf.config.set_visible_devices([], "GPU")
 
-TRIES = 10
-NUM_DRAWS = 2 * TRIES + 3  # area and ratio of each try; top, left, flip
 # Pillow's decoder; TensorFlow's own default differs by up to 17 of 255.
 _JPEG = {"channels": 3, "dct_method": "INTEGER_ACCURATE", "fancy_upscaling": True}
 
@@ -37,7 +36,7 @@ def random_box(height: Tensor, width: Tensor, draws: Tensor, *, scale, ratio) ->
 
     Args:
       height, width: int32 scalars, size of the image.
-      draws: float64 [NUM_DRAWS], uniform in [0, 1).
+      draws: float64 [geometry.NUM_DRAWS], uniform in [0, 1).
       scale, ratio: (low, high) of the area share and of width / height.
     """
     h, w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
@@ -118,7 +117,7 @@ def train_transform(options: DataOptions, *, image_size: tuple[int, int]) -> Tra
         )
         image = resize(crop, image_size, options)
         if options.hflip:
-            image = tf.cond(draws[2 * TRIES + 2] < 0.5, lambda: image[:, ::-1], lambda: image)
+            image = tf.cond(draws[FLIP] < 0.5, lambda: image[:, ::-1], lambda: image)
         return tf.ensure_shape(image, (*image_size, array.shape[-1]))
 
     return transform
