@@ -93,6 +93,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.data.max_bad_fraction = 0.001  # of unreadable files; more stops the run
     config.data.workers = 0  # decoding threads; 0: all cores
     config.data.prefetch = 2  # batches
+    config.data.resident = False  # True: small sets lie decoded on the devices, cropped there
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 0

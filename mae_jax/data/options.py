@@ -42,6 +42,8 @@ class DataOptions:
       max_bad_fraction: unreadable share of a split above which the run stops.
       workers: decoding threads, 0 = one per available core.
       prefetch: batches prepared ahead.
+      resident: keep all images decoded on the devices and crop them there: small sets, no changes
+        of colour. Pixels may differ by 1 of 255 (JPEG: more at a crop's edge).
     """
 
     source: str = "shapes"
@@ -66,6 +68,7 @@ class DataOptions:
     max_bad_fraction: float = 0.001
     workers: int = 0
     prefetch: int = 2
+    resident: bool = False
 
     @classmethod
     def from_config(cls, data_config: Any) -> "DataOptions":
@@ -113,6 +116,12 @@ class DataOptions:
             raise UsageError(
                 "--config.data.randaug_magnitude and color_jitter need 8-bit colour images: set "
                 "them to 0 with --config.data.dtype=float32"
+            )
+        if self.changes_colors and self.resident:
+            raise UsageError(
+                "--config.data.resident=True crops and mirrors on the devices but changes no "
+                "colours: set --config.data.randaug_magnitude=0 and --config.data.color_jitter=0, "
+                "or --config.data.resident=False"
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise UsageError(
