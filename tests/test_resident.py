@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from mae_jax import resident, sharding
+from mae_jax.config import changes
 from mae_jax.data import pipeline
 from mae_jax.errors import UsageError
 from mae_jax.prefetch import Prefetch
 from mae_jax.resident import Resident
+from mae_jax.tasks.pretrain import Pretrain
+from tests import tiny
 from tests.data.helpers import MemorySource, encode, jpeg, picture
 
 SIZE = (16, 24)
@@ -74,7 +77,7 @@ def assert_same(ours, theirs, *, most=1, equal=0.999):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "options",
     [
         {},
         {"augment": "crop_once", "crop_scale": (0.08, 1.0)},
@@ -83,9 +86,9 @@ def assert_same(ours, theirs, *, most=1, equal=0.999):
     ],
     ids=["crop", "crop_once", "none", "plain"],
 )
-def test_batches_equal_the_host_s(changes):
+def test_batches_equal_the_host_s(options):
     source = MemorySource(ARRAYS)  # 48 rows of 23 examples: two epoch ends
-    assert_same(train(Resident(mesh()), source, **changes), train(pipeline, source, **changes))
+    assert_same(train(Resident(mesh()), source, **options), train(pipeline, source, **options))
 
 
 def test_batches_of_files_equal_the_host_s():
@@ -226,6 +229,22 @@ def test_the_log_says_how_large_the_set_is(caplog):
 def test_colours_cannot_change_on_the_devices():
     with pytest.raises(UsageError, match="resident=True .* --config.data.randaug_magnitude=0"):
         train(Resident(mesh()), MemorySource(ARRAYS), resident=True, randaug_magnitude=9.0)
+
+
+def test_a_run_does_not_change_sides_unnoticed():
+    old, new = tiny.config(), tiny.config(data__resident=True)
+    assert changes(old, new) == ["data.resident: False -> True"]
+    del old.data.resident  # a run of before
+    assert changes(old, tiny.config()) == []
+
+
+def test_the_pictures_show_the_same_images(tmp_path):
+    ours, theirs = (
+        Pretrain(tiny.config(data__resident=resident), str(tmp_path)).first_held_out(3)
+        for resident in (True, False)
+    )
+    assert len(ours["image"]) == 3  # though the four devices make four
+    assert_same([ours], [theirs])
 
 
 WITHOUT_TENSORFLOW = """
