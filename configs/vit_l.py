@@ -97,6 +97,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.data.prefetch = 2  # batches
     config.data.cache = "none"  # in memory: encoded (files), decoded (pixels)
     config.data.cache_gb = 0.0  # per host; 0: half of what is available
+    config.data.resident = False  # True: small sets lie decoded on the devices, cropped there
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 0

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -92,12 +92,25 @@ def _truncate(path: str, last_step: int) -> None:
     os.replace(path + ".tmp", path)
 
 
+class Window(NamedTuple):
+    """Some steps: how many, and the seconds they took and waited for data."""
+
+    steps: int = 0
+    total: float = 0.0
+    waited: float = 0.0
+
+
 class Stopwatch:
-    """Speed of the steps since the last report, without compilation, evaluation and saving."""
+    """Speed of the steps since the last report, without compilation, evaluation and saving.
+
+    Attributes:
+      window: what the last report was about.
+    """
 
     def __init__(self, *, batch_size: int, flops_per_image: float):
         self._batch_size = batch_size
         self._flops = flops_per_image
+        self.window = Window()
         self.restart()
 
     def restart(self) -> None:
@@ -118,6 +131,7 @@ class Stopwatch:
         """Speed of the window; begins the next one. Empty when there was no step."""
         seconds = time.perf_counter() - self._start - self._paused
         steps, waited = self._steps, self._waited
+        self.window = Window(steps, seconds, waited)
         self.restart()
         if not steps:
             return {}
@@ -126,6 +140,7 @@ class Stopwatch:
             "images_per_s": rate,
             "images_per_s_per_device": rate / jax.device_count(),
             "data_wait_ms": 1000 * waited / steps,
+            "data_wait": waited / seconds,
         }
         peak = peak_flops(jax.devices()[0])
         if peak is not None:
@@ -166,12 +181,12 @@ class Progress:
         eta = tqdm.format_interval(left)
         log.info("step %d/%d  %s  eta %s", step, self._num_steps, text, eta)
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, level: int = logging.INFO) -> None:
         """Prints a line without tearing the bar."""
         if self._bar is not None:
             self._bar.clear()
         if self._active:
-            log.info(text)
+            log.log(level, text)
 
     def close(self) -> None:
         """Leaves the terminal clean."""

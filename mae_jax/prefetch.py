@@ -2,7 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.sharding import to_device
+
+POLL_SECONDS = 0.001
 
 
 class Prefetch(Iterator[dict[str, jax.Array]]):
@@ -29,6 +32,20 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def take(self, busy: Callable[[], bool]) -> tuple[dict[str, jax.Array], float]:
+        """The next batch, and the seconds that were lost waiting for it.
+
+        Args:
+          busy: whether the devices still have something to do; as long as they do, nothing is lost.
+
+        Raises as `next`.
+        """
+        while self._queue.empty() and busy():
+            time.sleep(POLL_SECONDS)
+        began = time.perf_counter()
+        batch = next(self)
+        return batch, time.perf_counter() - began
 
     def close(self) -> None:
         """Ends the thread and drops what it made."""

@@ -73,7 +73,26 @@ def gather(mesh: Mesh, params: Any) -> Any:
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
-def to_device(mesh: Mesh, local_batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> arrays of the global batch, split over all devices."""
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process alone, in the order of the mesh."""
+    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return Mesh(np.array(mine).reshape(-1, 1), mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def to_device(mesh: Mesh, local_batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> arrays of the global batch, split over all devices.
+
+    What is a jax.Array already stays as it is: batches may be made on the devices.
+    """
     sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local_batch.items()}
+    return {
+        k: v if isinstance(v, jax.Array) else jax.make_array_from_process_local_data(sharding, v)
+        for k, v in local_batch.items()
+    }
+
+
+def join(mesh: Mesh, local: jax.Array) -> jax.Array:
+    """Rows that lie split over this process's devices -> the global batch; nothing moves."""
+    shape = (local.shape[0] * mesh.size // len(local.sharding.device_set), *local.shape[1:])
+    parts = [shard.data for shard in local.addressable_shards]
+    return jax.make_array_from_single_device_arrays(shape, batch_sharding(mesh), parts)

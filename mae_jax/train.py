@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from mae_jax import checkpoint, distributed, metrics, run_info, sharding
 from mae_jax import config as config_lib
+from mae_jax.data_wait import DataWait
 from mae_jax.errors import UsageError
 from mae_jax.init_from import load_initial, origin, read_initial
 from mae_jax.prefetch import Prefetch
@@ -127,6 +128,7 @@ class _Loop:
         self.watch = metrics.Stopwatch(
             batch_size=config.batch_size, flops_per_image=task.flops_per_image
         )
+        self.data_wait = DataWait(batch_size=config.batch_size)
         self.pending: tuple[int, Batch] | None = None
         self.saved_at = time.monotonic()
 
@@ -153,9 +155,8 @@ class _Loop:
         closing.callback(feed.close)
         began, in_flight = time.perf_counter(), collections.deque()
         for step in range(first + 1, last + 1):
-            waited = time.perf_counter()
-            batch = next(feed)
-            self.watch.add_step(time.perf_counter() - waited)
+            batch, waited = feed.take(lambda: bool(in_flight) and not _done(in_flight[-1]))
+            self.watch.add_step(waited)
             state, values = self.step_fn(state, batch)
             in_flight.append(values)
             if len(in_flight) > IN_FLIGHT:
@@ -197,6 +198,9 @@ class _Loop:
         bad = {"bad_images": self.batches.bad_count}
         _check_finite(step, numbers)
         self.writer.write(step, "train", epoch | numbers | bad | speed)
+        warning = self.data_wait.judge(**self.watch.window._asdict())
+        if warning:
+            self.progress.message(warning, logging.WARNING)
         shown = ("loss", "baseline_loss", "top1", "lr", "images_per_s", "data_wait_ms", "mfu")
         self.progress.log(step, {k: v for k, v in (numbers | speed).items() if k in shown})
 
@@ -241,6 +245,11 @@ class _Loop:
         self.saver.save(state, self.task.metadata(step) | more)
         self.saved_at = time.monotonic()
         self.watch.add_pause(time.perf_counter() - began)
+
+
+def _done(values: dict[str, Any]) -> bool:
+    """Whether the step that these come from is over."""
+    return all(value.is_ready() for value in values.values())
 
 
 def _check_finite(step: int, values: dict[str, float]) -> None:

@@ -25,6 +25,7 @@ FORBIDDEN = {
     "params": ("models", "tasks", "data", "optim", "task", "state", "tools"),
     "task": ("models", "tasks", "data", "tools"),
     "checkpoint": ("models", "convert", "tasks", "data", "optim", "train", "ops", "tools"),
+    "resident": ("models", "convert", "tasks", "optim", "train", "tools", *SERVICES),
     "convert": ("tasks", "data", "optim", "train", "state", "task", "tools", "config"),
     "pretrained": ("main", "train", "tools", "optim", "state"),
     "tasks": ("main", "tools", "bench"),

@@ -145,8 +145,10 @@ def test_two_processes_stop_at_the_same_step_when_one_is_told_to(tmp_path):
     assert 3 <= checkpoint.find(str(tmp_path / "w")).step < 100
 
 
-def test_two_processes_with_two_devices_equal_one_with_four(tmp_path):
-    flags = tiny.flags(steps=6, log_every=1, eval_every=3)
+@pytest.mark.parametrize("resident", [False, True])
+def test_two_processes_with_two_devices_equal_one_with_four(tmp_path, resident):
+    changes = {"eval_every": 3, "picture_every": 6, "data__resident": resident}
+    flags = tiny.flags(steps=6, log_every=1, **changes)
     assert finish(start(*flags, "--workdir=one", cwd=tmp_path, devices=4))[0] == 0
     for status, output in map(finish, start_two([*flags, "--workdir=two"], tmp_path)):
         assert status == 0, output

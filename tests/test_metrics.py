@@ -66,4 +66,6 @@ def test_speed_leaves_pauses_out(monkeypatch):
     report = watch.report()
     assert report["images_per_s"] == pytest.approx(4 * 32 / 2.0)
     assert report["data_wait_ms"] == pytest.approx(100)
+    assert report["data_wait"] == pytest.approx(0.2)
+    assert watch.window == pytest.approx((4, 2.0, 0.4))
     assert watch.report() == {}

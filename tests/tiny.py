@@ -9,7 +9,7 @@ import ml_collections
 
 from configs import demo
 
-TIMING = ("images_per_s", "images_per_s_per_device", "data_wait_ms", "mfu")
+TIMING = ("images_per_s", "images_per_s_per_device", "data_wait_ms", "data_wait", "mfu")
 # The same as flags of the command line.
 CHANGES: dict[str, Any] = {
     "steps": 20,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -84,7 +85,7 @@ def _drain(task: Any, turn: int, batches: int) -> None:
     """Reads some batches; opening the pipeline anew keeps its threads from working out of turn."""
     iterator = task.train_batches(turn * batches)
     for _ in range(batches):
-        next(iterator)
+        jax.block_until_ready(next(iterator))  # it may be made on the devices
     iterator.close()
 
 

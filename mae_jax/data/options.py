@@ -46,6 +46,8 @@ class DataOptions:
       cache: what stays in memory after it was read once: `none`, `encoded` (the files) or `decoded`
         (their pixels before cropping: several times larger, and spares the decoding).
       cache_gb: GiB that it may take on each host; 0 = half of what is available at the start.
+      resident: keep all images decoded on the devices and crop them there: small sets, no changes
+        of colour. Pixels may differ by 1 of 255.
     """
 
     source: str = "shapes"
@@ -72,6 +74,7 @@ class DataOptions:
     prefetch: int = 2
     cache: str = "none"
     cache_gb: float = 0.0
+    resident: bool = False
 
     @classmethod
     def from_config(cls, data_config: Any) -> "DataOptions":
@@ -122,6 +125,12 @@ class DataOptions:
             raise UsageError(
                 "--config.data.randaug_magnitude and color_jitter need 8-bit colour images: set "
                 "them to 0 with --config.data.dtype=float32"
+            )
+        if self.changes_colors and self.resident:
+            raise UsageError(
+                "--config.data.resident=True crops and mirrors on the devices but changes no "
+                "colours: set --config.data.randaug_magnitude=0 and --config.data.color_jitter=0, "
+                "or --config.data.resident=False"
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise UsageError(

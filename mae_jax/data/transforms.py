@@ -5,11 +5,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mae_jax.data.geometry import FLIP, NUM_DRAWS, TRIES
 from mae_jax.data.options import DataOptions
 from mae_jax.data.resize import mirrored, resize
-
-TRIES = 10
-NUM_DRAWS = 2 * TRIES + 3  # area and ratio of each try; top, left, flip
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 Range = tuple[float, float]
@@ -97,7 +95,7 @@ def train_transform(options: DataOptions, *, image_size: tuple[int, int]) -> Tra
         top, left, h, w = choose_box(height, width, numbers, scale=scale, ratio=ratio)
         crop = image[top : top + h, left : left + w]
         result = resize(crop, image_size, antialias=options.resize_antialias)
-        return mirrored(result) if options.hflip and numbers[2 * TRIES + 2] < 0.5 else result
+        return mirrored(result) if options.hflip and numbers[FLIP] < 0.5 else result
 
     return transform
 

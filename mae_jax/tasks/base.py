@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax import checkpoint, pictures, run_info
+from mae_jax import checkpoint, pictures, resident, run_info, sharding
 from mae_jax.config import require
-from mae_jax.data import pipeline, sources
+from mae_jax.data import DataOptions, pipeline, sources
 from mae_jax.optim.recipe import make_recipe
 from mae_jax.task import Evaluator
 
@@ -44,6 +44,10 @@ class ImageTask:
             channels=config.model.channels,
             workdir=workdir or None,
             resuming=checkpoint.exists(workdir),
+        )
+        on_devices = DataOptions.from_config(config.data).resident
+        self._feed: Any = (
+            resident.Resident(sharding.make_mesh(**config.mesh)) if on_devices else pipeline
         )
         self.train_source = found.train
         self.held_out: Any = found.eval or ()
@@ -96,7 +100,7 @@ class ImageTask:
         )
 
     def train_batches(self, start_step: int) -> Any:
-        return pipeline.train_batches(
+        return self._feed.train_batches(
             self.train_source,
             **self._data_options(self.config.batch_size),
             seed=self.config.seed,
@@ -109,13 +113,15 @@ class ImageTask:
         # Evaluation has no parts to accumulate over, and must fit where one part fits.
         batch_size = self.config.batch_size // self.config.grad_accum
         options = self._data_options(batch_size)
-        return pipeline.eval_batches(source, **options, limit=limit or None, **_this_process())
+        return self._feed.eval_batches(source, **options, limit=limit or None, **_this_process())
 
     def first_held_out(self, number: int) -> dict[str, np.ndarray]:
         """The same few held-out images on every process."""
         number = min(number, len(self.held_out))
-        batches = pipeline.eval_batches(self.held_out, **self._data_options(number), limit=number)
-        return next(iter(batches))
+        devices = jax.local_device_count()  # batches that are made on the devices divide by them
+        options = self._data_options(-(-number // devices) * devices)
+        batch = next(iter(self._feed.eval_batches(self.held_out, **options, limit=number)))
+        return {name: np.asarray(values)[:number] for name, values in batch.items()}
 
     def _data_options(self, batch_size: int) -> dict[str, Any]:
         return {

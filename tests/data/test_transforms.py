@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data import transforms
+from mae_jax.data import geometry, transforms
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import TrainOrder
 from mae_jax.data.resize import resize
@@ -24,7 +24,7 @@ def assert_close(ours, theirs, *, mean, most):
 
 def plain_box(height, width, draws, scale, ratio):
     """torchvision's rule, one try after the other."""
-    tries = transforms.TRIES
+    tries = geometry.TRIES
     for k in range(tries):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[k])
         low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -44,7 +44,7 @@ def plain_box(height, width, draws, scale, ratio):
 
 def boxes(height, width, count, scale=SCALE, ratio=RATIO, rule=transforms.random_box):
     plan = TrainOrder(count, seed=0).plan(
-        0, batch_size=count, rows=slice(0, count), num_draws=transforms.NUM_DRAWS
+        0, batch_size=count, rows=slice(0, count), num_draws=geometry.NUM_DRAWS
     )
     found = [rule(height, width, row, scale=scale, ratio=ratio) for row in plan.draws.tolist()]
     return np.array(found), plan.draws
@@ -109,7 +109,7 @@ def test_evaluation_size(image, target, expected):
 @pytest.mark.parametrize("height, width", [(30, 200), (200, 30), (64, 64)])
 def test_one_draw_is_cut_to_the_image(height, width):
     got, draws = boxes(height, width, 500, scale=(0.08, 1.0), rule=transforms.random_box_once)
-    tries = transforms.TRIES
+    tries = geometry.TRIES
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for box, u in zip(got, draws, strict=True):
         area = height * width * (0.08 + 0.92 * u[0])
@@ -137,7 +137,7 @@ def test_evaluation_equals_pillow_resize_and_centre_crop(target):
 def draws_for(count):
     return (
         TrainOrder(count, seed=1)
-        .plan(0, batch_size=count, rows=slice(0, count), num_draws=transforms.NUM_DRAWS)
+        .plan(0, batch_size=count, rows=slice(0, count), num_draws=geometry.NUM_DRAWS)
         .draws
     )
 
