@@ -6,7 +6,6 @@ import sys
 import jax
 import pytest
 
-from mae_jax.bench import torch_mae
 from mae_jax.bench.step import make_task
 from mae_jax.tools import bench
 from tests import tiny
@@ -15,6 +14,9 @@ pytestmark = pytest.mark.interop
 
 
 def test_it_has_our_parameters_and_learns():
+    pytest.importorskip("torch")
+    from mae_jax.bench import torch_mae
+
     task = make_task(tiny.config())
     more = {"ratio": 0.75, "normalize": True, "batch_size": 8, "dtype": "float32", "compile": False}
     model = torch_mae.build_mae(task.fields | more)
@@ -30,6 +32,7 @@ def test_it_has_our_parameters_and_learns():
 
 
 def test_the_two_can_be_raced(capsys):
+    pytest.importorskip("torch")
     flags = ["--against=official", f"--torch_python={sys.executable}", "--repeats=2"]
     assert bench.main(["step", *tiny.flags(), *flags]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
