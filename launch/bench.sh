@@ -15,24 +15,25 @@ setup_environment
 
 deadline=$((SECONDS + 530))
 failed=''
-compare() { # NAME FLAGS...
-  local name=$1 left=$((deadline - SECONDS))
-  shift
+compare() { # NAME RECIPE FLAGS...
+  local name=$1 recipe=$2 left=$((deadline - SECONDS))
+  shift 2
   printf '== %s\n' "$name"
   if ((left <= 0)); then
     failed+="${failed:+, }$name (no time left)"
     return
   fi
-  timeout "$left" "$python" -P -m mae_jax.tools.bench step --config.model.dtype=bfloat16 "$@" ||
+  timeout "$left" "$python" -P -m mae_jax.tools.bench step --config="configs/$recipe.py" \
+    --config.model.dtype=bfloat16 "$@" ||
     failed+="${failed:+, }$name"
 }
-compare 'ViT-L/16, batch 256' --config=configs/vit_l.py --config.batch_size=256 \
+compare 'ViT-L/16, batch 256' vit_l --config.batch_size=256 \
   --against=official --torch_compile "$@"
-compare 'ViT-L/16, batch 256, cuDNN attention' --config=configs/vit_l.py --config.batch_size=256 \
+compare 'ViT-L/16, batch 256, cuDNN attention' vit_l --config.batch_size=256 \
   --config.model.attention=cudnn "$@"
-compare 'ViT-B/16, batch 256' --config=configs/vit_b.py --config.batch_size=256 \
+compare 'ViT-B/16, batch 256' vit_b --config.batch_size=256 \
   --against=torch --torch_compile "$@"
-compare 'ViT-H/14, batch 128' --config=configs/vit_h.py --config.batch_size=128 \
+compare 'ViT-H/14, batch 128' vit_h --config.batch_size=128 \
   --against=torch --torch_compile "$@"
 
 if [[ -n $failed ]]; then
