@@ -1,98 +1,124 @@
-"""Where each image of a batch is cropped, in NumPy: the rules of `transforms`, a row per image.
+"""What of an image is seen: crops of training and the centre of evaluation, without its pixels.
 
-Numbers are equal to those of the rules for one image: a run sees the same crops either way.
+The host's pipeline and data sets on the devices (`whole`) follow the same rules.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
+from mae_jax.data.options import DataOptions
 
 TRIES = 10
 NUM_DRAWS = 2 * TRIES + 3  # area and ratio of each try; top, left, flip
 FLIP = 2 * TRIES + 2
 
+Box = tuple[int, int, int, int]  # top, left, height, width
+Pair = tuple[int, int]  # of rows and columns
 Range = tuple[float, float]
+# Plain floats in loops below, not arrays: numpy takes longer to begin than these take to end.
+Draws = Sequence[float]
 
 
 class View(NamedTuple):
-    """What of each image is seen, and how large; rows and columns, all int32 [b, 2].
+    """What of an image is seen, and how large.
 
-    The box of `size` pixels at `start` is resized to `full` pixels, of which those from `offset` on
-    are the view.
+    The `size` pixels at `start` are resized to `full` pixels, of which those from `offset` on are
+    the view; with `mirror` left and right then change places.
     """
 
-    start: np.ndarray
-    size: np.ndarray
-    full: np.ndarray
-    offset: np.ndarray
+    start: Pair
+    size: Pair
+    full: Pair
+    offset: Pair
+    mirror: bool
 
 
-def random_boxes(sizes: np.ndarray, draws: np.ndarray, *, scale: Range, ratio: Range) -> np.ndarray:
-    """`transforms.random_box` of many images: int32 [b, 4] of top, left, height, width.
+def choose_view(
+    height: int, width: int, draws: Draws, *, options: DataOptions, target: Pair, train: bool
+) -> View:
+    """The view of one image.
 
     Args:
-      sizes: int32 [b, 2], height and width of each image.
-      draws: float64 [b, NUM_DRAWS or more], uniform in [0, 1).
+      height, width: size of the image.
+      draws: NUM_DRAWS numbers uniform in [0, 1), or more; not used in evaluation.
+      options: `config.data`.
+      target: (H, W) of the view.
+      train: False, or `data.augment` "none", takes evaluation's: resize and centre crop.
+    """
+    if not train or options.augment == "none":
+        full = eval_size(height, width, target)
+        # torchvision's CenterCrop: int(round(gap / 2)), where halves go to the even number.
+        offset = round((full[0] - target[0]) / 2), round((full[1] - target[1]) / 2)
+        return View((0, 0), (height, width), full, offset, False)
+    choose = BOXES[options.augment]
+    top, left, h, w = choose(
+        height, width, draws, scale=options.crop_scale, ratio=options.crop_ratio
+    )
+    return View((top, left), (h, w), target, (0, 0), options.hflip and draws[FLIP] < 0.5)
+
+
+def random_box(height: int, width: int, draws: Draws, *, scale: Range, ratio: Range) -> Box:
+    """torchvision's RandomResizedCrop box: (top, left, height, width).
+
+    Ten tries of area ~ U(scale) and log-uniform width / height, the first that fits wins; else the
+    largest centred box within the ratio.
+
+    Args:
+      height, width: size of the image.
+      draws: NUM_DRAWS numbers uniform in [0, 1).
       scale, ratio: (low, high) of the area share and of width / height.
     """
-    size = sizes.astype(np.int64)
-    sides = _sides(size, draws[:, :TRIES], draws[:, TRIES : 2 * TRIES], scale=scale, ratio=ratio)
-    fits = np.all((sides > 0) & (sides <= size[:, None]), axis=2)
-    first = np.argmax(fits, axis=1)
-    some = np.any(fits, axis=1)[:, None]
-
-    height, width = size.T
-    most = np.stack([np.round(width / ratio[0]), np.round(height * ratio[1])], axis=1)
-    full = np.maximum(np.minimum(size, most.astype(np.int64)), 1)
-    box = np.where(some, sides[np.arange(len(size)), first], full)
-    start = np.where(some, _offset(size, box, draws), (size - full) // 2)
-    return np.concatenate([start, box], axis=1).astype(np.int32)
+    for k in range(TRIES):
+        tall, wide = _sides(height, width, draws[k], draws[TRIES + k], scale=scale, ratio=ratio)
+        if 0 < tall <= height and 0 < wide <= width:
+            return _placed(tall, wide, height, width, draws)
+    # No try fits: the whole image, cut to the nearest allowed ratio about its centre.
+    tall = max(1, min(height, round(width / ratio[0])))
+    wide = max(1, min(width, round(height * ratio[1])))
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def random_boxes_once(
-    sizes: np.ndarray, draws: np.ndarray, *, scale: Range, ratio: Range
-) -> np.ndarray:
-    """`transforms.random_box_once` of many images; arguments and result as `random_boxes`."""
-    size = sizes.astype(np.int64)
-    sides = _sides(size, draws[:, :1], draws[:, TRIES : TRIES + 1], scale=scale, ratio=ratio)
-    box = np.clip(sides[:, 0], 1, size)
-    return np.concatenate([_offset(size, box, draws), box], axis=1).astype(np.int32)
+def random_box_once(height: int, width: int, draws: Draws, *, scale: Range, ratio: Range) -> Box:
+    """Box of one draw of area and ratio, cut to the image: (top, left, height, width).
+
+    What the paper's linear probing uses, after BYOL; arguments as `random_box`, of whose draws it
+    takes the first. Reference: `RandomResizedCrop` of facebookresearch/mae, util/crop.py.
+    """
+    tall, wide = _sides(height, width, draws[0], draws[TRIES], scale=scale, ratio=ratio)
+    return _placed(min(max(tall, 1), height), min(max(wide, 1), width), height, width, draws)
 
 
-BOXES = {"crop": random_boxes, "crop_once": random_boxes_once}
-
-
-def _sides(size, area_draws, ratio_draws, *, scale: Range, ratio: Range) -> np.ndarray:
-    """Height and width of every try: int64 [b, tries, 2]."""
-    height, width = size.astype(np.float64)[:, :, None].swapaxes(0, 1)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draws)
+def _sides(
+    height: int, width: int, area: float, aspect: float, *, scale: Range, ratio: Range
+) -> tuple[int, int]:
+    """Height and width of a box, from uniform numbers for its area and its shape."""
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = np.exp(low + (high - low) * ratio_draws)
-    sides = np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=2)
-    return np.round(sides).astype(np.int64)
+    aspect = math.exp(low + (high - low) * aspect)
+    return round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
 
 
-def _offset(size: np.ndarray, box: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    return (draws[:, 2 * TRIES : 2 * TRIES + 2] * (size - box + 1)).astype(np.int64)
+def _placed(tall: int, wide: int, height: int, width: int, draws: Draws) -> Box:
+    top = int(draws[2 * TRIES] * (height - tall + 1))
+    return top, int(draws[2 * TRIES + 1] * (width - wide + 1)), tall, wide
 
 
-def crop_views(boxes: np.ndarray, target: tuple[int, int]) -> View:
-    """Boxes int32 [b, 4] resized to `target`."""
-    full = np.broadcast_to(np.asarray(target, np.int32), (len(boxes), 2))
-    return View(boxes[:, :2], boxes[:, 2:], full, np.zeros_like(full))
+# `config.data.augment` -> how a training image is cropped.
+BOXES = {"crop": random_box, "crop_once": random_box_once}
 
 
-def eval_views(sizes: np.ndarray, target: tuple[int, int]) -> View:
-    """Evaluation's view of images of `sizes` int32 [b, 2]; see `transforms.eval_transform`."""
+def eval_size(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+    """Size to resize to before the centre crop, as MAE's evaluation transform.
+
+    For a square target T the short side becomes int(T / crop), crop = 224/256 up to 224 pixels and
+    1 above, and the long side keeps the shape, rounded down. For any other target (whose short
+    side decides on the crop) the image just covers the target enlarged in the same way.
+
+    Reference: `build_transform` of facebookresearch/mae, util/datasets.py.
+    """
     crop = 224 / 256 if min(target) <= 224 else 1.0
     cover_h, cover_w = int(target[0] / crop), int(target[1] / crop)
-    height, width = sizes.astype(np.int64).T
-    by_height = cover_h * width >= cover_w * height
-    full = np.where(
-        by_height[:, None],
-        np.stack([np.full_like(height, cover_h), cover_h * width // height], axis=1),
-        np.stack([cover_w * height // width, np.full_like(width, cover_w)], axis=1),
-    )
-    offset = np.round((full - np.asarray(target)) / 2)
-    return View(np.zeros_like(sizes), sizes, full.astype(np.int32), offset.astype(np.int32))
+    if cover_h * width >= cover_w * height:  # the height is what limits
+        return cover_h, cover_h * width // height
+    return cover_w * height // width, cover_w

@@ -17,6 +17,13 @@ PADDING = -1  # a row that only fills up the last evaluation batch
 FAILED = -2  # no candidate of the row could be read
 
 
+def pixels(data: bytes | np.ndarray, options: DataOptions, *, channels: int) -> np.ndarray:
+    """`decode.to_array` as `config.data` wants it."""
+    return decode.to_array(
+        data, channels=channels, dtype=options.dtype, exif_transpose=options.exif_transpose
+    )
+
+
 class BadExamples:
     """The distinct examples of one source that this process could not read, and why."""
 
@@ -90,13 +97,7 @@ class Loader:
 
     def decode(self, record: Record) -> np.ndarray:
         """Pixels [h, w, C] of a record; raises as `decode.to_array`."""
-        options = self._options
-        return decode.to_array(
-            record.data,
-            channels=self.channels,
-            dtype=options.dtype,
-            exif_transpose=options.exif_transpose,
-        )
+        return pixels(record.data, self._options, channels=self.channels)
 
 
 class Loaded(NamedTuple):

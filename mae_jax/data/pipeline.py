@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.data import decode, transforms
-from mae_jax.data.loader import FAILED, Loader
+from mae_jax.data import geometry, transforms
+from mae_jax.data.loader import FAILED, Loader, pixels
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
 from mae_jax.data.source import Source
@@ -128,17 +128,13 @@ def load_images(
       UsageError: names the file that is missing or cannot be read.
     """
     options = DataOptions.from_config(data_config if data_config is not None else {})
-    transform = transforms.eval_transform(options, image_size=(image_size[0], image_size[1]))
+    size = image_size[0], image_size[1]
+    transform = transforms.view_transform(options, image_size=size, train=False)
     images = np.empty((len(paths), *image_size, channels), options.dtype)
     for row, path in enumerate(paths):
         try:
-            pixels = decode.to_array(
-                Path(path).read_bytes(),
-                channels=channels,
-                dtype=options.dtype,
-                exif_transpose=options.exif_transpose,
-            )
-            images[row] = transform(pixels, np.empty(0))
+            image = pixels(Path(path).read_bytes(), options, channels=channels)
+            images[row] = transform(image, np.empty(0))
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:
             raise UsageError(f"cannot use the image {path}: {_one_line(error)}") from error
@@ -149,24 +145,17 @@ def num_draws() -> int:
     """Uniform numbers that a training row takes."""
     from mae_jax.data import augment
 
-    return transforms.NUM_DRAWS + augment.NUM_DRAWS
+    return geometry.NUM_DRAWS + augment.NUM_DRAWS
 
 
 def row_transform(
     options: DataOptions, *, image_size: tuple[int, int], train: bool
 ) -> transforms.Transform:
-    """All that is done to the pixels of one row: (image [h, w, C], draws) -> [H, W, C].
-
-    Without `train`, or with `data.augment` "none", the view of evaluation; draws are then not used.
-    """
+    """All that is done to the pixels of one row: (image [h, w, C], draws) -> [H, W, C]."""
     from mae_jax.data import augment  # brings Pillow
 
-    if not train:
-        return transforms.eval_transform(options, image_size=image_size)
-    crops = options.augment != "none"
-    make = transforms.train_transform if crops else transforms.eval_transform
-    view = make(options, image_size=image_size)
-    colours = augment.after_crop(options)
+    view = transforms.view_transform(options, image_size=image_size, train=train)
+    colours = augment.after_crop(options) if train else None
     if colours is None:
         return view
     return lambda image, draws: colours(view(image, draws), draws)
@@ -279,9 +268,9 @@ class Batches(Iterator[Batch]):
         )
         images = np.zeros((share, *self._image_size, self._loader.channels), self._options.dtype)
         loaded = [self._loader.load(candidates) for candidates in plan.candidates]
-        for row, (_, pixels, _) in enumerate(loaded):
-            if pixels is not None:
-                images[row] = self._transform(pixels, plan.draws[row])
+        for row, (_, image, _) in enumerate(loaded):
+            if image is not None:
+                images[row] = self._transform(image, plan.draws[row])
         labels = np.array([row.label for row in loaded], np.int32)
         return images, labels, plan.wanted, np.array([row.used for row in loaded], np.int64)
 

@@ -9,13 +9,15 @@ import numpy as np
 from etils import epath
 
 from mae_jax.data import decode, resize
-from mae_jax.data.cache import Budget, Cached, available_memory
+from mae_jax.data.cache import Budget, Cached
 from mae_jax.data.folder import files_source, make_folder_sources
+from mae_jax.data.loader import pixels
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import held_out
 from mae_jax.data.source import Record, Source, Subset
 from mae_jax.data.tfds_source import make_tfds_sources
 from mae_jax.errors import UsageError
+from mae_jax.host_memory import available_memory
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +94,7 @@ def with_cache(sources: list[Source], data_config: Any, *, channels: int) -> lis
     log.info("cache: %s images, up to %.1f GB", options.cache, limit / 2**30)
 
     def decoded(record: Record) -> Record:
-        pixels = decode.to_array(
-            record.data,
-            channels=channels,
-            dtype=options.dtype,
-            exif_transpose=options.exif_transpose,
-        )
-        return record._replace(data=pixels)
+        return record._replace(data=pixels(record.data, options, channels=channels))
 
     budget = Budget(limit)
     change = decoded if options.cache == "decoded" else lambda record: record

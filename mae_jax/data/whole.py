@@ -117,21 +117,17 @@ def plan_rows(
         raise UsageError(f"an image and all its replacements cannot be read: {reason}")
     shown = np.maximum(used, 0)
     sizes = examples.sizes[shown]
-    mirror = np.zeros(len(used), bool)
-    if train and options.augment != "none":
-        choose = geometry.BOXES[options.augment]
-        boxes = choose(sizes, plan.draws, scale=options.crop_scale, ratio=options.crop_ratio)
-        view = geometry.crop_views(boxes, image_size)
-        if options.hflip:
-            mirror = plan.draws[:, geometry.FLIP] < 0.5
-    else:
-        view = geometry.eval_views(sizes, image_size)
+    views = [
+        geometry.choose_view(h, w, draws, options=options, target=image_size, train=train)
+        for (h, w), draws in zip(sizes.tolist(), plan.draws.tolist(), strict=True)
+    ]
+    *places, mirror = zip(*views, strict=True)
     rows = {
         "used": used.astype(np.int32),
-        "mirror": mirror,
+        "mirror": np.array(mirror),
         "label": np.where(used >= 0, examples.labels[shown], -1).astype(np.int32),
         "index": plan.wanted,
-        **view._asdict(),
+        **{k: np.array(x, np.int32) for k, x in zip(geometry.View._fields, places, strict=False)},
     }
     return rows if train else rows | {"valid": used >= 0}
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mae_jax.data import eval_batches, make_sources, train_batches
-from mae_jax.data.cache import OVERHEAD, Budget, Cached, available_memory
+from mae_jax.data.cache import OVERHEAD, Budget, Cached
 from mae_jax.data.source import Record
 from mae_jax.data.sources import with_cache
 from mae_jax.errors import UsageError
+from mae_jax.host_memory import available_memory
 from tests.data.helpers import MemorySource, jpeg, picture
 
 

@@ -42,7 +42,7 @@ def plain_box(height, width, draws, scale, ratio):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def boxes(height, width, count, scale=SCALE, ratio=RATIO, rule=transforms.random_box):
+def boxes(height, width, count, scale=SCALE, ratio=RATIO, rule=geometry.random_box):
     plan = TrainOrder(count, seed=0).plan(
         0, batch_size=count, rows=slice(0, count), num_draws=geometry.NUM_DRAWS
     )
@@ -84,7 +84,7 @@ def test_crops_are_resized_as_pillow_does(parity):
 
 
 def test_evaluation_transform_is_mae_s(parity):
-    transform = transforms.eval_transform(DataOptions(), image_size=(224, 224))
+    transform = transforms.view_transform(DataOptions(), image_size=(224, 224), train=False)
     for photo in ("astronaut", "chelsea"):
         ours = transform(parity[f"photo/{photo}"], NO_DRAWS)
         assert_close(ours, parity[f"eval/{photo}/u8"], mean=0.3, most=8)
@@ -103,12 +103,21 @@ def test_evaluation_transform_is_mae_s(parity):
     ],
 )
 def test_evaluation_size(image, target, expected):
-    assert transforms.eval_size(*image, target) == expected
+    assert geometry.eval_size(*image, target) == expected
+
+
+@pytest.mark.parametrize("rule", geometry.BOXES.values())
+@pytest.mark.parametrize("ratio", [RATIO, (3.0, 4.0), (0.25, 1 / 3)])  # the last two rarely fit
+def test_a_box_is_never_empty_and_never_leaves_the_image(rule, ratio):
+    for height, width in ((7, 5), (1, 1), (1, 900), (900, 1), (2, 3), (20, 300)):
+        for top, left, h, w in boxes(height, width, 100, ratio=ratio, rule=rule)[0]:
+            assert 0 <= top <= top + h - 1 < height and 0 <= left <= left + w - 1 < width
+            assert h > 0 and w > 0
 
 
 @pytest.mark.parametrize("height, width", [(30, 200), (200, 30), (64, 64)])
 def test_one_draw_is_cut_to_the_image(height, width):
-    got, draws = boxes(height, width, 500, scale=(0.08, 1.0), rule=transforms.random_box_once)
+    got, draws = boxes(height, width, 500, scale=(0.08, 1.0), rule=geometry.random_box_once)
     tries = geometry.TRIES
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for box, u in zip(got, draws, strict=True):
@@ -126,8 +135,8 @@ def test_one_draw_is_cut_to_the_image(height, width):
 @pytest.mark.parametrize("target", [(224, 112), (64, 160), (32, 32)])
 def test_evaluation_equals_pillow_resize_and_centre_crop(target):
     image = picture(3, 181, 240)
-    ours = transforms.eval_transform(DataOptions(), image_size=target)(image, NO_DRAWS)
-    h, w = transforms.eval_size(181, 240, target)
+    ours = transforms.view_transform(DataOptions(), image_size=target, train=False)(image, NO_DRAWS)
+    h, w = geometry.eval_size(181, 240, target)
     whole = Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC)
     top, left = round((h - target[0]) / 2), round((w - target[1]) / 2)
     theirs = np.asarray(whole)[top : top + target[0], left : left + target[1]]
@@ -145,7 +154,9 @@ def draws_for(count):
 def test_flips_half_of_the_images_or_none():
     ramp = np.repeat(np.arange(0, 250, 5, np.uint8)[None, :, None], 50, axis=0).repeat(3, axis=2)
     for hflip, low, high in ((True, 30, 70), (False, 0, 0)):
-        transform = transforms.train_transform(DataOptions(hflip=hflip), image_size=(8, 8))
+        transform = transforms.view_transform(
+            DataOptions(hflip=hflip), image_size=(8, 8), train=True
+        )
         flipped = 0
         for draws in draws_for(100):
             image = transform(ramp, draws)
@@ -156,8 +167,9 @@ def test_flips_half_of_the_images_or_none():
 def test_float32_keeps_the_units_of_the_file():
     image = np.linspace(-3, 5000, 40 * 40 * 2).reshape(40, 40, 2).astype(np.float32)
     options = DataOptions(dtype="float32")
-    for make in (transforms.train_transform, transforms.eval_transform):
-        out = make(options, image_size=(8, 8))(image, draws_for(1)[0])
+    for train in (True, False):
+        transform = transforms.view_transform(options, image_size=(8, 8), train=train)
+        out = transform(image, draws_for(1)[0])
         assert out.dtype == np.float32 and out.shape == (8, 8, 2)
         assert out.max() > 1000
 
