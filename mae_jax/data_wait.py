@@ -6,7 +6,7 @@ MIN_STEPS = 10  # fewer say little: one slow batch is no bottleneck
 
 REMEDIES = (
     "more --config.data.workers or --config.data.prefetch, --config.data.cache=encoded, "
-    "--config.data.resident=True (small sets), --config.data.resize_antialias=False; "
+    "--config.data.resident=True (small sets), smaller images on disk; "
     "`python -m mae_jax.tools.bench data` measures the input alone"
 )
 

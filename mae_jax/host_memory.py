@@ -1,7 +1,9 @@
-"""Keeps the C library from handing memory back to the kernel between two train steps on CPU."""
+"""The memory of the machine that a process runs on: what is left, and how to keep hold of it."""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 # glibc's malloc.h: parameter, value.
 _SETTINGS = (
@@ -23,3 +25,17 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
     return mallopt is not None and all(mallopt(*setting) for setting in _SETTINGS)
+
+
+def available_memory() -> int:
+    """Bytes this process could still take: of the machine's and of its container's (cgroup 2)."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # Linux; elsewhere all of the memory counts
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return max(free, 0)

@@ -23,6 +23,7 @@ from mae_jax.data.geometry import NUM_DRAWS
 from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
 from mae_jax.data.whole import plan_rows, read_whole
 from mae_jax.errors import UsageError
+from mae_jax.host_memory import available_memory
 from mae_jax.ops.crop import crop_and_resize
 
 log = logging.getLogger(__name__)
@@ -191,12 +192,10 @@ def _compile_views(mesh: Mesh, image_size: tuple[int, int], antialias: bool) -> 
 
 def free_bytes(mesh: Mesh) -> int:
     """Room for a set on each device: its memory, and no more than half of what the host has."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        free = 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     # The other half: the images before they are put together, and all else.
     copies = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.devices.flat]
-    return min([free // 2 // copies, *(limit for limit in limits if limit)])
+    return min([available_memory() // 2 // copies, *(limit for limit in limits if limit)])
 
 
 def _check_room(shape: tuple[int, int, int, int], *, options: DataOptions, room: int) -> None:

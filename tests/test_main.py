@@ -61,6 +61,8 @@ def test_mistyped_command_ends_at_once_with_one_line(tmp_path, arguments, messag
         ({"mask.ratio": "1.0"}, "mask ratio 1.0 is outside"),
         ({"mask.ratio": "0.0"}, "hides none of 16 patches"),
         ({"mask.kind": "blob"}, "--config.mask.kind=blob is not one of"),
+        ({"model.remat": "all"}, "--config.model.remat=all is not one of"),
+        ({"model.attention": "cudnn"}, "--config.model.attention=cudnn needs an NVIDIA GPU"),
         ({"data.source": "folder", "data.root": "/no/such/folder"}, "/no/such/folder"),
         ({"data.source": "web"}, "--config.data.source='web' is not one of"),
         ({"grad_accum": "3"}, "--config.batch_size=16 is not divisible by"),

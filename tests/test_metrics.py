@@ -47,7 +47,14 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "kind, tera",
-    [("NVIDIA H100 80GB HBM3", 989), ("TPU v5 lite", 197), ("TPU v5p", 459), ("cpu", None)],
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA B200", 2250),
+        ("TPU v5 lite", 197),
+        ("TPU v5p", 459),
+        ("cpu", None),
+    ],
 )
 def test_peak_of_known_devices(kind, tera):
     peak = metrics.peak_flops(SimpleNamespace(device_kind=kind))

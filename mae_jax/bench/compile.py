@@ -41,7 +41,7 @@ def abstract_batch(task: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.Shap
     where = sharding.batch_sharding(mesh)
     shape = (batch_size, *task.model.image_size, task.model.channels)
     return {
-        "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=where),
+        "image": jax.ShapeDtypeStruct(shape, task.config.data.dtype, sharding=where),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where),
     }
 

@@ -1,6 +1,5 @@
 """The largest batch that fits."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,8 @@ import jax
 
 from mae_jax import sharding
 from mae_jax.bench.compile import compile_step, planned_bytes
+from mae_jax.errors import UsageError
+from mae_jax.host_memory import available_memory
 from mae_jax.tasks import TASKS
 
 USABLE = 0.95  # the rest is for the program itself and for gaps between arrays
@@ -15,7 +16,11 @@ FIRST = 4  # batches of 4 and 8 per device and part tell how memory grows
 
 
 def find_batch(config: Any) -> int:
-    """The largest global batch whose step fits the memory of this machine's devices, within 2 %."""
+    """The largest global batch whose step fits the memory of this machine's devices, within 2 %.
+
+    Raises:
+      UsageError: not even the smallest fits.
+    """
     mesh = sharding.make_mesh(**config.mesh)
 
     def bytes_at(batch_size: int) -> int:
@@ -24,7 +29,14 @@ def find_batch(config: Any) -> int:
         return planned_bytes(compile_step(resized, TASKS[config.task](resized, ""), mesh))
 
     multiple = mesh.size * config.grad_accum
-    return largest_batch(bytes_at, limit=int(USABLE * memory_limit()), multiple=multiple)
+    limit = int(USABLE * memory_limit())
+    batch = largest_batch(bytes_at, limit=limit, multiple=multiple)
+    if not batch:
+        raise UsageError(
+            f"--find_batch: not even a batch of {multiple} fits {limit / 2**30:.1f} GB on a device "
+            "(raise --config.mesh.fsdp, or take a smaller model)"
+        )
+    return batch
 
 
 def largest_batch(bytes_at: Callable[[int], int], *, limit: int, multiple: int) -> int:
@@ -57,9 +69,8 @@ def largest_batch(bytes_at: Callable[[int], int], *, limit: int, multiple: int) 
 
 
 def memory_limit() -> int:
-    """Bytes of one device; on CPU what the machine has, shared by its devices."""
+    """Bytes of one device; on CPU what the machine has left, shared by its devices."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total // jax.local_device_count()
+    return available_memory() // jax.local_device_count()

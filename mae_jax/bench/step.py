@@ -2,7 +2,6 @@
 
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +9,13 @@ import numpy as np
 
 from mae_jax import metrics, sharding
 from mae_jax.bench import memory, plain_mae
-from mae_jax.bench.compile import planned_bytes
+from mae_jax.bench.compile import compile_step, planned_bytes
 from mae_jax.bench.torch_process import TorchProcess
 from mae_jax.errors import UsageError
 from mae_jax.ops.patches import patchify, to_float, unpatchify
 from mae_jax.state import TrainState, abstract_state, create_state
 from mae_jax.tasks import TASKS
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.train_step import make_train_step
 
 BASELINES = ("plain", "torch", "official")  # official: both
 
@@ -68,15 +66,12 @@ class TimedStep:
 
     def __init__(self, task: Any, config: Any):
         mesh = sharding.make_mesh(**config.mesh)
-        abstract = abstract_state(task, mesh)
-        step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
-        self.batch = sharding.to_device(mesh, synthetic_batch(task, config.batch_size))
         began = time.perf_counter()
-        compiled = step.lower(abstract, self.batch).compile()
-        self.step: Callable[..., Any] = compiled
+        self.step: Any = compile_step(config, task, mesh)
         self.compile_s = time.perf_counter() - began
-        self.memory_mb = planned_bytes(compiled) / 2**20
-        self.state: TrainState = create_state(task, abstract)
+        self.memory_mb = planned_bytes(self.step) / 2**20
+        self.state: TrainState = create_state(task, abstract_state(task, mesh))
+        self.batch = sharding.to_device(mesh, synthetic_batch(task, config.batch_size))
 
     def __call__(self) -> float:
         """Seconds of one step."""
@@ -91,6 +86,7 @@ def synthetic_batch(task: Any, batch_size: int) -> dict[str, np.ndarray]:
     rows = batch_size // jax.process_count()
     shape = (rows, *task.model.image_size, task.model.channels)
     images = np.random.default_rng(jax.process_index()).integers(0, 256, shape, dtype=np.uint8)
+    images = images.astype(task.config.data.dtype, copy=False)
     return {"image": images, "label": np.zeros(rows, np.int32)}
 
 

@@ -1,10 +1,8 @@
 """Keeps the records of a source in memory after they were read once."""
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,17 +89,3 @@ class Cached:
             "(--config.data.cache_gb)",
             *(f"{len(self._kept):,}", f"{len(self):,}", self.name),
         )
-
-
-def available_memory() -> int:
-    """Bytes this process could still take: of the machine's and of its container's (cgroup 2)."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # Linux; elsewhere all of the memory counts
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return max(free, 0)

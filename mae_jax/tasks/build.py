@@ -80,6 +80,12 @@ def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> 
     for key, known in (("attention", list(layers.ATTENTION)), ("remat", list(layers.REMAT))):
         value = choices[key]
         require(value in known, f"--config.model.{key}={value} is not one of {known}")
+    low = compute_dtype(dtype) == jnp.bfloat16
+    require(
+        choices["attention"] != "cudnn" or (low and jax.default_backend() == "gpu"),
+        "--config.model.attention=cudnn needs an NVIDIA GPU and --config.model.dtype=bfloat16: "
+        "leave it at xla",
+    )
     sizes: dict[str, Any] = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
     model = kind(**fields | sizes, dtype=compute_dtype(dtype), **choices)
     try:

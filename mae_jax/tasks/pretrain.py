@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax import evaluate as evaluation
-from mae_jax import pictures, rng, run_info, sharding
+from mae_jax import pictures, rng, run_info
 from mae_jax.config import check_common, require
 from mae_jax.errors import UsageError
 from mae_jax.models.mae import init_params, train_flops
@@ -131,7 +131,7 @@ class Pretrain(ImageTask):
         """Held-out images with masks that never change, and what the model makes of them."""
         if self._picture_step is None:
             # Every process draws the same few images, so nothing has to be split or collected.
-            self._picture_step = jax.jit(self._reconstruct, out_shardings=sharding.replicated(mesh))
+            self._picture_step = evaluation.compile_eval_step(self._reconstruct, mesh)
             batch = self.first_held_out(self.config.picture_images)
             self._picture_batch = {key: batch[key] for key in ("image", "index")}
         views = jax.device_get(self._picture_step(state.params, self._picture_batch))

@@ -5,6 +5,7 @@ import types
 import pytest
 
 from mae_jax.bench import memory
+from mae_jax.errors import UsageError
 from tests import tiny
 
 
@@ -46,3 +47,6 @@ def test_the_batch_is_a_multiple_of_devices_and_parts(monkeypatch):
     config.data.source = "shapes"
     assert memory.find_batch(config) == 416  # 104 or 105 rows for each of 4 devices; twice 52
     assert config.batch_size == 16
+    monkeypatch.setattr(memory, "memory_limit", lambda: 10**6)
+    with pytest.raises(UsageError, match="not even a batch of 8 fits"):
+        memory.find_batch(config)
