@@ -3,13 +3,14 @@
 import collections
 import functools
 import json
+import types
 
 import jax
 import pytest
 
 from mae_jax import sharding
-from mae_jax.bench.compile import collectives, compile_step, planned_bytes
-from mae_jax.bench.step import make_task
+from mae_jax.bench.compile import abstract_batch, collectives, compile_step, planned_bytes
+from mae_jax.bench.step import make_task, synthetic_batch
 from mae_jax.errors import UsageError
 from mae_jax.state import abstract_state
 from mae_jax.tools import bench
@@ -68,6 +69,26 @@ def test_data_parallel_only_sums_gradients():
 def test_splitting_saves_memory():
     split, whole = (planned_bytes(compiled(*mesh)[0]) for mesh in ((1, 4), (4, 1)))
     assert split < whole
+
+
+def test_what_takes_the_place_of_an_argument_counts_once():
+    plan = types.SimpleNamespace(
+        argument_size_in_bytes=1000,
+        temp_size_in_bytes=300,
+        output_size_in_bytes=820,
+        alias_size_in_bytes=800,
+    )
+    step = types.SimpleNamespace(memory_analysis=lambda: plan)
+    assert planned_bytes(step) == 1000 + 300 + 20
+
+
+def test_the_batch_has_the_type_of_the_data():
+    for dtype in ("uint8", "float32"):
+        task = make_task(tiny.config(data__dtype=dtype))
+        shapes = abstract_batch(task, 16, sharding.make_mesh())
+        for name, array in synthetic_batch(task, 16).items():
+            assert (array.shape, array.dtype) == (shapes[name].shape, shapes[name].dtype)
+        assert shapes["image"].dtype == dtype
 
 
 def test_collectives_are_read_from_the_text():
