@@ -47,7 +47,7 @@ class DataOptions:
         (their pixels before cropping: several times larger, and spares the decoding).
       cache_gb: GiB that it may take on each host; 0 = half of what is available at the start.
       resident: keep all images decoded on the devices and crop them there: small sets, no changes
-        of colour. Pixels may differ by 1 of 255.
+        of colour. Pixels may differ by 1, rarely 2, of 255.
     """
 
     source: str = "shapes"
