@@ -104,6 +104,15 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.checkpoint.every_minutes = 15.0
     config.checkpoint.keep = 3
     config.checkpoint.keep_every = 31250  # steps; about 100 epochs: kept for ever
+    config.checkpoint.max_failures = 5  # failed saves in a row that end the run
+
+    config.nan_guard = ml_collections.ConfigDict()
+    config.nan_guard.max_skips = 10  # updates in a row that are not finite and end the run
+
+    config.watchdog = ml_collections.ConfigDict()  # shows where every thread is when nothing moves
+    config.watchdog.seconds = 600.0  # without a step, evaluated batch or save; 0: never
+    config.watchdog.start_seconds = 3600.0  # the same for starting, compiling and restoring
+    config.watchdog.abort = False  # True: then also end the process
 
     config.log_every = 50
     config.eval_every = 3125

@@ -9,6 +9,8 @@ from mae_jax.errors import UsageError
 # Keys that may differ when a run continues: they change what is written, not what is computed.
 HARMLESS = (
     "checkpoint",
+    "nan_guard",
+    "watchdog",
     "log_every",
     "eval_every",
     "eval_images",
