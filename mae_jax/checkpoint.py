@@ -82,6 +82,9 @@ class Checkpointer:
                 f"model and optimiser: {' '.join(str(error).split())[:500]}"
             ) from error
 
+    def failure(self) -> Exception | None:
+        return None
+
     def wait(self) -> None:
         """Blocks until everything is on disk, and raises what went wrong on the way."""
         self._manager.wait_until_finished()

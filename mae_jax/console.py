@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import absl.logging
 
-from mae_jax.errors import UsageError
+from mae_jax.errors import RunError, UsageError
 
 
 def setup_logging() -> None:
@@ -19,9 +19,9 @@ def setup_logging() -> None:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Exit status of `command`; bad input is one line and 2, a loss that is not finite 1."""
+    """Exit status of `command`: 2 for bad input, 1 for a run that cannot go on; one line each."""
     try:
         return command()
-    except (UsageError, FloatingPointError) as error:
+    except (UsageError, RunError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -1,19 +1,14 @@
-"""Several processes of one run: starting together, agreeing, and stopping together."""
+"""Several processes of one run: starting together, and agreeing."""
 
-import contextlib
 import glob
 import importlib.util
 import os
-import signal
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mae_jax.errors import UsageError
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def start(
@@ -58,41 +53,8 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-class StopRequest:
-    """Whether somebody asked the run to stop.
-
-    With one process a signal sets a flag. With several, jax's own SIGTERM handler makes all of them
-    agree on the step to stop at, wherever the signal arrived; SIGINT is passed on to it.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def at(self, step: int) -> bool:
-        """True when the run should stop after `step`; the same on every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        # A second Ctrl-C means now; schedulers may send SIGTERM several times.
-        if self._asked and number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._asked = True
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM and SIGINT into a request to stop after the step under way."""
-    request = StopRequest()
-    numbers = STOP_SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
-    before = {number: signal.signal(number, request._on_signal) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def any_process(value: bool) -> bool:
+    """Whether it is true on one of the processes; the same answer on all."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.int32(value)).any())

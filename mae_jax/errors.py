@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the person running the command can mend."""
+"""The exceptions whose text is all that a person needs: no traceback is shown."""
 
 
 class UsageError(Exception):
@@ -6,3 +6,7 @@ class UsageError(Exception):
 
     `main` and every tool print it without a traceback and exit with status 2.
     """
+
+
+class RunError(Exception):
+    """A run that cannot go on: what happened, what is safe and what to do. Exit status 1."""

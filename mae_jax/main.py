@@ -15,7 +15,6 @@ from mae_jax import command_line
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import UsageError
 
-STOPPED = 75
 FLAGS = flags.FLAGS
 
 command_line.define_config(FLAGS, sys.argv)
@@ -31,10 +30,22 @@ def main() -> int:
     """Runs the command of `sys.argv`; returns the exit status."""
     config = command_line.parse(sys.argv[1:], FLAGS)
     setup_logging()
+    from mae_jax.stopping import STOPPED, Interrupted, stop_on_signals
+
+    try:
+        with stop_on_signals() as stop:
+            return _train(config, stop)
+    except Interrupted:
+        print("stopped before the first step: the same command starts again", file=sys.stderr)
+        return STOPPED
+
+
+def _train(config, stop) -> int:
     import jax  # late, so that mistyped flags answer at once
 
     from mae_jax import distributed, train
     from mae_jax.host_memory import keep_freed_memory
+    from mae_jax.stopping import STOPPED
     from mae_jax.tasks import TASKS
 
     if config.task not in TASKS:
@@ -42,12 +53,15 @@ def main() -> int:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/mae_jax/compiled")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    stop.several = jax.process_count() > 1
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     default = os.path.join("runs", command_line.config_name(FLAGS))
     workdir = os.path.abspath(_writable(FLAGS.workdir or default))
     task = TASKS[config.task](config, workdir)
-    done = train.run(task, config, workdir, allow_config_change=FLAGS.allow_config_change)
+    done = train.run(
+        task, config, workdir, allow_config_change=FLAGS.allow_config_change, stop=stop
+    )
     return 0 if done else STOPPED
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -57,13 +58,19 @@ class MetricWriter:
         )
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Appends one line {"step", "split", **values} and the same to TensorBoard."""
+        """Appends one line {"step", "split", **values} and the same to TensorBoard.
+
+        Numbers that are not finite are null in the line: JSON has no other word for them.
+        """
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        values = {name: None if _not_finite(value) else value for name, value in values.items()}
+        line = {"step": step, "split": split, **values}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            if value is not None:
+                self._board.add_scalar(f"{split}/{name}", value, step)
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a uint8 [H, W, 3] picture to TensorBoard."""
@@ -75,6 +82,10 @@ class MetricWriter:
         if self._active:
             self._file.close()
             self._board.close()
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _truncate(path: str, last_step: int) -> None:

@@ -1,6 +1,7 @@
 """What the training loop asks of a task."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -78,6 +79,14 @@ class Task(Protocol):
 
     def train_batches(self, start_step: int) -> Any:
         """Iterator of this process's rows of each batch; has `bad_count` and `close()`."""
+        ...
+
+    def between_batches(self, call: Callable[[], None]) -> AbstractContextManager[None]:
+        """Within it the evaluators make a call after every batch; an exception of it ends them."""
+        ...
+
+    def examples(self, step: int) -> list[str]:
+        """The examples of the whole batch of a step (from 1), as a person knows them."""
         ...
 
     def picture(self, state: Any, mesh: Mesh) -> np.ndarray:

@@ -2,26 +2,30 @@
 
 Order of a start: 1. the newest checkpoint in the workdir, 2. `config.resume` (another run's whole
 state), 3. `config.init_from` (another run's weights), 4. from scratch.
-Order of a step: next batch, step, log, evaluate, save.
+Order of a step: next batch, step, log, evaluate, save. A request to stop is heard between steps and
+between evaluated batches; the step is saved and an evaluation that was cut short is made again when
+the run goes on.
 """
 
 import collections
 import contextlib
 import logging
-import math
 import time
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoint, distributed, metrics, run_info, sharding
+from mae_jax import checkpoint, metrics, run_info, sharding
 from mae_jax import config as config_lib
 from mae_jax.data_wait import DataWait
 from mae_jax.errors import UsageError
 from mae_jax.init_from import load_initial, origin, read_initial
+from mae_jax.nan_guard import NanGuard
 from mae_jax.prefetch import Prefetch
+from mae_jax.saving import Saving
 from mae_jax.state import TrainState, abstract_state, create_state
+from mae_jax.stopping import Interrupted, StopRequest
 from mae_jax.task import Batch, Task
 from mae_jax.train_step import make_train_step
 
@@ -30,7 +34,14 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 2  # steps the host may run ahead of the device
 
 
-def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = False) -> bool:
+def run(
+    task: Task,
+    config: Any,
+    workdir: str,
+    *,
+    allow_config_change: bool = False,
+    stop: StopRequest | None = None,
+) -> bool:
     """Trains to the end, or until asked to stop.
 
     Args:
@@ -38,17 +49,19 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
       config: the whole configuration.
       workdir: folder of the run; what it holds is continued.
       allow_config_change: continue although the configuration changed.
+      stop: says when to stop before the end.
 
     Returns:
       True when all steps are done, False when a signal stopped the run after a save.
 
     Raises:
       UsageError: the workdir's run had another configuration, or a start point does not fit.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: too many updates in a row were not finite.
+      RunError: too many saves in a row failed.
     """
     mesh = sharding.make_mesh(**config.mesh)
     # What runs in the background is ended latest first.
-    with distributed.stop_on_signals() as stop, contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as closing:
         saver = checkpoint.Checkpointer(
             workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
         )
@@ -62,7 +75,9 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
             task, config, workdir, saver, abstract, allow_config_change
         )
         loop = _Loop(task, config, workdir, mesh, saver, abstract, provenance)
-        return loop.run(state, stop, closing)
+        newest = saver.latest_step()
+        look_again = newest is not None and saver.metadata(newest).get("look_again", False)
+        return loop.run(state, look_again, stop or StopRequest(), closing)
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
@@ -129,75 +144,114 @@ class _Loop:
             batch_size=config.batch_size, flops_per_image=task.flops_per_image
         )
         self.data_wait = DataWait(batch_size=config.batch_size)
+        self.guard = NanGuard(config.nan_guard.max_skips, workdir, task.examples)
+        self.saving = Saving(saver, config.checkpoint, check_every=config.log_every)
+        self.in_flight: collections.deque[tuple[int, Batch]] = collections.deque()
         self.pending: tuple[int, Batch] | None = None
-        self.saved_at = time.monotonic()
 
     def run(
-        self, state: TrainState, stop: distributed.StopRequest, closing: contextlib.ExitStack
+        self, state: TrainState, look_again: bool, stop: StopRequest, closing: contextlib.ExitStack
     ) -> bool:
-        """Runs the steps that are left; True when all are done."""
-        config, task = self.config, self.task
-        first, last = int(state.step), task.num_steps
-        chief = jax.process_index() == 0
-        self.writer = metrics.MetricWriter(self.workdir, first, active=chief)
-        self.progress = metrics.Progress(first, last, active=chief)
-        closing.callback(self.writer.close)
-        closing.callback(self.progress.close)
-        if first == 0:
-            self._look(state, 0)
+        """Runs the steps that are left; True when all are done.
+
+        Args:
+          state: where to begin.
+          look_again: whether the evaluation at this step was cut short.
+          stop: says when to stop before the end.
+          closing: ends what runs in the background.
+        """
+        self.stop = stop
+        first, last = int(state.step), self.task.num_steps
+        self._open(first, closing)
+        if (first == 0 or look_again) and not self._look(state, first):
+            return self._stopped(first)
         if first >= last:
             left = f"step {first} of {last}: nothing left to do"
             self.progress.message(left if last else f"done: {self.workdir}")
             return True
-        self.batches = task.train_batches(first)
-        closing.callback(self.batches.close)
-        feed = Prefetch(self.batches, self.mesh)
-        closing.callback(feed.close)
-        began, in_flight = time.perf_counter(), collections.deque()
+        self._start_feed(first, closing)
         for step in range(first + 1, last + 1):
-            batch, waited = feed.take(lambda: bool(in_flight) and not _done(in_flight[-1]))
-            self.watch.add_step(waited)
-            state, values = self.step_fn(state, batch)
-            in_flight.append(values)
-            if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
+            state, values = self._step(state, step)
             if step == first + 1:
-                jax.block_until_ready(values)
-                self.progress.message(
-                    f"first step after {time.perf_counter() - began:.1f} s of reading and compiling"
-                )
-                self.watch.restart()
-                self.progress.restart(step)
-            self.progress.step()
+                self._first_step_done(values, step)
             self._flush()
-            stopping = stop.at(step)
-            if step % config.log_every == 0 or step == last:
+            stopping, looked = stop.poll(), True
+            if step % self.config.log_every == 0 or step == last:
                 self.pending = (step, values)
             if self._look_due(step):
                 self._flush()
-                self._look(state, step)
-            if stopping or step == last or self._save_due(step):
+                looked = not stopping and self._look(state, step)
+                stopping = stopping or not looked
+            ending = stopping or step == last
+            if self.saving.due(step) or ending:
                 self._flush()
-                self._save(state, values)
-            if stopping:
-                break
-        self.saver.wait()
-        done = int(state.step) == last
-        again = f"stopped after step {int(state.step)}, which is saved: the same command continues"
-        self.progress.message(f"done: {self.workdir}" if done else again)
-        return done
+                self._save(state, step, ending=ending, looked=looked)
+            if stopping and step < last:
+                return self._stopped(step)
+        self.progress.message(f"done: {self.workdir}")
+        return True
+
+    def _open(self, first: int, closing: contextlib.ExitStack) -> None:
+        """Begins to write metrics and to show progress."""
+        chief = jax.process_index() == 0
+        self.writer = metrics.MetricWriter(self.workdir, first, active=chief)
+        closing.callback(self.writer.close)
+        self.progress = metrics.Progress(first, self.task.num_steps, active=chief)
+        closing.callback(self.progress.close)
+
+    def _start_feed(self, first: int, closing: contextlib.ExitStack) -> None:
+        """Begins to read batches."""
+        self.began = time.perf_counter()
+        self.batches = self.task.train_batches(first)
+        closing.callback(self.batches.close)
+        self.feed = Prefetch(self.batches, self.mesh)
+        closing.callback(self.feed.close)
+
+    def _stopped(self, step: int) -> bool:
+        done = f"after step {step}, which is saved" if step else "before the first step"
+        self.progress.message(f"stopped {done}: the same command continues")
+        return False
+
+    def _step(self, state: TrainState, step: int) -> tuple[TrainState, Batch]:
+        """Dispatches a step; waits for an earlier one, so that the host does not run far ahead."""
+        in_flight = self.in_flight
+        batch, waited = self.feed.take(lambda: bool(in_flight) and not _done(in_flight[-1][1]))
+        self.watch.add_step(waited)
+        state, values = self.step_fn(state, batch)
+        in_flight.append((step, values))
+        self._look_at_steps(but=IN_FLIGHT)
+        self.progress.step()
+        return state, values
+
+    def _first_step_done(self, values: Batch, step: int) -> None:
+        """Compiling is over: speed is measured from here on."""
+        self.stop.working()
+        jax.block_until_ready(values)
+        seconds = time.perf_counter() - self.began
+        self.progress.message(f"first step after {seconds:.1f} s of reading and compiling")
+        self.watch.restart()
+        self.progress.restart(step)
+
+    def _look_at_steps(self, but: int = 0) -> None:
+        """Looks whether updates were finite, of all steps but so many."""
+        while len(self.in_flight) > but:
+            step, values = self.in_flight.popleft()
+            names = ("skipped", "loss", "grad_norm", "lr")
+            numbers = {name: float(values[name]) for name in names}
+            warning = self.guard.look(step, numbers, self.saver.latest_step)
+            if warning:
+                self.progress.message(warning, logging.WARNING)
 
     def _flush(self) -> None:
         """Writes the numbers of an earlier step, by now ready, so that the device never waits."""
         if self.pending is None:
             return
         (step, values), self.pending = self.pending, None
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in values.items() if name != "skipped"}
         speed = self.watch.report()
         epoch = {"epoch": step / self.task.steps_per_epoch}
-        bad = {"bad_images": self.batches.bad_count}
-        _check_finite(step, numbers)
-        self.writer.write(step, "train", epoch | numbers | bad | speed)
+        counts = {"bad_images": self.batches.bad_count, "skipped_updates": self.guard.total}
+        self.writer.write(step, "train", epoch | numbers | counts | speed)
         warning = self.data_wait.judge(**self.watch.window._asdict())
         if warning:
             self.progress.message(warning, logging.WARNING)
@@ -211,53 +265,55 @@ class _Loop:
         every = [evaluator.every for evaluator in self.task.evaluators.values()]
         return any(self._due(n, step) for n in [*every, self.config.picture_every])
 
-    def _look(self, state: TrainState, step: int) -> None:
-        """Held-out metrics and a picture, whichever is due."""
+    def _look(self, state: TrainState, step: int) -> bool:
+        """Held-out metrics and a picture, whichever is due; False when cut short by a signal."""
         jax.block_until_ready(state)  # the steps before are not part of the pause
         began = time.perf_counter()
-        for split, evaluator in self.task.evaluators.items():
-            if self._due(evaluator.every, step):
-                values = evaluator.run(state, self.mesh)
-                self.writer.write(step, split, {"epoch": step / self.task.steps_per_epoch} | values)
-                text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
-                self.progress.message(f"{split} at step {step}: {text}")
+        try:
+            with self.task.between_batches(self._heard):
+                self._measure(state, step)
+        except Interrupted:
+            return False
         if self._due(self.config.picture_every, step):
             image = self.task.picture(state, self.mesh)
             self.writer.write_image(step, "picture", image)
             if jax.process_index() == 0:
                 self.progress.message(f"picture: {self.task.save_picture(image, step)}")
         self.watch.add_pause(time.perf_counter() - began)
+        return True
 
-    def _save_due(self, step: int) -> bool:
-        every = self.config.checkpoint
-        if any(n and step % n == 0 for n in (every.every_steps, every.keep_every)):
-            return True
-        if not every.every_minutes or step % self.config.log_every:
-            return False
-        return distributed.agree(time.monotonic() - self.saved_at > 60 * every.every_minutes)
+    def _heard(self) -> None:
+        if self.stop.poll():
+            raise Interrupted
 
-    def _save(self, state: TrainState, values: Batch) -> None:
-        """Starts a checkpoint, unless the state is spoilt."""
-        step = int(state.step)
-        _check_finite(step, {name: float(value) for name, value in values.items()})
+    def _measure(self, state: TrainState, step: int) -> None:
+        """Writes the held-out metrics that are due: all of them, or none when interrupted."""
+        found = {
+            split: evaluator.run(state, self.mesh)
+            for split, evaluator in self.task.evaluators.items()
+            if self._due(evaluator.every, step)
+        }
+        for split, values in found.items():
+            self.writer.write(step, split, {"epoch": step / self.task.steps_per_epoch} | values)
+            text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+            self.progress.message(f"{split} at step {step}: {text}")
+
+    def _save(self, state: TrainState, step: int, *, ending: bool, looked: bool) -> None:
+        """Saves; during a row of skipped updates only when the run ends here."""
+        self._look_at_steps()
+        if self.guard.streak and not ending:
+            self.saving.postpone()
+            return
         began = time.perf_counter()
         more = {"provenance": self.provenance} if self.provenance else {}
-        self.saver.save(state, self.task.metadata(step) | more)
-        self.saved_at = time.monotonic()
+        more |= {} if looked else {"look_again": True}
+        metadata = self.task.metadata(step) | more
+        self.saving.save(state, metadata)
+        if ending:
+            self.saving.finish(lambda: self.saving.save(state, metadata))
         self.watch.add_pause(time.perf_counter() - began)
 
 
 def _done(values: dict[str, Any]) -> bool:
     """Whether the step that these come from is over."""
     return all(value.is_ready() for value in values.values())
-
-
-def _check_finite(step: int, values: dict[str, float]) -> None:
-    """Official behaviour: a loss that is not finite ends the run, before it reaches the disk."""
-    bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise FloatingPointError(
-            f"{', '.join(bad)} at step {step}; the last checkpoint is untouched. Remedies: a lower "
-            "--config.optim.base_lr, --config.optim.grad_clip=1.0, --config.model.dtype=float32, "
-            "each with --allow_config_change"
-        )

@@ -19,6 +19,8 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
     With `grad_accum` > 1 the batch is worked through in that many parts, for the same update (but
     BatchNorm takes its statistics from the parts, one after the other).
     Only the trained parameters are differentiated: nothing is computed backwards below them.
+    An update is left out when loss, gradient or update is not finite: the metric `skipped` is 1
+    then, and the state stays what it was, but for the counters of steps.
     """
 
     def loss(trained: Any, frozen: Any, model_state: Any, batch: Batch):
@@ -54,15 +56,27 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
         grads = jax.lax.with_sharding_constraint(grads, sharding.state_sharding(mesh, grads))
         updates, opt_state = task.tx.update(grads, state.opt_state, trained)
         values |= {"lr": task.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
-        trained = optax.apply_updates(trained, updates)
-        ema = state.ema
+        finite = jnp.isfinite(values["loss"] + values["grad_norm"] + optax.tree.norm(updates))
+        values["skipped"] = 1.0 - finite
+        updated, ema = optax.apply_updates(trained, updates), state.ema
         if task.ema_decay:
-            ema = optax.incremental_update(trained, ema, 1 - task.ema_decay)
+            ema = optax.incremental_update(updated, ema, 1 - task.ema_decay)
+        old = trained, state.opt_state, state.model_state, state.ema
+        trained, opt_state, model_state, ema = jax.tree.map(
+            lambda old, new: _keep_unless(finite, old, new),
+            old,
+            (updated, opt_state, model_state, ema),
+        )
         params = merge(trained, frozen)
         return TrainState(state.step + 1, params, opt_state, model_state, ema), values
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+
+def _keep_unless(finite: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+    """`new` if `finite`; counters, which learning rates are read from, always go on."""
+    return jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
 
 def _micro_batches(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:

@@ -12,10 +12,12 @@ import pytest
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from mae_jax import checkpoint, distributed, rng, sharding, train
+from mae_jax import checkpoint, rng, sharding, train
+from mae_jax import evaluate as evaluation
 from mae_jax.config import LATER, flatten
 from mae_jax.errors import UsageError
 from mae_jax.state import abstract_state, create_state
+from mae_jax.stopping import StopRequest
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.train_step import make_train_step
 from tests import tiny
@@ -24,10 +26,6 @@ from tests import tiny
 def run(workdir, config, **options):
     workdir = str(workdir)
     return train.run(Pretrain(config, workdir), config, workdir, **options)
-
-
-def stop_at(monkeypatch, step):
-    monkeypatch.setattr(distributed.StopRequest, "at", lambda self, now: now == step)
 
 
 def assert_same_params(a, b, **tolerance):
@@ -46,8 +44,7 @@ def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, monkeypatch, changes
     # Six steps are an epoch: the restart falls inside the second one, the run crosses three.
     config = tiny.config(eval_every=10, **changes)
     assert run(tmp_path / "whole", config)
-    stop_at(monkeypatch, stop)
-    assert not run(tmp_path / "parts", config)
+    assert not run(tmp_path / "parts", config, stop=tiny.stop_in_step(monkeypatch, stop))
     assert checkpoint.find(str(tmp_path / "parts")).step == stop
     monkeypatch.undo()
     assert run(tmp_path / "parts", config)
@@ -191,21 +188,33 @@ def test_weights_of_another_run_are_taken_whole_or_not_at_all(tmp_path, caplog):
 def test_resume_continues_another_run_in_a_new_workdir(tmp_path, monkeypatch):
     config = tiny.config()
     run(tmp_path / "whole", config)
-    stop_at(monkeypatch, 10)
-    run(tmp_path / "first", config)
+    run(tmp_path / "first", config, stop=tiny.stop_in_step(monkeypatch, 10))
     monkeypatch.undo()
     run(tmp_path / "second", tiny.config(resume=str(tmp_path / "first")))
     assert_same_params(tmp_path / "whole", tmp_path / "second")
     assert checkpoint.find(str(tmp_path / "first")).step == 10
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path, monkeypatch):
-    loss = Pretrain.loss
-    monkeypatch.setattr(Pretrain, "loss", lambda *a: (loss(*a)[0] * jnp.nan, loss(*a)[1]))
-    with pytest.raises(FloatingPointError, match="loss nan at step 1"):
-        run(tmp_path, tiny.config(checkpoint__every_steps=1))
-    with pytest.raises(UsageError, match="no checkpoint"):
-        checkpoint.find(str(tmp_path))
+def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
+    tmp_path, monkeypatch, caplog
+):
+    config = tiny.config(steps=5, eval_every=4, picture_every=4)
+    request, evaluate = StopRequest(), evaluation.evaluate
+
+    def asked(step, params, batches, mesh):
+        request._asked |= len(tiny.metric_lines(tmp_path / "parts", "eval")) == 1  # of step 0
+        return evaluate(step, params, batches, mesh)
+
+    monkeypatch.setattr(evaluation, "evaluate", asked)
+    with caplog.at_level("INFO"):
+        assert not run(tmp_path / "parts", config, stop=request)
+    assert "stopped after step 4, which is saved" in caplog.text
+    assert checkpoint.find(str(tmp_path / "parts")).step == 4
+    assert [line["step"] for line in tiny.metric_lines(tmp_path / "parts", "eval")] == [0]
+    monkeypatch.undo()
+    assert run(tmp_path / "parts", config)
+    assert [line["step"] for line in tiny.metric_lines(tmp_path / "parts", "eval")] == [0, 4, 5]
+    assert os.path.exists(tmp_path / "parts" / "pictures" / "step_00000004.png")
 
 
 def test_what_a_run_leaves_behind(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from configs import demo
+from mae_jax import stopping, train
 
 TIMING = ("images_per_s", "images_per_s_per_device", "data_wait_ms", "data_wait", "mfu")
 # The same as flags of the command line.
@@ -56,6 +57,18 @@ def flags(**changes: Any) -> list[str]:
     """The same as command-line flags of configs/demo.py."""
     values = CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
     return ["--config=configs/demo.py", *(f"--config.{k}={v}" for k, v in values.items())]
+
+
+def stop_in_step(monkeypatch: Any, step: int) -> stopping.StopRequest:
+    """A request to stop, to be given to `train.run`, that is made while a step is under way."""
+    request, inner = stopping.StopRequest(), train._Loop._step
+
+    def asked(self: Any, state: Any, now: int) -> Any:
+        request._asked |= now == step
+        return inner(self, state, now)
+
+    monkeypatch.setattr(train._Loop, "_step", asked)
+    return request
 
 
 def metric_lines(workdir: Any, split: str = "train") -> list[dict[str, Any]]:

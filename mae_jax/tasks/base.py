@@ -1,8 +1,9 @@
 """What all tasks share: the data, the length of the run and its optimiser."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from mae_jax import checkpoint, pictures, resident, run_info, sharding
 from mae_jax.config import require
 from mae_jax.data import DataOptions, pipeline, sources
+from mae_jax.data.order import TrainOrder
 from mae_jax.optim.recipe import make_recipe
 from mae_jax.task import Evaluator
 
@@ -33,6 +35,7 @@ class ImageTask:
 
     ema_decay = 0.0
     evaluators: dict[str, Evaluator]
+    _between: Callable[[], None] | None = None
 
     def __init__(self, config: Any, workdir: str, *, image_size: tuple[int, int]):
         self.config, self.workdir = config, workdir
@@ -113,7 +116,29 @@ class ImageTask:
         # Evaluation has no parts to accumulate over, and must fit where one part fits.
         batch_size = self.config.batch_size // self.config.grad_accum
         options = self._data_options(batch_size)
-        return self._feed.eval_batches(source, **options, limit=limit or None, **_this_process())
+        batches = self._feed.eval_batches(source, **options, limit=limit or None, **_this_process())
+        return self._with_calls(batches)
+
+    @contextlib.contextmanager
+    def between_batches(self, call: Callable[[], None]) -> Iterator[None]:
+        self._between = call
+        try:
+            yield
+        finally:
+            self._between = None
+
+    def _with_calls(self, batches: Any) -> Iterator[dict[str, Any]]:
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield batch
+                if self._between is not None:
+                    self._between()
+
+    def examples(self, step: int) -> list[str]:
+        source, size = self.train_source, self.config.batch_size
+        order = TrainOrder(len(source), seed=self.config.seed)
+        _, wanted = order.at(np.int64(step - 1) * size + np.arange(size))
+        return [source.describe(int(index)) for index in wanted]
 
     def first_held_out(self, number: int) -> dict[str, np.ndarray]:
         """The same few held-out images on every process."""

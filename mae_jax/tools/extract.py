@@ -29,8 +29,8 @@ from mae_jax import pretrained, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import Source, eval_batches, image_source
-from mae_jax.distributed import stop_on_signals
 from mae_jax.errors import UsageError
+from mae_jax.stopping import stop_on_signals
 from mae_jax.tools.inspect import content_hash
 
 SUFFIXES = (".npz", ".parquet")
@@ -162,13 +162,14 @@ def extract(
     total = len(source)
     initial = min(begin * batch_size, total)
     with stop_on_signals() as stop, tqdm.tqdm(total=total, initial=initial, unit="image") as bar:
-        for step, rows in enumerate(_rows(model, function, source, batch_size, begin)):
+        stop.working()
+        for rows in _rows(model, function, source, batch_size, begin):
             inside = rows.pop("index") >= 0
             rows = {name: x[inside] for name, x in rows.items()}
             rows["features"][~rows["valid"]] = np.nan
             partial.append(rows)
             bar.update(int(inside.sum()))
-            if stop.at(step):
+            if stop.poll():
                 raise Stopped
     write = _write_npz if out.endswith(".npz") else _write_parquet
     write(out + ".tmp", partial, source)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from mae_jax import checkpoint, distributed, rng, sharding, train
+from mae_jax import checkpoint, rng, sharding, train
 from mae_jax.config import changes as config_changes
 from mae_jax.data import pipeline
 from mae_jax.errors import UsageError
@@ -70,8 +70,7 @@ EVERYTHING = {
 def test_a_restart_changes_no_bit(tmp_path, monkeypatch, pretrained, kind, settings):
     config = classify(kind, steps=12, eval_every=6, init_from=pretrained, **settings)
     assert run(tmp_path / "whole", config)
-    monkeypatch.setattr(distributed.StopRequest, "at", lambda self, now: now == 7)
-    assert not run(tmp_path / "parts", config)
+    assert not run(tmp_path / "parts", config, stop=tiny.stop_in_step(monkeypatch, 7))
     monkeypatch.undo()
     assert run(tmp_path / "parts", config)
     for split in ("train", "eval"):

@@ -1,0 +1,113 @@
+"""Being asked to stop: SIGTERM (schedulers), SIGUSR1 (Slurm's --signal) and SIGINT (Ctrl-C)."""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPPED = 75  # exit status: run the same command again to continue (EX_TEMPFAIL)
+START_GRACE = 5.0  # seconds to leave in good order when there is nothing to save
+REPEAT = 1.0  # schedulers send a signal to a process and to its group: within this it is one
+
+
+class Interrupted(BaseException):
+    """Asked to stop where nothing is to be saved; like KeyboardInterrupt, no library catches it."""
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop.
+
+    Until `working` is called there is nothing to save and a signal ends the program: by
+    `Interrupted`, or after a few seconds, when the main thread is busy compiling, without it. From
+    then on a signal is remembered and `poll` says so. A second signal leaves at once, wherever the
+    main thread may hang. With several processes jax's own SIGTERM handler makes all of them agree,
+    wherever the signal arrived; the other signals are passed on to it.
+
+    Attributes:
+      several: whether the run has several processes; set it when that is known.
+      before_leaving: called before the program is ended without the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.several = False
+        self.before_leaving: list[Callable[[], None]] = []
+        self._asked = False
+        self._working = False
+        self._polls = 0
+
+    def working(self) -> None:
+        """From now on there is something to save."""
+        self._working = True
+
+    def poll(self) -> bool:
+        """True when the run should stop here, and ever after.
+
+        Every process of a run must call this equally often: they agree on the call, not the time.
+        """
+        if self.several and not self._asked:
+            from jax.experimental import multihost_utils  # takes a second to import
+
+            self._polls += 1
+            self._asked = multihost_utils.reached_preemption_sync_point(self._polls)
+        return self._asked
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.several and number != signal.SIGTERM:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        first, self._asked = not self._asked, True
+        if first and not self._working:
+            raise Interrupted
+
+    def _watch(self, pipe: int) -> None:
+        """Hears signals even while the main thread is inside a library; 0 ends the thread."""
+        first = deadline = None
+        while True:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            if not select.select([pipe], [], [], left)[0]:
+                self._leave(STOPPED, "stopped before the first step: nothing to save")
+            number = os.read(pipe, 1)[0]
+            if number == 0:
+                return
+            now = time.monotonic()
+            if number not in SIGNALS:
+                continue
+            if first is None:
+                first = now
+                if not self._working and not self.several:
+                    deadline = now + START_GRACE
+            elif now - first >= REPEAT:
+                self._leave(128 + number, "second signal: leaving at once, without saving")
+
+    def _leave(self, status: int, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+        for call in self.before_leaving:
+            call()
+        os._exit(status)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns signals into a request to stop; the main thread must call this."""
+    request = StopRequest()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    thread = threading.Thread(target=request._watch, args=(read,), name="signals", daemon=True)
+    thread.start()
+    handlers = {number: signal.signal(number, request._on_signal) for number in SIGNALS}
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        yield request
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.write(write, b"\0")
+        thread.join()
+        os.close(read)
+        os.close(write)

@@ -1,0 +1,56 @@
+"""Signals, sent to small processes: what they do depends on what the main thread is at."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Python's signal handlers have to wait until this is over, as they do while XLA compiles.
+IN_C = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+IN_PYTHON = "[time.sleep(0.01) for _ in range(3000)]"
+POLLING = "[(time.sleep(0.01), stop.poll() and sys.exit('heard')) for _ in range(3000)]"
+PROGRAM = """
+import hashlib, sys, time
+from mae_jax import stopping
+stopping.START_GRACE, stopping.REPEAT = 0.5, 0.5
+with stopping.stop_on_signals() as stop:
+    stop.before_leaving.append(lambda: print("released", flush=True))
+    {before}
+    print("ready", flush=True)
+    {body}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "before, body, pauses, status, said",
+    [
+        ("", IN_PYTHON, [0], 1, "Interrupted"),
+        ("", IN_C, [0], 75, "stopped before the first step"),
+        ("stop.working()", POLLING, [0], 1, "heard"),
+        ("stop.working()", IN_C, [0, 0.05, 0.7], None, "second signal"),
+    ],
+    ids=["starting", "compiling", "working", "hanging"],
+)
+def test_signals(before, body, pauses, status, said, number):
+    program = PROGRAM.format(before=before, body=body)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": REPO},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for pause in pauses:
+        time.sleep(pause)
+        assert process.poll() is None  # the signals before have not ended it
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == (128 + number if status is None else status), output
+    assert said in output
+    assert ("released" in output) == (body == IN_C)  # else the main thread cleans up itself
