@@ -1,0 +1,118 @@
+"""Two real processes that compare themselves, and of which one hangs."""
+
+import glob
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# Its arguments: coordinator, index, workdir, what to do. The same as `mae_jax.main` in small.
+CHILD = """
+import sys, time
+import jax
+from mae_jax import agreement, errors, watchdog
+
+address, index, workdir, what = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(index))
+agreement.PROBE_SECONDS = 0.5
+
+def main():
+    try:
+        agreement._Service().get("never", until=time.monotonic() + 0.2, who="process 7")
+    except errors.UsageError as error:
+        print(error)
+    with agreement.shared_errors():
+        if what == "fail" and index == "1":
+            raise errors.UsageError("--config.data.root=/d does not exist")
+    lr = 0.2 if what == "differ" and index == "1" else 0.1
+    agreement.check({"optim": {"base_lr": lr}}, workdir, {"data": {"hash": "d1"}})
+    if what == "hang":
+        hang()
+
+def hang():
+    from jax.experimental import multihost_utils
+    dog = watchdog.Watchdog(
+        seconds=2.0, start_seconds=60.0, abort=True, workdir=workdir, process=jax.process_index()
+    )
+    multihost_utils.sync_global_devices("compiled")
+    with dog.phase("train"):
+        for step in range(1, 6):
+            if step == 4 and index == "1":
+                time.sleep(60)
+            multihost_utils.sync_global_devices("step")
+            dog.beat(step)
+
+try:
+    main()
+except errors.UsageError as error:
+    print(f"error: {error}")
+    sys.exit(2)
+"""
+
+
+def run_two(what, workdirs):
+    """(status, output) of both."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = "--xla_force_host_platform_device_count=1"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, address, str(index), str(workdir), what],
+            env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": flags},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for index, workdir in enumerate(workdirs)
+    ]
+    return [(p.communicate(timeout=120)[0], p.returncode)[::-1] for p in processes]
+
+
+def errors(results):
+    """The line that each of them ends with."""
+    lines = []
+    for status, output in results:
+        assert status == 2, output
+        lines += re.findall("^error: (.*)$", output, re.M)
+    return lines
+
+
+def test_processes_that_differ_stop_with_the_same_line(tmp_path):
+    results = run_two("differ", [tmp_path / "a", tmp_path / "b"])
+    lines = errors(results)
+    assert len(lines) == 2 and len(set(lines)) == 1
+    host = socket.gethostname()
+    assert lines[0].startswith(
+        f"process 1 ({host}): --config.optim.base_lr 0.2, but 0.1 on process 0 ({host}): start "
+        f"every process with the same command; workdir {tmp_path / 'a'} is not shared: process 1 ("
+    )
+    assert os.listdir(tmp_path) == ["a"] and not os.listdir(tmp_path / "a")
+    for _, output in results:  # waiting for what never comes ends, and harms nothing
+        assert "process 7 did not come to the start in time" in output
+
+
+@pytest.mark.slow
+def test_what_stops_one_process_stops_the_other(tmp_path):
+    first, second = errors(run_two("fail", [tmp_path, tmp_path]))
+    assert second == "--config.data.root=/d does not exist"
+    assert first == f"process 1 ({socket.gethostname()}) stopped at its start: {second}"
+
+
+def test_of_two_processes_the_one_that_hangs_is_seen(tmp_path):
+    results = run_two("hang", [tmp_path, tmp_path])
+    for index, (status, output) in enumerate(results):
+        assert status == 70, output
+        (path,) = glob.glob(str(tmp_path / f"stuck-{index}-*.txt"))
+        with open(path, encoding="utf-8") as file:
+            report = file.read()
+        assert report.startswith(f"process {index} (")
+        assert "in phase train after step 3\n" in report
+        main = report.split("\n\n")[1]
+        assert "in hang\n" in main
+        assert ("multihost_utils.py" in main) == (index == 0), main  # it waits for the other one
