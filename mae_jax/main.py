@@ -11,9 +11,8 @@ import sys
 
 from absl import flags
 
-from mae_jax import command_line
+from mae_jax import command_line, workdir
 from mae_jax.console import run_command, setup_logging
-from mae_jax.errors import UsageError
 
 STOPPED = 75
 FLAGS = flags.FLAGS
@@ -30,37 +29,26 @@ flags.DEFINE_integer("process_id", None, "Which of the processes this is.")
 def main() -> int:
     """Runs the command of `sys.argv`; returns the exit status."""
     config = command_line.parse(sys.argv[1:], FLAGS)
+    default = os.path.join("runs", command_line.config_name(FLAGS))
+    folder = workdir.resolve(default if FLAGS.workdir is None else FLAGS.workdir)
     setup_logging()
     import jax  # late, so that mistyped flags answer at once
 
-    from mae_jax import distributed, train
+    from mae_jax import distributed, sharding, train
     from mae_jax.host_memory import keep_freed_memory
     from mae_jax.tasks import TASKS
 
-    if config.task not in TASKS:
-        raise UsageError(f"--config.task={config.task} is not one of {list(TASKS)}")
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/mae_jax/compiled")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    default = os.path.join("runs", command_line.config_name(FLAGS))
-    workdir = os.path.abspath(_writable(FLAGS.workdir or default))
-    task = TASKS[config.task](config, workdir)
-    done = train.run(task, config, workdir, allow_config_change=FLAGS.allow_config_change)
+    sharding.make_mesh(**config.mesh)  # refused before the data are looked for
+    first = jax.process_index() == 0
+    with workdir.only_run(folder, first=first, tell=distributed.agree):
+        task = TASKS[config.task](config, folder)
+        done = train.run(task, config, folder, allow_config_change=FLAGS.allow_config_change)
     return 0 if done else STOPPED
-
-
-def _writable(workdir: str) -> str:
-    """The folder itself, if it can be written to or made."""
-    if "://" in workdir:
-        raise UsageError(f"--workdir={workdir} is not a folder: mount the bucket, or use a disk")
-    above = os.path.abspath(workdir)
-    while not os.path.exists(above):
-        above = os.path.dirname(above)
-    if not os.path.isdir(above) or not os.access(above, os.W_OK):
-        raise UsageError(f"--workdir={workdir} cannot be written to")
-    return workdir
 
 
 if __name__ == "__main__":

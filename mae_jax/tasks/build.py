@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from mae_jax.config import pair, require
 from mae_jax.errors import UsageError
-from mae_jax.models import layers
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.vit import SIZES, VisionTransformer
 from mae_jax.ops import masking
@@ -24,9 +23,8 @@ def encoder_fields(model: Any) -> dict[str, Any]:
     """Constructor arguments of the encoder that `config.model` describes, all of them plain values.
 
     Raises:
-      UsageError: a size that does not exist, or sizes that do not fit together.
+      UsageError: sizes that do not fit together.
     """
-    require(model.size in SIZES, f"--config.model.size={model.size} is not one of {list(SIZES)}")
     size = SIZES[model.size]
     fields = {
         "image_size": pair(model.image_size, "--config.model.image_size"),
@@ -77,9 +75,6 @@ def build_vit(
 
 
 def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> Any:
-    for key, known in (("attention", list(layers.ATTENTION)), ("remat", list(layers.REMAT))):
-        value = choices[key]
-        require(value in known, f"--config.model.{key}={value} is not one of {known}")
     low = compute_dtype(dtype) == jnp.bfloat16
     require(
         choices["attention"] != "cudnn" or (low and jax.default_backend() == "gpu"),
