@@ -44,9 +44,10 @@ def starter(folder, go, touch=60.0):
 
 
 def run_alone(folder):
-    with workdir.only_run(str(folder), first=True):
-        with open(os.path.join(folder, workdir.LOCK), encoding="utf-8") as file:
-            return json.load(file)
+    """Holds the lock for a moment; what it says."""
+    path = os.path.join(folder, workdir.LOCK)
+    with workdir.only_run(str(folder), first=True), open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def leave_lock(folder, **changes):
@@ -71,13 +72,40 @@ def test_of_many_starters_exactly_one_wins(tmp_path, left_over):
     for processes in starters:
         said = [process.stdout.readline() for process in processes]
         if left_over:
-            said = [p.stdout.readline() if "left over" in s else s for p, s in zip(processes, said)]
+            again = ["left over" in line for line in said]
+            assert sum(again) == 1
+            said[again.index(True)] = processes[again.index(True)].stdout.readline()
         assert sorted(line.split()[0] for line in said) == ["lost:", "lost:", "won"], said
         winner = processes[[line == "won\n" for line in said].index(True)]
         assert all(f"in use by process {winner.pid} on" in line for line in said if "lost" in line)
         for process in processes:
             process.communicate()
     assert not os.path.exists(tmp_path / "w0" / workdir.LOCK)
+
+
+def test_two_that_look_at_an_old_lock_together_do_not_both_take_it(tmp_path, monkeypatch):
+    leave_lock(tmp_path, pid=2**22 + 1)
+    started, outcomes = workdir._process_started, []
+
+    def slowly(pid):
+        time.sleep(0.2)
+        return started(pid)
+
+    def start():
+        try:
+            outcomes.append(workdir.Lock(str(tmp_path)))
+        except UsageError as error:
+            outcomes.append(error)
+
+    monkeypatch.setattr(workdir, "_process_started", slowly)
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (lock,) = [outcome for outcome in outcomes if isinstance(outcome, workdir.Lock)]
+    lock.release()
+    assert len(outcomes) == 3
 
 
 def test_a_killed_run_does_not_keep_the_next_one_out(tmp_path, caplog):
@@ -198,16 +226,8 @@ def test_folders_that_work(tmp_path, monkeypatch, name):
     path = workdir.resolve(name)
     assert path == str(tmp_path / name)
     monkeypatch.chdir("/")
-    held = run_alone_keeping(path)
-    assert held["pid"] == os.getpid()
-
-
-def run_alone_keeping(path):
     with workdir.only_run(path, first=True):
-        with open(os.path.join(path, workdir.LOCK), encoding="utf-8") as file:
-            held = json.load(file)
-        assert sorted(os.listdir(path)) == [workdir.LOCK]
-    return held
+        assert os.listdir(tmp_path / name) == [workdir.LOCK]
 
 
 def test_a_home_and_a_link_are_followed(tmp_path, monkeypatch):
@@ -215,9 +235,9 @@ def test_a_home_and_a_link_are_followed(tmp_path, monkeypatch):
     assert workdir.resolve("~/runs/a") == str(tmp_path / "runs" / "a")
     os.makedirs(tmp_path / "real")
     os.symlink(tmp_path / "real", tmp_path / "link")
-    with workdir.only_run(str(tmp_path / "link"), first=True):
-        with pytest.raises(UsageError, match="in use by"):
-            run_alone(tmp_path / "real")
+    in_use = pytest.raises(UsageError, match="in use by")
+    with workdir.only_run(str(tmp_path / "link"), first=True), in_use:
+        run_alone(tmp_path / "real")
 
 
 @pytest.mark.parametrize(
