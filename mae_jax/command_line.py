@@ -10,7 +10,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mae_jax.config_check import check_name, check_values
+from mae_jax.config_check import check_name, check_values, shorten
 from mae_jax.config_keys import RULES
 from mae_jax.errors import UsageError
 
@@ -57,9 +57,20 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
 
 
 def _overridden(argv: list[str]) -> list[str]:
-    """Keys that the command line sets."""
-    found = [re.match(r"--?(?:no)?config\.([^=]*)", word) for word in argv]
-    return [match[1] for match in found if match]
+    """Keys that the command line sets.
+
+    Raises:
+      UsageError: one comes before the recipe whose key it is.
+    """
+    found, recipe = [], False
+    for word in argv:
+        if key := re.match(r"--?(?:no)?config\.([^=]*)", word):
+            found.append(key[1])
+        elif re.match(r"--?config(=|$)", word):
+            recipe = True
+            if found:
+                raise UsageError(f"--config has to come before --config.{shorten(found[0])}")
+    return found if recipe else []
 
 
 def _what_failed(error: Exception, overridden: list[str]) -> str:
@@ -67,7 +78,7 @@ def _what_failed(error: Exception, overridden: list[str]) -> str:
     text = str(error).strip()
     bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
     if bad and bad[1] in RULES:
-        return f"--config.{bad[1]}={bad[2]!r} must be {RULES[bad[1]].allowed()}"
+        return f"--config.{bad[1]}={shorten(repr(bad[2]))} must be {RULES[bad[1]].allowed()}"
     if isinstance(error, KeyError):  # the names are right, so it is this recipe that lacks one
         lacking = [k for k in overridden if set(k.split(".")) & set(re.findall(r"\w+", text)[:1])]
         if lacking:

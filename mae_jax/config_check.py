@@ -22,7 +22,14 @@ def check_name(key: str) -> None:
     if key in GROUPS:
         first = next(name for name in RULES if name.startswith(f"{key}."))
         raise UsageError(f"--config.{key} is a group of keys: set them singly, as --config.{first}")
-    raise UsageError(f"--config.{key}: there is no such key{_meant(key)} (docs/configuration.md)")
+    raise UsageError(
+        f"--config.{shorten(key)}: there is no such key{_meant(key)} (docs/configuration.md)"
+    )
+
+
+def shorten(text: str) -> str:
+    """Text that is no longer than a message bears."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
 def _meant(key: str) -> str:
@@ -41,9 +48,7 @@ def check_value(key: str, value: Any) -> None:
     if rule.accepts(value):
         return
     plain = isinstance(value, str) and value.isprintable() and isinstance(rule, (Choice, Text))
-    text = value if plain and value else repr(value)
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}... ({len(text)} characters)"
+    text = shorten(value if plain and value else repr(value))
     if isinstance(rule, Choice):
         hint = closest(value, rule.options) if isinstance(value, str) else ""
         raise UsageError(f"--config.{key}={text} is not {rule.allowed()}{hint}")

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mae_jax import checkpoint
+from mae_jax import checkpoint, workdir
 from tests import tiny
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -117,12 +117,26 @@ def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
 
 
-def test_control_c_saves_too(tmp_path):
-    process = start(*tiny.flags(steps=100, log_every=1), cwd=tmp_path)
+def test_control_c_saves_too_in_a_folder_of_any_name(tmp_path):
+    folder = tmp_path / "mit Leerzeichen, 100 %s, 模型"
+    folder.mkdir()
+    process = start(*tiny.flags(steps=100, log_every=1, picture_every=2), cwd=folder)
     printed = signal_after_step_three(process, signal.SIGINT)
     status, rest = finish(process)
     assert status == 75, printed + rest
-    assert 3 <= checkpoint.find(str(tmp_path / "runs" / "demo")).step < 100
+    assert 3 <= checkpoint.find(str(folder / "runs" / "demo")).step < 100
+    assert os.listdir(folder / "runs" / "demo" / "pictures")
+    assert not os.path.exists(folder / "runs" / "demo" / workdir.LOCK)
+
+
+def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
+    with workdir.only_run(str(tmp_path / "w"), first=True):
+        (tmp_path / "w" / "config.json").write_text("the first run's")
+        status, output = finish(start(*tiny.flags(), "--workdir=w", cwd=tmp_path))
+        assert sorted(os.listdir(tmp_path / "w")) == ["config.json", workdir.LOCK]
+    assert status == 2, output
+    assert f"is in use by process {os.getpid()} on " in output.strip().splitlines()[-1]
+    assert (tmp_path / "w" / "config.json").read_text() == "the first run's"
 
 
 def start_two(flags, cwd):
