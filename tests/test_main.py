@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mae_jax import checkpoint, workdir
+from mae_jax import checkpoint, lock, workdir
 from tests import tiny
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -126,14 +126,14 @@ def test_control_c_saves_too_in_a_folder_of_any_name(tmp_path):
     assert status == 75, printed + rest
     assert 3 <= checkpoint.find(str(folder / "runs" / "demo")).step < 100
     assert os.listdir(folder / "runs" / "demo" / "pictures")
-    assert not os.path.exists(folder / "runs" / "demo" / workdir.LOCK)
+    assert not os.path.exists(folder / "runs" / "demo" / lock.LOCK)
 
 
 def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
     with workdir.only_run(str(tmp_path / "w"), first=True):
         (tmp_path / "w" / "config.json").write_text("the first run's")
         status, output = finish(start(*tiny.flags(), "--workdir=w", cwd=tmp_path))
-        assert sorted(os.listdir(tmp_path / "w")) == ["config.json", workdir.LOCK]
+        assert sorted(os.listdir(tmp_path / "w")) == ["config.json", lock.LOCK]
     assert status == 2, output
     assert f"is in use by process {os.getpid()} on " in output.strip().splitlines()[-1]
     assert (tmp_path / "w" / "config.json").read_text() == "the first run's"
