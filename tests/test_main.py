@@ -175,3 +175,13 @@ def test_two_processes_with_two_devices_equal_one_with_four(tmp_path, resident):
             assert a.keys() == b.keys()
             for key in a.keys() - {"split"}:
                 np.testing.assert_allclose(a[key], b[key], rtol=2e-6, err_msg=key)
+
+
+@pytest.mark.slow
+def test_a_second_run_of_two_processes_is_refused_in_both(tmp_path):
+    with workdir.only_run(str(tmp_path / "w"), first=True):
+        outcomes = [finish(p) for p in start_two([*tiny.flags(), "--workdir=w"], tmp_path)]
+        assert os.listdir(tmp_path / "w") == [lock.LOCK]
+    assert [status for status, _ in outcomes] == [2, 2], outcomes
+    assert "is in use by process" in outcomes[0][1]
+    assert "refused by process 0, which says why" in outcomes[1][1]
