@@ -5,14 +5,16 @@ devices. What depends on the data (the length of an epoch, ...) is checked by th
 """
 
 import difflib
+import math
 from typing import Any
 
-from mae_jax.config import flatten, require
+from mae_jax.config import flatten, pair, require
 from mae_jax.config_keys import GROUPS, NEEDED, RULES
 from mae_jax.config_rules import Choice, Text, closest
 from mae_jax.errors import UsageError
 
 LONGEST = 80  # characters of a value in a message
+MOST_PATCHES = 2**16  # attention among them would take tables of 2**32
 
 
 def check_name(key: str) -> None:
@@ -88,6 +90,15 @@ def check_together(config: Any, num_devices: int) -> None:
         batch % rows == 0,
         f"--config.batch_size={batch} is not divisible by {num_devices} devices x "
         f"grad_accum {config.grad_accum} = {rows}; nearest: {nearest}",
+    )
+    sizes = [
+        pair(config.model[key], f"--config.model.{key}") for key in ("image_size", "patch_size")
+    ]
+    patches = math.prod(image // patch for image, patch in zip(*sizes, strict=True))
+    require(
+        patches <= MOST_PATCHES,
+        f"--config.model.image_size={sizes[0]} has {patches} patches of {sizes[1]}, where "
+        f"{MOST_PATCHES} are possible: raise --config.model.patch_size",
     )
     channels = config.model.channels
     for key in ("mean", "std"):

@@ -29,7 +29,7 @@ COMMON: dict[str, Rule] = {
     "model.image_size": Numbers("height and width", 1, 2**14, lengths=(2, 1), whole=True),
     "model.patch_size": Numbers("height and width", 1, 2**14, lengths=(2, 1), whole=True),
     "model.channels": Whole("of the images", 1, 1024),
-    "model.embed_dim": Whole("width; 0: by `size`", 0, 2**16),
+    "model.embed_dim": Whole("width; 0: by `size`", 0, 2**14),
     "model.depth": Whole("blocks; 0: by `size`", 0, 1000),
     "model.num_heads": Whole("of attention; 0: by `size`", 0, 2**14),
     "model.mlp_ratio": Number("hidden width of the MLPs, in widths", 0, 64, above=True),
@@ -102,7 +102,7 @@ MONITOR: dict[str, Rule] = {
 }
 
 PRETRAIN: dict[str, Rule] = {
-    "model.decoder_embed_dim": Whole("width of the decoder", 1, 2**16),
+    "model.decoder_embed_dim": Whole("width of the decoder", 1, 2**14),
     "model.decoder_depth": Whole("blocks of the decoder", 1, 1000),
     "model.decoder_num_heads": Whole("of the decoder", 1, 2**14),
     "mask.ratio": Number("share of hidden patches; some must be hidden", 0, 1, below=True),

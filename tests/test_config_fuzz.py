@@ -20,6 +20,8 @@ from mae_jax.tasks import TASKS
 from mae_jax.train_step import make_train_step
 from tests import tiny
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+
 RECIPES = {
     "configs/demo.py": {},
     "configs/finetune/demo.py": {"init_from": "", "model.drop_path": 0.1, "mix.group": 8},
