@@ -14,6 +14,7 @@ from mae_jax.config_rules import Choice, Text, closest
 from mae_jax.errors import UsageError
 
 LONGEST = 80  # characters of a value in a message
+LEAST_SHAPES = 6  # pixels: smaller figures cannot be told apart
 MOST_PATCHES = 2**16  # attention among them would take tables of 2**32
 
 
@@ -99,6 +100,11 @@ def check_together(config: Any, num_devices: int) -> None:
         patches <= MOST_PATCHES,
         f"--config.model.image_size={sizes[0]} has {patches} patches of {sizes[1]}, where "
         f"{MOST_PATCHES} are possible: raise --config.model.patch_size",
+    )
+    require(
+        config.data.source != "shapes" or min(sizes[0]) >= LEAST_SHAPES,
+        f"--config.data.source=shapes has no pictures of {sizes[0]}: give --config.model.image_size "
+        f"sides of {LEAST_SHAPES} or more",
     )
     channels = config.model.channels
     for key in ("mean", "std"):

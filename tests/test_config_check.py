@@ -10,6 +10,7 @@ from configs import demo, vit_l
 from mae_jax import config_check, config_keys, config_rules
 from mae_jax.config import flatten
 from mae_jax.data.options import DataOptions
+from mae_jax.data.sources import ShapesSource
 from mae_jax.errors import UsageError
 from mae_jax.models import layers, vit
 from mae_jax.ops import masking
@@ -122,6 +123,17 @@ def test_unknown_keys_are_refused_with_what_was_meant(key, meant):
     assert meant in str(caught.value)
 
 
+def test_the_smallest_shapes_are_those_that_can_be_drawn():
+    least = config_check.LEAST_SHAPES
+    for side in (least - 1, least):
+        source = ShapesSource("train", start=0, count=1, image_size=(side, 32), channels=3)
+        if side < least:
+            with pytest.raises(UsageError, match="too small"):
+                source.read([0])
+        else:
+            source.read([0])
+
+
 def test_misspelt_values_are_refused_with_what_was_meant():
     for key, value, meant in (
         ("mask.kind", "randm", "random"),
@@ -159,6 +171,8 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ({"model__channels": 4}, "data.mean=.* has 3 numbers, but --config.model.channels=4"),
         ({"model__image_size": (18, 16)}, "height 18 is not .* patch size 4; nearest: 16 or 20"),
         ({"model__image_size": (2048,)}, "2048.* has 262144 patches of .*4, 4.*where 65536"),
+        ({"model__image_size": (4, 4)}, "shapes has no pictures of .4, 4.: .* sides of 6 or more"),
+        ({"model__mlp_ratio": 0.01}, "mlp_ratio=0.01 of decoder_embed_dim=16 leaves the MLPs no"),
         ({"model__embed_dim": 25}, "embed_dim=25 must be a multiple of 4 and of num_heads=2"),
         ({"model__decoder_num_heads": 3}, "decoder_embed_dim=16 .* decoder_num_heads=3"),
         ({"mask__ratio": 0.99}, "leaves none of 16 patches visible"),

@@ -35,25 +35,28 @@ def encoder_fields(model: Any) -> dict[str, Any]:
         "num_heads": model.num_heads or size.num_heads,
         "mlp_ratio": model.mlp_ratio,
     }
-    _check_blocks(fields, "")
+    _check_blocks(fields, "", model.mlp_ratio)
     return fields
 
 
 def mae_fields(model: Any) -> dict[str, Any]:
     """The same for the whole masked autoencoder."""
     decoder = {key: model[key] for key in model if key.startswith("decoder_")}
-    _check_blocks(decoder, "decoder_")
+    _check_blocks(decoder, "decoder_", model.mlp_ratio)
     return encoder_fields(model) | decoder
 
 
-def _check_blocks(fields: dict[str, Any], part: str) -> None:
+def _check_blocks(fields: dict[str, Any], part: str, mlp_ratio: float) -> None:
     dim, heads = fields[f"{part}embed_dim"], fields[f"{part}num_heads"]
     require(
         dim > 0 and heads > 0 and dim % heads == 0 and dim % 4 == 0,
         f"--config.model.{part}embed_dim={dim} must be a multiple of 4 and of "
         f"{part}num_heads={heads}",
     )
-    require(fields[f"{part}depth"] >= 1, f"--config.model.{part}depth must be at least 1")
+    require(
+        int(dim * mlp_ratio) >= 1,
+        f"--config.model.mlp_ratio={mlp_ratio} of {part}embed_dim={dim} leaves the MLPs no width",
+    )
 
 
 def build_mae(
