@@ -1,12 +1,17 @@
 """Flags shared by commands that take a recipe: `--config=FILE[:ARG] --config.key=value ...`."""
 
 import os
+import re
 import sys
+import traceback
 from typing import Any
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from mae_jax.config_check import check_name, check_values, shorten
+from mae_jax.config_keys import RULES
 from mae_jax.errors import UsageError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -14,8 +19,10 @@ REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     """Defines --config and a flag for each key that `argv` overrides."""
+    # Files of flags are read with everything else: one that is not there must not fail here.
+    words = [word for word in argv if not word.startswith(("-flagfile", "--flagfile"))]
     config_flags.DEFINE_config_file(
-        "config", None, "Recipe: a file of configs/.", flag_values=values, sys_argv=argv
+        "config", None, "Recipe: a file of configs/.", flag_values=values, sys_argv=words
     )
 
 
@@ -25,21 +32,63 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     A recipe is looked for where the path says, then in this repository.
 
     Raises:
-      UsageError: anything mistyped or missing.
+      UsageError: anything mistyped, missing or out of range.
     """
     if REPO not in sys.path:
         sys.path.insert(0, REPO)  # recipes import each other as `configs.<name>`
+    overridden = _overridden(argv)
+    for key in overridden:
+        check_name(key)
     try:
         rest = values(["", *_find_config(argv)])
         config = values.config
-        _ = config and config.task  # only this tells that the file could not be loaded
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        _ = getattr(config, "task", None)  # only this tells that the file could not be loaded
+    # A recipe is somebody's program, and may fail in any way.
+    except Exception as error:
+        raise UsageError(_what_failed(error, overridden)) from error
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}: flags begin with --")
     if config is None:
         raise UsageError("no recipe: give --config=configs/demo.py or another file of configs/")
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UsageError("get_config() of the recipe must return an ml_collections.ConfigDict")
+    check_values(config)
     return config
+
+
+def _overridden(argv: list[str]) -> list[str]:
+    """Keys that the command line sets.
+
+    Raises:
+      UsageError: one comes before the recipe whose key it is.
+    """
+    found, recipe = [], False
+    for word in argv:
+        if key := re.match(r"--?(?:no)?config\.([^=]*)", word):
+            found.append(key[1])
+        elif re.match(r"--?config(=|$)", word):
+            recipe = True
+            if found:
+                raise UsageError(f"--config has to come before --config.{shorten(found[0])}")
+    return found if recipe else []
+
+
+def _what_failed(error: Exception, overridden: list[str]) -> str:
+    """One line for whatever reading the flags and the recipe raised."""
+    text = str(error).strip()
+    bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
+    if bad and bad[1] in RULES:
+        return f"--config.{bad[1]}={shorten(repr(bad[2]))} must be {RULES[bad[1]].allowed()}"
+    if isinstance(error, KeyError):  # the names are right, so it is this recipe that lacks one
+        lacking = [k for k in overridden if set(k.split(".")) & set(re.findall(r"\w+", text)[:1])]
+        if lacking:
+            return f"the recipe has no key --config.{lacking[0]}"
+    if "Traceback (most recent call last)" in text:  # ml_collections puts it into the message
+        text = text.splitlines()[-1]
+    elif not isinstance(error, (flags.Error, OSError)):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"the recipe fails ({place.filename}:{place.lineno}): {type(error).__name__}: {text}"
+    return " ".join(text.split())
 
 
 def config_name(values: flags.FlagValues) -> str:

@@ -87,39 +87,3 @@ def require(condition: bool, message: str) -> None:
     """Raises UsageError(message) unless `condition` holds."""
     if not condition:
         raise UsageError(message)
-
-
-def check_common(config: Any, num_devices: int) -> None:
-    """Checks the keys that every task has, before anything is built."""
-    flat = flatten(config)
-    for key in ("batch_size", "grad_accum", "log_every", "checkpoint.keep", "picture_images"):
-        require(flat[key] >= 1, f"--config.{key}={flat[key]} must be at least 1")
-    for key in ("seed", "steps", "eval_every", "picture_every", "eval_images"):
-        require(flat[key] >= 0, f"--config.{key}={flat[key]} must not be negative")
-    for key in ("every_steps", "every_minutes", "keep_every"):
-        value = config.checkpoint[key]
-        require(value >= 0, f"--config.checkpoint.{key}={value} must not be negative")
-    rows = num_devices * config.grad_accum
-    require(
-        config.batch_size % rows == 0,
-        f"--config.batch_size={config.batch_size} is not divisible by {num_devices} devices x "
-        f"grad_accum {config.grad_accum} = {rows}",
-    )
-    channels = config.model.channels
-    for key in ("mean", "std"):
-        values = config.data[key]
-        require(
-            len(values) == channels,
-            f"--config.data.{key}={values} has {len(values)} numbers, but --config.model.channels="
-            f"{channels}",
-        )
-    require(
-        channels == 3 or not (config.data.randaug_magnitude or config.data.color_jitter),
-        f"RandAugment and colour jitter need 3 channels, not {channels}: set "
-        "--config.data.randaug_magnitude=0 and --config.data.color_jitter=0",
-    )
-    require(min(config.data.std) > 0, f"--config.data.std={config.data.std} must be positive")
-    require(
-        config.model.dtype in ("auto", "float32", "bfloat16"),
-        f"--config.model.dtype={config.model.dtype} must be auto, float32 or bfloat16",
-    )

@@ -6,14 +6,17 @@ Exit status: 0 done, 2 bad input (one line says what), 75 stopped by a signal af
 same command again to continue.
 """
 
+import contextlib
 import os
 import sys
+from typing import Any
 
 from absl import flags
 
-from mae_jax import command_line
+from mae_jax import command_line, workdir
 from mae_jax.console import run_command, setup_logging
-from mae_jax.errors import UsageError
+from mae_jax.stopping import STOPPED, Interrupted, StopRequest, stop_on_signals
+from mae_jax.watchdog import Watchdog
 
 FLAGS = flags.FLAGS
 
@@ -29,52 +32,44 @@ flags.DEFINE_integer("process_id", None, "Which of the processes this is.")
 def main() -> int:
     """Runs the command of `sys.argv`; returns the exit status."""
     config = command_line.parse(sys.argv[1:], FLAGS)
+    default = os.path.join("runs", command_line.config_name(FLAGS))
+    folder = workdir.resolve(default if FLAGS.workdir is None else FLAGS.workdir)
     setup_logging()
-    from mae_jax.stopping import STOPPED, Interrupted, stop_on_signals
-
     try:
         with stop_on_signals() as stop:
-            return _train(config, stop)
+            return 0 if _train(config, folder, stop) else STOPPED
     except Interrupted:
         print("stopped before the first step: the same command starts again", file=sys.stderr)
         return STOPPED
 
 
-def _train(config, stop) -> int:
+def _train(config: Any, folder: str, stop: StopRequest) -> bool:
+    """Trains; False when stopped."""
     import jax  # late, so that mistyped flags answer at once
 
-    from mae_jax import distributed, train
+    from mae_jax import agreement, compile_cache, distributed, sharding, train
     from mae_jax.host_memory import keep_freed_memory
-    from mae_jax.stopping import STOPPED
     from mae_jax.tasks import TASKS
 
-    if config.task not in TASKS:
-        raise UsageError(f"--config.task={config.task} is not one of {list(TASKS)}")
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/mae_jax/compiled")
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    compile_cache.enable()
     distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     stop.several = jax.process_count() > 1
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    default = os.path.join("runs", command_line.config_name(FLAGS))
-    workdir = os.path.abspath(_writable(FLAGS.workdir or default))
-    task = TASKS[config.task](config, workdir)
-    done = train.run(
-        task, config, workdir, allow_config_change=FLAGS.allow_config_change, stop=stop
-    )
-    return 0 if done else STOPPED
-
-
-def _writable(workdir: str) -> str:
-    """The folder itself, if it can be written to or made."""
-    if "://" in workdir:
-        raise UsageError(f"--workdir={workdir} is not a folder: mount the bucket, or use a disk")
-    above = os.path.abspath(workdir)
-    while not os.path.exists(above):
-        above = os.path.dirname(above)
-    if not os.path.isdir(above) or not os.access(above, os.W_OK):
-        raise UsageError(f"--workdir={workdir} cannot be written to")
-    return workdir
+    process = jax.process_index()
+    with contextlib.ExitStack() as closing:
+        # Processes that are not alike may hang in a collective: none before they are compared.
+        with agreement.shared_errors():
+            sharding.make_mesh(**config.mesh)  # refused before the data are looked for
+            release = closing.enter_context(workdir.only_run(folder, first=process == 0))
+            stop.before_leaving.append(release)
+            dog = Watchdog(**config.watchdog, workdir=folder, process=process)
+            closing.callback(dog.close)
+            task = TASKS[config.task](config, folder)
+            changes = FLAGS.allow_config_change
+            same = {"--allow_config_change": changes, **task.metadata(0)["data"]}
+        agreement.check(config, folder, same)
+        return train.run(task, config, folder, allow_config_change=changes, stop=stop)
 
 
 if __name__ == "__main__":

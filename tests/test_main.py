@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mae_jax import checkpoint
+from mae_jax import checkpoint, lock, workdir
 from tests import tiny
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -58,21 +58,21 @@ def test_mistyped_command_ends_at_once_with_one_line(tmp_path, arguments, messag
     [
         ({"model.image_size": "(18,16)"}, "image height 18 is not divisible by patch size 4"),
         ({"model.size": "XL"}, "--config.model.size=XL is not one of"),
-        ({"mask.ratio": "1.0"}, "mask ratio 1.0 is outside"),
+        ({"mask.ratio": "1.0"}, "--config.mask.ratio=1.0 must be a number in [0, 1)"),
         ({"mask.ratio": "0.0"}, "hides none of 16 patches"),
         ({"mask.kind": "blob"}, "--config.mask.kind=blob is not one of"),
         ({"model.remat": "all"}, "--config.model.remat=all is not one of"),
         ({"model.attention": "cudnn"}, "--config.model.attention=cudnn needs an NVIDIA GPU"),
         ({"data.source": "folder", "data.root": "/no/such/folder"}, "/no/such/folder"),
-        ({"data.source": "web"}, "--config.data.source='web' is not one of"),
+        ({"data.source": "web"}, "--config.data.source=web is not one of"),
         ({"grad_accum": "3"}, "--config.batch_size=16 is not divisible by"),
         ({"model.channels": "4"}, "--config.data.mean="),
         ({"task": "sing"}, "--config.task=sing is not one of"),
         ({"init_from": "/no/run"}, "no checkpoint under /no/run"),
         ({"mesh.fsdp": "3"}, "does not match 1 devices"),
         ({"model.num_heads": "5"}, "num_heads=5"),
-        ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be at least 1"),
-        ({"seed": "-1"}, "--config.seed=-1 must not be negative"),
+        ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be a whole number from 1"),
+        ({"seed": "-1"}, "--config.seed=-1 must be a whole number from 0"),
     ],
 )
 def test_impossible_run_is_refused_with_the_way_out(tmp_path, changes, message):
@@ -117,12 +117,26 @@ def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
 
 
-def test_control_c_saves_too(tmp_path):
-    process = start(*tiny.flags(steps=100, log_every=1), cwd=tmp_path)
+def test_control_c_saves_too_in_a_folder_of_any_name(tmp_path):
+    folder = tmp_path / "mit Leerzeichen, 100 %s, 模型"
+    folder.mkdir()
+    process = start(*tiny.flags(steps=100, log_every=1, picture_every=2), cwd=folder)
     printed = signal_after_step_three(process, signal.SIGINT)
     status, rest = finish(process)
     assert status == 75, printed + rest
-    assert 3 <= checkpoint.find(str(tmp_path / "runs" / "demo")).step < 100
+    assert 3 <= checkpoint.find(str(folder / "runs" / "demo")).step < 100
+    assert os.listdir(folder / "runs" / "demo" / "pictures")
+    assert not os.path.exists(folder / "runs" / "demo" / lock.LOCK)
+
+
+def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
+    with workdir.only_run(str(tmp_path / "w"), first=True):
+        (tmp_path / "w" / "config.json").write_text("the first run's")
+        status, output = finish(start(*tiny.flags(), "--workdir=w", cwd=tmp_path))
+        assert sorted(os.listdir(tmp_path / "w")) == ["config.json", lock.LOCK]
+    assert status == 2, output
+    assert f"is in use by process {os.getpid()} on " in output.strip().splitlines()[-1]
+    assert (tmp_path / "w" / "config.json").read_text() == "the first run's"
 
 
 def start_two(flags, cwd):
@@ -161,3 +175,13 @@ def test_two_processes_with_two_devices_equal_one_with_four(tmp_path, resident):
             assert a.keys() == b.keys()
             for key in a.keys() - {"split"}:
                 np.testing.assert_allclose(a[key], b[key], rtol=2e-6, err_msg=key)
+
+
+@pytest.mark.slow
+def test_a_second_run_of_two_processes_is_refused_in_both(tmp_path):
+    with workdir.only_run(str(tmp_path / "w"), first=True):
+        outcomes = [finish(p) for p in start_two([*tiny.flags(), "--workdir=w"], tmp_path)]
+        assert os.listdir(tmp_path / "w") == [lock.LOCK]
+    assert [status for status, _ in outcomes] == [2, 2], outcomes
+    assert "is in use by process" in outcomes[0][1]
+    assert "process 0" in outcomes[1][1] and "is in use by process" in outcomes[1][1]

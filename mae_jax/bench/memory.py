@@ -26,6 +26,7 @@ def find_batch(config: Any) -> int:
     def bytes_at(batch_size: int) -> int:
         resized = config.copy_and_resolve_references()
         resized.batch_size = batch_size
+        resized.data.num_train = max(batch_size, resized.data.num_train)  # a run needs so many
         return planned_bytes(compile_step(resized, TASKS[config.task](resized, ""), mesh))
 
     multiple = mesh.size * config.grad_accum

@@ -1,16 +1,11 @@
 """What `config.data` may hold: every key, its default and its meaning, checked at the start."""
 
 import dataclasses
-import difflib
 import os
 from typing import Any
 
+from mae_jax.config_check import check_name, check_value
 from mae_jax.errors import UsageError
-
-SOURCES = ("shapes", "folder", "tfds")
-CACHES = ("none", "encoded", "decoded")
-# Keys of `config.data` that the model side reads (normalisation happens on the device).
-FOREIGN_KEYS = ("std",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,37 +85,13 @@ class DataOptions:
         for key, value in data_config.items():
             if key in known:
                 values[key] = tuple(value) if isinstance(value, (list, tuple)) else value
-            elif key not in FOREIGN_KEYS:
-                close = difflib.get_close_matches(key, sorted(known), n=1)
-                hint = (
-                    f"did you mean {close[0]}?" if close else "known: " + ", ".join(sorted(known))
-                )
-                raise UsageError(f"unknown key config.data.{key}; {hint}")
+            else:
+                check_name(f"data.{key}")
         return cls(**values)
 
     def __post_init__(self):
-        _one_of("source", self.source, SOURCES)
-        _one_of("augment", self.augment, ("crop", "crop_once", "none"))
-        _one_of("dtype", self.dtype, ("uint8", "float32"))
-        _one_of("cache", self.cache, CACHES)
-        if self.cache_gb < 0:
-            raise UsageError(f"--config.data.cache_gb={self.cache_gb}: must not be negative")
-        for key in ("crop_scale", "crop_ratio"):
-            value = getattr(self, key)
-            if len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise UsageError(f"--config.data.{key}={value}: needs two numbers, 0 < low <= high")
-        if self.crop_scale[1] > 1:
-            raise UsageError(f"--config.data.crop_scale={self.crop_scale}: the high end exceeds 1")
-        for key, least in (("workers", 0), ("holdout", 0), ("prefetch", 1), ("num_train", 1)):
-            if getattr(self, key) < least:
-                raise UsageError(
-                    f"--config.data.{key}={getattr(self, key)}: must be {least} or more"
-                )
-        if not 0 <= self.randaug_magnitude <= 10 or self.randaug_std < 0 or self.color_jitter < 0:
-            raise UsageError(
-                f"--config.data.randaug_magnitude={self.randaug_magnitude} must be in [0, 10], "
-                f"randaug_std={self.randaug_std} and color_jitter={self.color_jitter} not negative"
-            )
+        for field in dataclasses.fields(self):
+            check_value(f"data.{field.name}", getattr(self, field.name))
         if self.changes_colors and self.dtype != "uint8":
             raise UsageError(
                 "--config.data.randaug_magnitude and color_jitter need 8-bit colour images: set "
@@ -132,10 +103,6 @@ class DataOptions:
                 "colours: set --config.data.randaug_magnitude=0 and --config.data.color_jitter=0, "
                 "or --config.data.resident=False"
             )
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UsageError(
-                f"--config.data.max_bad_fraction={self.max_bad_fraction}: needs a share in [0, 1]"
-            )
 
     @property
     def changes_colors(self) -> bool:
@@ -146,8 +113,3 @@ class DataOptions:
     def num_workers(self) -> int:
         """Decoding threads: `workers`, or the cores this process may run on."""
         return self.workers or len(os.sched_getaffinity(0))
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"--config.data.{key}={value!r} is not one of {', '.join(allowed)}")

@@ -96,6 +96,11 @@ def _builder(options: DataOptions) -> Any:
     except (registered.DatasetNotFoundError, FileNotFoundError) as error:
         place = options.root or str(constants.DATA_DIR)
         raise UsageError(_how_to_prepare(options.name, place)) from error
+    except ValueError as error:  # what TFDS says has many lines
+        raise UsageError(
+            f"--config.data.name={options.name!r} cannot be the name of a TFDS data set, which is "
+            "name, name/config or name/config:version"
+        ) from error
 
 
 def _how_to_prepare(name: str, place: str) -> str:

@@ -1,19 +1,13 @@
 """Turns `config.optim` and the length of a run into an optimiser."""
 
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
 
-from mae_jax.errors import UsageError
+from mae_jax.config import require
 from mae_jax.optim.optimizers import adamw, lars
 from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
-
-log = logging.getLogger(__name__)
-
-OPTIMIZERS = ("adamw", "lars")
-MU_DTYPES = ("float32", "bfloat16")
 
 
 class Recipe(NamedTuple):
@@ -36,9 +30,6 @@ def make_recipe(
 ) -> Recipe:
     """The optimiser of `config.optim` with warm-up and cosine, for a run of so many epochs.
 
-    A warm-up as long as the whole run, which a short trial of a long recipe has, is cut to a tenth
-    of the run, with a warning.
-
     Args:
       optim: `config.optim`.
       batch_size: global batch.
@@ -47,20 +38,20 @@ def make_recipe(
       exempt, scale: see `adamw`.
 
     Raises:
-      UsageError: no such optimiser.
+      UsageError: the rates do not make a schedule.
     """
-    if optim.mu_dtype not in MU_DTYPES:
-        raise UsageError(f"--config.optim.mu_dtype={optim.mu_dtype} is not one of {MU_DTYPES}")
     lr = absolute_lr(optim.base_lr, batch_size)
     warmup = optim.warmup_epochs
-    if warmup >= epochs:
-        warmup = 0.1 * epochs
-        log.warning(
-            "optim.warmup_epochs=%g is not shorter than the run (%.3g epochs): warming up for a "
-            "tenth of the run instead",
-            optim.warmup_epochs,
-            epochs,
-        )
+    require(
+        warmup < epochs,
+        f"--config.optim.warmup_epochs={warmup:g} is not shorter than the run, which has "
+        f"{epochs:.4g} epochs: set --config.optim.warmup_epochs={0.1 * epochs:.2g}, or lengthen it",
+    )
+    require(
+        optim.min_lr <= lr,
+        f"--config.optim.min_lr={optim.min_lr:g} is above the learning rate {lr:.4g} "
+        f"(--config.optim.base_lr={optim.base_lr:g} x batch {batch_size} / 256)",
+    )
     schedule = warmup_cosine(
         lr,
         warmup_epochs=warmup,
@@ -79,15 +70,12 @@ def make_recipe(
             exempt=exempt,
             scale=scale,
         )
-    elif optim.name == "lars":
-        if scale is not None:
-            raise UsageError("--config.optim.layer_decay must be 1 with --config.optim.name=lars")
+    else:
+        require(scale is None, "--config.optim.layer_decay must be 1 with --config.optim.name=lars")
         tx = lars(
             schedule,
             momentum=optim.momentum,
             weight_decay=optim.weight_decay,
             grad_clip=optim.grad_clip,
         )
-    else:
-        raise UsageError(f"--config.optim.name={optim.name} is not one of {list(OPTIMIZERS)}")
     return Recipe(tx, schedule, lr, warmup)

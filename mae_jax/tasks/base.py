@@ -11,6 +11,7 @@ import numpy as np
 
 from mae_jax import checkpoint, pictures, resident, run_info, sharding
 from mae_jax.config import require
+from mae_jax.config_rules import LARGEST
 from mae_jax.data import DataOptions, pipeline, sources
 from mae_jax.data.order import TrainOrder
 from mae_jax.optim.recipe import make_recipe
@@ -60,18 +61,23 @@ class ImageTask:
         """Number of steps, from `steps` or `epochs`.
 
         Raises:
-          UsageError: there is not even one.
+          UsageError: there is not even one, or a batch is longer than an epoch.
         """
         config, num_images = self.config, len(self.train_source)
         require(
             config.steps > 0 or config.epochs > 0,
             "the run has no length: set --config.epochs or --config.steps",
         )
+        require(
+            config.batch_size <= num_images,
+            f"--config.batch_size={config.batch_size} is more than the {num_images} training "
+            "images: lower it",
+        )
         self.num_steps = config.steps or int(config.epochs * self.steps_per_epoch)
         require(
-            self.num_steps > 0,
-            f"--config.epochs={config.epochs} of {num_images} images is less than one batch of "
-            f"{config.batch_size}: lower --config.batch_size or raise --config.epochs",
+            0 < self.num_steps <= LARGEST,
+            f"--config.epochs={config.epochs} of {num_images} images are {self.num_steps} batches "
+            f"of {config.batch_size}, where 1 to {LARGEST} can be counted: change --config.epochs",
         )
         if self.num_steps < FEW_STEPS:
             log.warning("only %d updates: too few to learn anything", self.num_steps)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from mae_jax.config import pair, require
 from mae_jax.errors import UsageError
-from mae_jax.models import layers
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.vit import SIZES, VisionTransformer
 from mae_jax.ops import masking
@@ -24,9 +23,8 @@ def encoder_fields(model: Any) -> dict[str, Any]:
     """Constructor arguments of the encoder that `config.model` describes, all of them plain values.
 
     Raises:
-      UsageError: a size that does not exist, or sizes that do not fit together.
+      UsageError: sizes that do not fit together.
     """
-    require(model.size in SIZES, f"--config.model.size={model.size} is not one of {list(SIZES)}")
     size = SIZES[model.size]
     fields = {
         "image_size": pair(model.image_size, "--config.model.image_size"),
@@ -37,25 +35,28 @@ def encoder_fields(model: Any) -> dict[str, Any]:
         "num_heads": model.num_heads or size.num_heads,
         "mlp_ratio": model.mlp_ratio,
     }
-    _check_blocks(fields, "")
+    _check_blocks(fields, "", model.mlp_ratio)
     return fields
 
 
 def mae_fields(model: Any) -> dict[str, Any]:
     """The same for the whole masked autoencoder."""
     decoder = {key: model[key] for key in model if key.startswith("decoder_")}
-    _check_blocks(decoder, "decoder_")
+    _check_blocks(decoder, "decoder_", model.mlp_ratio)
     return encoder_fields(model) | decoder
 
 
-def _check_blocks(fields: dict[str, Any], part: str) -> None:
+def _check_blocks(fields: dict[str, Any], part: str, mlp_ratio: float) -> None:
     dim, heads = fields[f"{part}embed_dim"], fields[f"{part}num_heads"]
     require(
         dim > 0 and heads > 0 and dim % heads == 0 and dim % 4 == 0,
         f"--config.model.{part}embed_dim={dim} must be a multiple of 4 and of "
         f"{part}num_heads={heads}",
     )
-    require(fields[f"{part}depth"] >= 1, f"--config.model.{part}depth must be at least 1")
+    require(
+        int(dim * mlp_ratio) >= 1,
+        f"--config.model.mlp_ratio={mlp_ratio} of {part}embed_dim={dim} leaves the MLPs no width",
+    )
 
 
 def build_mae(
@@ -77,9 +78,6 @@ def build_vit(
 
 
 def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> Any:
-    for key, known in (("attention", list(layers.ATTENTION)), ("remat", list(layers.REMAT))):
-        value = choices[key]
-        require(value in known, f"--config.model.{key}={value} is not one of {known}")
     low = compute_dtype(dtype) == jnp.bfloat16
     require(
         choices["attention"] != "cudnn" or (low and jax.default_backend() == "gpu"),

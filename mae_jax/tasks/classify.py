@@ -12,7 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 from mae_jax import plots, rng, run_info
-from mae_jax.config import check_common, flatten, require
+from mae_jax.config import require
+from mae_jax.config_check import check_together
 from mae_jax.models import vit
 from mae_jax.ops.erasing import random_erasing
 from mae_jax.ops.mixing import Mix, mix, smooth_one_hot
@@ -25,8 +26,6 @@ from mae_jax.tasks import build
 from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask
 from mae_jax.tasks.predict import Predictor
-
-TRAINABLE = ("all", "head", "last")
 
 
 class Classify(ImageTask):
@@ -212,22 +211,12 @@ def _require_labels(source: Any) -> None:
 
 
 def _check(config: Any) -> None:
-    """Choices by name exist, and the numbers are in range."""
-    check_common(config, jax.device_count())
-    for key, value, known in (
-        ("trainable", config.trainable, TRAINABLE),
-        ("head.pool", config.head.pool, ("cls", "mean")),
-    ):
-        require(value in known, f"--config.{key}={value} is not one of {known}")
-    flat = flatten(config)
-    for key in ("model.drop_path", "label_smoothing", "erase_prob", "optim.ema"):
-        require(0 <= flat[key] < 1, f"--config.{key}={flat[key]} must be in [0, 1)")
-    for key in ("mix.prob", "mix.switch_prob", "optim.layer_decay"):
-        require(0 <= flat[key] <= 1, f"--config.{key}={flat[key]} must be in [0, 1]")
+    """What a classifier needs besides: parts of a batch that its groups divide."""
+    check_together(config, jax.device_count())
     batch, part = config.batch_size, config.batch_size // config.grad_accum
     group = config.mix.group
     require(
-        (group > 0 and group % 2 == 0 and batch % group == 0) or not _mixes(config),
+        (group % 2 == 0 and batch % group == 0) or not _mixes(config),
         f"--config.mix.group={group} must be even and divide --config.batch_size={batch}",
     )
     group = config.head.batch_norm_group or part

@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh
 
 from mae_jax import rng
-from mae_jax.config import check_common, require
+from mae_jax.config import require
+from mae_jax.config_check import check_together
 from mae_jax.models import vit
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.task import Batch, Weights
@@ -33,7 +34,7 @@ class Knn(ImageTask):
     num_steps = 0
 
     def __init__(self, config: Any, workdir: str):
-        check_common(config, jax.device_count())
+        check_together(config, jax.device_count())
         require(
             config.eval.knn_every > 0 or config.eval.probe_every > 0,
             "nothing to measure: set --config.eval.knn_every=1 or --config.eval.probe_every=1",

@@ -19,8 +19,6 @@ from mae_jax.ops import feature_probes
 from mae_jax.task import Batch, Evaluator
 from mae_jax.tasks.base import ImageTask
 
-FEATURES = ("cls", "mean")
-
 
 class Monitor:
     """Evaluators "knn" and "probe" of a task.
@@ -39,21 +37,19 @@ class Monitor:
         self._encode = encode
         self._step: Any = None
         self._cached: tuple[int, Any] = (-1, None)
-        feature, k = self.options.feature, self.options.knn_k
-        require(feature in FEATURES, f"--config.eval.feature={feature} is not one of {FEATURES}")
         if not (self.options.knn_every or self.options.probe_every):
             return
-        number = self.options.train_images
-        require(number >= 0, f"--config.eval.train_images={number} must not be negative")
         classes = task.train_source.classes
         require(
             classes is not None and len(task.held_out) > 0 and task.held_out.classes == classes,
             "--config.eval.knn_every and probe_every need labelled training and held-out images "
             "of the same classes: set both to 0, or see docs/data.md",
         )
+        k, images = self.options.knn_k, self._number_of_training_images()
         require(
-            1 <= k <= self._number_of_training_images(),
-            f"--config.eval.knn_k={k} must be from 1 to the number of training images used",
+            k <= images,
+            f"--config.eval.knn_k={k} is more than the {images} training images to choose from: "
+            "lower it, or raise --config.eval.train_images",
         )
 
     def evaluators(self) -> dict[str, Evaluator]:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from mae_jax import evaluate as evaluation
 from mae_jax import pictures, rng, run_info
-from mae_jax.config import check_common, require
+from mae_jax.config_check import check_together
 from mae_jax.errors import UsageError
 from mae_jax.models.mae import init_params, train_flops
 from mae_jax.ops import masking, targets
@@ -20,8 +20,6 @@ from mae_jax.tasks import build
 from mae_jax.tasks.adopt import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask
 from mae_jax.tasks.monitor import Monitor
-
-TARGETS = ("pixel",)
 
 
 class Pretrain(ImageTask):
@@ -36,7 +34,7 @@ class Pretrain(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        _check(config)
+        check_together(config, jax.device_count())
         self.fields = build.mae_fields(config.model)
         self.model = build.build_mae(
             self.fields,
@@ -162,13 +160,3 @@ class Pretrain(ImageTask):
             **self.data_facts(),
             **self.length_facts(),
         }
-
-
-def _check(config: Any) -> None:
-    """Choices by name exist, and the common keys make sense."""
-    check_common(config, jax.device_count())
-    for key, value, known in (
-        ("mask.kind", config.mask.kind, list(masking.NOISE)),
-        ("target.kind", config.target.kind, list(TARGETS)),
-    ):
-        require(value in known, f"--config.{key}={value} is not one of {known}")

@@ -234,9 +234,12 @@ def test_unknown_keys_and_impossible_values_are_refused():
     def make(**config):
         return make_sources(config, image_size=SIZE, channels=3, workdir=None)
 
-    with pytest.raises(UsageError, match="config.data.crop_scal; did you mean crop_scale"):
+    with pytest.raises(
+        UsageError,
+        match="config.data.crop_scal: there is no such key; did you mean --config.data.crop_scale",
+    ):
         make(crop_scal=(0.2, 1.0))
-    with pytest.raises(UsageError, match="--config.data.source='webdataset'"):
+    with pytest.raises(UsageError, match="--config.data.source=webdataset"):
         make(source="webdataset")
     with pytest.raises(UsageError, match="--config.data.crop_scale"):
         make(crop_scale=(0.5, 0.2))

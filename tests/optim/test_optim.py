@@ -75,18 +75,22 @@ def test_the_first_moment_can_be_kept_in_half_the_memory():
         made = recipe.make_recipe(optim, batch_size=64, epochs=100.0, steps_per_epoch=10.0)
         adam = made.tx.init(params)[1]
         assert adam.mu["a"]["kernel"].dtype == dtype and adam.nu["a"]["kernel"].dtype == "float32"
-    optim.mu_dtype = "float16"
-    with pytest.raises(UsageError, match="mu_dtype=float16"):
-        recipe.make_recipe(optim, batch_size=64, epochs=100.0, steps_per_epoch=10.0)
 
 
-def test_warm_up_longer_than_the_run_is_cut_with_a_warning(caplog):
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"warmup_epochs": 5.0}, "warmup_epochs=5 is not shorter than .* 5 epochs: .*epochs=0.5,"),
+        ({"warmup_epochs": 40.0}, "warmup_epochs=40 is not shorter than the run"),
+        ({"min_lr": 1e-3}, r"min_lr=0.001 is above the learning rate 3.75e-05 .*base_lr=0.00015 x"),
+    ],
+)
+def test_rates_that_make_no_schedule_are_refused_with_the_numbers(changes, message):
     from configs import vit_l
 
     optim = vit_l.get_config().optim
-    with caplog.at_level("WARNING"):
-        out = recipe.make_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
-    assert out.warmup_epochs == 0.5
-    assert "warmup_epochs=40" in caplog.text
-    assert float(out.schedule(0)) == 0.0
-    assert float(out.schedule(50)) == pytest.approx(out.lr)
+    optim.warmup_epochs = 4.9
+    recipe.make_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
+    optim.update(changes)
+    with pytest.raises(UsageError, match=message):
+        recipe.make_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)

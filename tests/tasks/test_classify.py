@@ -325,8 +325,8 @@ def test_scores_are_those_of_plain_counting(tmp_path):
         ({"optim__name": "sgd"}, "--config.optim.name=sgd is not one of"),
         ({"mix__mixup": 0.8, "mix__group": 5}, "--config.mix.group=5 must be even and divide"),
         ({"head__batch_norm": True, "head__batch_norm_group": 5}, "batch_norm_group=5 does not"),
-        ({"label_smoothing": 1.0}, "--config.label_smoothing=1.0 must be in"),
-        ({"mix__prob": 1.5}, "--config.mix.prob=1.5 must be in"),
+        ({"label_smoothing": 1.0}, r"--config.label_smoothing=1.0 must be a number in \[0, 1\)"),
+        ({"mix__prob": 1.5}, r"--config.mix.prob=1.5 must be a number in \[0, 1\]"),
         ({"optim__name": "lars"}, "layer_decay must be 1 with"),
     ],
 )

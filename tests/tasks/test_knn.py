@@ -60,11 +60,11 @@ def test_both_ways_to_encode_are_the_same_features():
     "changes, message",
     [
         ({"eval__feature": "max"}, "--config.eval.feature=max is not one of"),
-        ({"eval__knn_k": 97}, "--config.eval.knn_k=97 must be from 1"),
+        ({"eval__knn_k": 97}, "--config.eval.knn_k=97 is more than the 96 training"),
         ({"data__num_eval": 0, "data__holdout": 0}, "need labelled training and held-out images"),
         ({"eval__knn_every": 0, "eval__probe_every": 0}, "nothing to measure"),
         ({"picture_every": 1}, "nothing is trained or drawn here"),
-        ({"eval__train_images": -1}, "--config.eval.train_images=-1 must not be negative"),
+        ({"eval__train_images": -1}, "--config.eval.train_images=-1 must be a whole number from 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes, message):

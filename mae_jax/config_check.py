@@ -1,0 +1,121 @@
+"""Refuses a configuration that cannot work, before jax starts or anything is compiled.
+
+`check_names` and `check_values` need the configuration alone; `check_together` also knows the
+devices. What depends on the data (the length of an epoch, ...) is checked by the tasks.
+"""
+
+import difflib
+import math
+from typing import Any
+
+from mae_jax.config import flatten, pair, require
+from mae_jax.config_keys import GROUPS, NEEDED, RULES
+from mae_jax.config_rules import Choice, Text, closest
+from mae_jax.errors import UsageError
+
+LONGEST = 80  # characters of a value in a message
+LEAST_SHAPES = 6  # pixels: smaller figures cannot be told apart
+MOST_PATCHES = 2**16  # attention among them would take tables of 2**32
+
+
+def check_name(key: str) -> None:
+    """Raises UsageError unless `key` is that of a value, with what was perhaps meant."""
+    if key in RULES:
+        return
+    if key in GROUPS:
+        first = next(name for name in RULES if name.startswith(f"{key}."))
+        raise UsageError(f"--config.{key} is a group of keys: set them singly, as --config.{first}")
+    raise UsageError(
+        f"--config.{shorten(key)}: there is no such key{_meant(key)} (docs/configuration.md)"
+    )
+
+
+def shorten(text: str) -> str:
+    """Text that is no longer than a message bears."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def _meant(key: str) -> str:
+    """The key that is written nearly so, or else one whose last part is."""
+    last = key.split(".")[-1]
+    parts = {name.split(".")[-1]: name for name in RULES}
+    close = difflib.get_close_matches(last, parts, n=1)
+    if hint := closest(key, RULES):
+        return hint.replace("mean ", "mean --config.")
+    return f"; did you mean --config.{parts[close[0]]}?" if close else ""
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raises UsageError unless `value` is what the key's rule allows."""
+    rule = RULES[key]
+    if rule.accepts(value):
+        return
+    plain = isinstance(value, str) and value.isprintable() and isinstance(rule, (Choice, Text))
+    text = shorten(value if plain and value else repr(value))
+    if isinstance(rule, Choice):
+        hint = closest(value, rule.options) if isinstance(value, str) else ""
+        raise UsageError(f"--config.{key}={text} is not {rule.allowed()}{hint}")
+    raise UsageError(f"--config.{key}={text} must be {rule.allowed()}")
+
+
+def check_values(config: Any) -> None:
+    """Every key is known and in range, and none that the task needs is missing.
+
+    Raises:
+      UsageError: for the first that is not so.
+    """
+    flat = flatten(config)
+    for key, value in flat.items():
+        check_name(key)
+        check_value(key, value)
+    require("task" in flat, "the recipe has no config.task: derive it from configs/vit_l.py")
+    for key, rule in NEEDED[config.task].items():
+        require(
+            key in flat,
+            f"the recipe has no config.{key}, which {config.task} needs ({rule.allowed()}): derive "
+            "it from a file of configs/",
+        )
+
+
+def check_together(config: Any, num_devices: int) -> None:
+    """What `check_values` checks, and whether the values of several keys fit together.
+
+    Raises:
+      UsageError: for the first that does not.
+    """
+    check_values(config)
+    rows, batch = num_devices * config.grad_accum, config.batch_size
+    low = batch // rows * rows
+    nearest = f"{low} or {low + rows}" if low else f"{rows}"
+    require(
+        batch % rows == 0,
+        f"--config.batch_size={batch} is not divisible by {num_devices} devices x "
+        f"grad_accum {config.grad_accum} = {rows}; nearest: {nearest}",
+    )
+    sizes = [
+        pair(config.model[key], f"--config.model.{key}") for key in ("image_size", "patch_size")
+    ]
+    patches = math.prod(image // patch for image, patch in zip(*sizes, strict=True))
+    require(
+        patches <= MOST_PATCHES,
+        f"--config.model.image_size={sizes[0]} has {patches} patches of {sizes[1]}, where "
+        f"{MOST_PATCHES} are possible: raise --config.model.patch_size",
+    )
+    require(
+        config.data.source != "shapes" or min(sizes[0]) >= LEAST_SHAPES,
+        f"--config.data.source=shapes has no pictures of {sizes[0]}: give --config.model.image_size "
+        f"sides of {LEAST_SHAPES} or more",
+    )
+    channels = config.model.channels
+    for key in ("mean", "std"):
+        values = config.data[key]
+        require(
+            len(values) == channels,
+            f"--config.data.{key}={values} has {len(values)} numbers, but --config.model.channels="
+            f"{channels}",
+        )
+    require(
+        channels == 3 or not (config.data.randaug_magnitude or config.data.color_jitter),
+        f"RandAugment and colour jitter need 3 channels, not {channels}: set "
+        "--config.data.randaug_magnitude=0 and --config.data.color_jitter=0",
+    )

@@ -1,0 +1,101 @@
+"""Recipes and their flags, in process: whatever is typed, there is a recipe or one clear line."""
+
+import sys
+
+import pytest
+from absl import flags
+
+from mae_jax import command_line
+from mae_jax.errors import UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+
+
+def parse(*argv):
+    sys.modules.pop("config_config", None)  # ml_collections loads the next recipe over the last
+    values = flags.FlagValues()
+    command_line.define_config(values, list(argv))
+    return command_line.parse(list(argv), values)
+
+
+def test_values_of_every_type_are_read():
+    config = parse(
+        *("--config=configs/finetune/demo.py", "--config.batch_size=32", "--config.epochs", "3"),
+        *("--config.model.image_size=32,48", "--noconfig.data.hflip", "--config.data.resident"),
+        *("--config.data.mean=(0.1,0.2,0.3)", "-config.data.root=a b/100%=Füße"),
+    )
+    assert (config.batch_size, config.epochs) == (32, 3.0)
+    assert config.model.image_size == (32, 48) and config.data.mean == (0.1, 0.2, 0.3)
+    assert (config.data.hflip, config.data.resident) == (False, True)
+    assert config.data.root == "a b/100%=Füße"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            "--config.modle.size=B",
+            "modle.size: there is no such key; did you mean --config.model.s",
+        ),
+        ("--config.base_lr=1", "did you mean --config.optim.base_lr?"),
+        ("--config.model={}", "--config.model is a group of keys"),
+        ("--config.data.mean[0]=1", "did you mean --config.data.mean?"),
+        ("--config.mix.group=2", "the recipe has no key --config.mix.group"),
+        ("--config.mask.kind=randm", "=randm is not one of random; did you mean random?"),
+        ("--config.batch_size=many", "batch_size='many' must be a whole number from 1 to 16777216"),
+        ("--config.batch_size=1e3", "batch_size='1e3' must be a whole number"),
+        ("--config.batch_size=", "batch_size='' must be a whole number"),
+        ("--config.batch_size", "Missing value for flag --config.batch_size"),
+        ("--config.data.hflip=perhaps", "hflip='perhaps' must be True or False"),
+        ("--config.model.image_size=(1,x", "image_size='(1,x' must be 2 or 1 whole numbers in"),
+        ("--config.optim.b1=nan", "optim.b1=nan must be a number in [0, 1)"),
+        ("--config.optim.b1=1e999", "optim.b1=inf must be a number in [0, 1)"),
+        ("--config.model.size=" + "x" * 999, "x... (999 characters) is not one of Ti, S, B"),
+        ("--config.seed=1 --config=configs/demo.py", "--config has to come before --config.seed"),
+        ("--flagfile=/no/such/file", "/no/such/file"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_them(words, message):
+    argv = [] if "--config=" in words else ["--config=configs/demo.py"]
+    with pytest.raises(UsageError) as caught:
+        parse(*argv, *words.split())
+    text = str(caught.value)
+    assert message in text and "\n" not in text and len(text) < 300
+
+
+HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  "
+
+
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        ("def get_config(:", "SyntaxError: invalid syntax"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this"),
+        ("x = 1", "no attribute 'get_config'"),
+        ("def get_config():\n  return {'task': 'knn'}", "must return an ml_collections.ConfigDict"),
+        ("def get_config():\n  pass", "no recipe"),
+        ("def get_config():\n  return 1 / 0", "recipe.py:2): ZeroDivisionError: division by zero"),
+        ("def get_config():\n  return {}['key']", "recipe.py:2): KeyError: 'key'"),
+        ("def get_config():\n  raise ValueError('unknown\\nsetting')", "setting"),
+        ("\0", "null bytes"),
+        (HEAD + "c.mesage = 3\n  return c", "--config.mesage: there is no such key"),
+        (HEAD + "del c.watchdog\n  return c", "the recipe has no config.watchdog.seconds"),
+        (HEAD + "del c.task\n  return c", "the recipe has no config.task"),
+        (HEAD + "c.seed = True\n  return c", "--config.seed=True must be a whole number"),
+        (HEAD + "c.model = None\n  return c", "--config.model is a group"),
+    ],
+)
+def test_recipes_that_fail_are_one_line_that_says_where(tmp_path, program, message):
+    (tmp_path / "recipe.py").write_text(program)
+    with pytest.raises(UsageError) as caught:
+        parse(f"--config={tmp_path}/recipe.py")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "configs", "configs/nowhere.py", "configs/demo.py:x"])
+def test_no_recipe(path):
+    with pytest.raises(UsageError):
+        parse(f"--config={path}")
+    with pytest.raises(UsageError, match="no recipe: give --config="):
+        parse()

@@ -1,0 +1,208 @@
+"""What a configuration may hold, and what is said about one that cannot work."""
+
+import dataclasses
+import importlib
+import math
+
+import pytest
+
+from configs import demo, vit_l
+from mae_jax import config_check, config_keys, config_rules
+from mae_jax.config import flatten
+from mae_jax.data.options import DataOptions
+from mae_jax.data.sources import ShapesSource
+from mae_jax.errors import UsageError
+from mae_jax.models import layers, vit
+from mae_jax.ops import masking
+from mae_jax.tasks import TASKS
+from tests import tiny
+from tests.test_configs import MODULES, REPO
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_recipes_keep_to_the_rules(name):
+    config_check.check_values(importlib.import_module(name).get_config())
+
+
+def test_the_table_has_the_keys_of_the_recipes_and_no_others():
+    used = {"pretrain": "vit_l", "classify": "finetune.vit_b", "knn": "knn.vit_b"}
+    for task, name in used.items():
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert flatten(config).keys() == config_keys.NEEDED[task].keys()
+
+
+def test_the_table_has_the_names_that_code_looks_up():
+    for key, names in {
+        "task": TASKS,
+        "model.size": vit.SIZES,
+        "model.attention": layers.ATTENTION,
+        "model.remat": layers.REMAT,
+        "mask.kind": masking.NOISE,
+    }.items():
+        rule = config_keys.RULES[key]
+        assert isinstance(rule, config_rules.Choice) and set(rule.options) == set(names)
+    data = {key.removeprefix("data.") for key in config_keys.RULES if key.startswith("data.")}
+    assert data == {field.name for field in dataclasses.fields(DataOptions)} | {"std"}
+
+
+def test_the_documentation_has_the_table():
+    with open(f"{REPO}/docs/configuration.md", encoding="utf-8") as file:
+        text = file.read()
+    assert config_keys.markdown() in text, "run python -m mae_jax.config_keys"
+
+
+@pytest.mark.parametrize(
+    "key, bad",
+    [
+        ("batch_size", [0, -1, 2**24 + 1, 10**30, 1.0, True, None, "3", (1,), math.nan]),
+        ("steps", [-1, 2**31, False]),
+        ("seed", [-1, 2**32]),
+        ("epochs", [-1.0, math.nan, math.inf, -math.inf, 1e300, "1", True, None, (1.0,)]),
+        ("optim.b1", [1.0, -0.1, 1, math.nan]),
+        ("mask.ratio", [1.0, -0.1, math.inf]),
+        ("model.mlp_ratio", [0.0, -1.0]),
+        ("model.size", ["", "XL", "l", None, 3, ("L",)]),
+        ("model.image_size", [(), (1, 2, 3), (0, 1), (1.0, 2.0), ("a", "b"), "ab", (True, 1), -1]),
+        ("data.mean", [(), 0.5, (math.nan,) * 3, ("a",) * 3, ((1.0,),), None]),
+        ("data.std", [(0.0, 1.0, 1.0), (-1.0,), (1e300,)]),
+        ("data.crop_scale", [(0.0, 1.0), (0.5, 0.2), (0.5,), (0.2, 1.1), (0.1, 0.2, 0.3)]),
+        ("data.hflip", [0, 1, "True", None]),
+        ("init_from", [3, None, "a\nb", "x" * 5000, "\0"]),
+        ("init_channels", ["", "select:", "select:1,", "select:-1", "meen"]),
+        ("mesh.fsdp", [0, -2]),
+        ("checkpoint.max_failures", [0]),
+        ("nan_guard.max_skips", [0]),
+        ("watchdog.seconds", [-1.0, math.inf]),
+    ],
+)
+def test_values_out_of_range_are_refused_in_one_line_with_the_range(key, bad):
+    for value in bad:
+        with pytest.raises(UsageError) as caught:
+            config_check.check_value(key, value)
+        text = str(caught.value)
+        assert text.startswith(f"--config.{key}=") and "\n" not in text and len(text) < 250
+        assert config_keys.RULES[key].allowed() in text
+        if isinstance(value, int) and abs(value) < 2**40:
+            assert f"={value} " in text
+
+
+@pytest.mark.parametrize(
+    "key, good",
+    [
+        ("epochs", [0, 0.5, 1600.0, 3]),
+        ("seed", [0, 2**32 - 1]),
+        ("model.image_size", [224, (224,), (224, 192), [224, 192]]),
+        ("data.mean", [(0.5,), [0.1] * 12, (0, 0, 0), (-3e4,)]),
+        ("init_channels", ["error", "mean", "repeat", "select:0", "select:3,2,1"]),
+        ("init_from", ["", "runs/Füße 模型 100%"]),
+        ("mesh.data", [-1, 1, 8]),
+        ("optim.b2", [0, 0.999]),
+    ],
+)
+def test_values_within_the_range_are_taken(key, good):
+    for value in good:
+        config_check.check_value(key, value)
+
+
+@pytest.mark.parametrize(
+    "key, meant",
+    [
+        ("modle.size", "; did you mean --config.model.size?"),
+        ("model.sise", "; did you mean --config.model.size?"),
+        ("base_lr", "; did you mean --config.optim.base_lr?"),
+        ("optim.Base_LR", "; did you mean --config.optim.base_lr?"),
+        ("data.mean[0]", "; did you mean --config.data.mean?"),
+        ("zzzz", " there is no such key (docs"),
+        ("", " there is no such key (docs"),
+        ("model", " is a group of keys: set them singly, as --config.model.size"),
+    ],
+)
+def test_unknown_keys_are_refused_with_what_was_meant(key, meant):
+    with pytest.raises(UsageError) as caught:
+        config_check.check_name(key)
+    assert meant in str(caught.value)
+
+
+def test_the_smallest_shapes_are_those_that_can_be_drawn():
+    least = config_check.LEAST_SHAPES
+    for side in (least - 1, least):
+        source = ShapesSource("train", start=0, count=1, image_size=(side, 32), channels=3)
+        if side < least:
+            with pytest.raises(UsageError, match="too small"):
+                source.read([0])
+        else:
+            source.read([0])
+
+
+def test_misspelt_values_are_refused_with_what_was_meant():
+    for key, value, meant in (
+        ("mask.kind", "randm", "random"),
+        ("model.size", "l", "L"),
+        ("data.source", "folders", "folder"),
+    ):
+        with pytest.raises(UsageError, match=f"={value} is not one of .*; did you mean {meant}?"):
+            config_check.check_value(key, value)
+
+
+def test_what_a_recipe_lacks_or_has_too_much_is_named():
+    config = demo.get_config()
+    del config.watchdog
+    with pytest.raises(UsageError, match=r"no config.watchdog.seconds, which pretrain needs \(a n"):
+        config_check.check_values(config)
+    config = demo.get_config()
+    del config.task
+    with pytest.raises(UsageError, match=r"no config.task"):
+        config_check.check_values(config)
+    config = demo.get_config()
+    config.model.depht = 3
+    with pytest.raises(UsageError, match="model.depht: .* did you mean --config.model.depth?"):
+        config_check.check_values(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"batch_size": 18},
+            "=18 is not divisible by 4 devices x grad_accum 1 = 4; nearest: 16 or",
+        ),
+        ({"batch_size": 16, "grad_accum": 3}, "4 devices x grad_accum 3 = 12; nearest: 12 or 24"),
+        ({"batch_size": 2}, "grad_accum 1 = 4; nearest: 4"),
+        ({"model__channels": 4}, "data.mean=.* has 3 numbers, but --config.model.channels=4"),
+        ({"model__image_size": (18, 16)}, "height 18 is not .* patch size 4; nearest: 16 or 20"),
+        ({"model__image_size": (2048,)}, "2048.* has 262144 patches of .*4, 4.*where 65536"),
+        ({"model__image_size": (4, 4)}, "shapes has no pictures of .4, 4.: .* sides of 6 or more"),
+        ({"model__mlp_ratio": 0.01}, "mlp_ratio=0.01 of decoder_embed_dim=16 leaves the MLPs no"),
+        ({"model__embed_dim": 25}, "embed_dim=25 must be a multiple of 4 and of num_heads=2"),
+        ({"model__decoder_num_heads": 3}, "decoder_embed_dim=16 .* decoder_num_heads=3"),
+        ({"mask__ratio": 0.99}, "leaves none of 16 patches visible"),
+        ({"mask__ratio": 0.0}, "hides none of 16 patches"),
+        ({"optim__warmup_epochs": 9.0}, "warmup_epochs=9 is not shorter than the run, which has 3"),
+        ({"optim__min_lr": 1.0}, "min_lr=1 is above the learning rate 0.0003"),
+        ({"batch_size": 100}, "batch_size=100 is more than the 96 training images"),
+        ({"steps": 0, "epochs": 0.1}, "epochs=0.1 of 96 images are 0 batches of 16"),
+        ({"steps": 0, "epochs": 1e9}, "epochs=1000000000.0 of 96 images are 6000000000 batches"),
+        ({"steps": 0, "epochs": 0.0}, "the run has no length"),
+        ({"model__attention": "cudnn"}, "attention=cudnn needs an NVIDIA GPU"),
+        ({"eval__knn_every": 1, "eval__knn_k": 97}, "knn_k=97 is more than the 96 training images"),
+        ({"eval_every": 1, "data__num_eval": 0}, "no held-out images"),
+        ({"data__dtype": "float32", "data__color_jitter": 0.1}, "need 8-bit colour images"),
+    ],
+)
+def test_impossible_combinations_are_refused_with_the_numbers(changes, message):
+    # The recipe's own share of held-out images is larger than this set.
+    config = tiny.config(**{"data__holdout": 0, "optim__base_lr": 6e-3} | changes)
+    with pytest.raises(UsageError, match=message) as caught:
+        TASKS["pretrain"](config, "")
+    assert "\n" not in str(caught.value)
+
+
+def test_checking_needs_no_jax():
+    assert vit_l.get_config().task  # configs are importable here
+    for module in (config_check, config_keys, config_rules):
+        with open(module.__file__, encoding="utf-8") as file:
+            assert "jax" not in {
+                line.split()[1].split(".")[0]
+                for line in file
+                if line.startswith(("import ", "from "))
+            }

@@ -1,0 +1,191 @@
+"""One run in a workdir at a time: real processes that race, are killed, or are elsewhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mae_jax import lock, workdir
+from mae_jax.errors import UsageError
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Takes the lock as soon as the file `go` is there; says how it went; holds it till stdin ends.
+STARTER = """
+import os, sys, time
+from mae_jax import lock, workdir
+from mae_jax.errors import UsageError
+folder, go, lock.TOUCH_SECONDS = sys.argv[1], sys.argv[2], float(sys.argv[3])
+print("ready", flush=True)
+while not os.path.exists(go):
+    time.sleep(0.001)
+try:
+    with workdir.only_run(folder, first=True):
+        print("won", flush=True)
+        sys.stdin.read()
+except UsageError as error:
+    print("lost:", error, flush=True)
+assert "jax" not in sys.modules
+"""
+
+
+def starter(folder, go, touch=60.0):
+    command = [sys.executable, "-c", STARTER, str(folder), str(go), str(touch)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=REPO, text=True, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def run_alone(folder):
+    """Holds the lock for a moment; what it says."""
+    path = os.path.join(folder, lock.LOCK)
+    with workdir.only_run(str(folder), first=True), open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def leave_lock(folder, **changes):
+    """A lock as another run wrote it."""
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, lock.LOCK)
+    held = run_alone(folder) | changes
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(held, file)
+    return path
+
+
+@pytest.mark.parametrize("left_over", [False, True])
+def test_of_many_starters_exactly_one_wins(tmp_path, left_over):
+    starters = []
+    for number in range(3):
+        folder, go = tmp_path / f"w{number}", tmp_path / f"go{number}"
+        if left_over:
+            leave_lock(folder, pid=2**22 + 1)  # above the largest number that Linux gives
+        starters.append([starter(folder, go) for _ in range(3)])
+        go.touch()
+    for processes in starters:
+        said = [process.stdout.readline() for process in processes]
+        if left_over:
+            again = ["left over" in line for line in said]
+            assert sum(again) == 1
+            said[again.index(True)] = processes[again.index(True)].stdout.readline()
+        assert sorted(line.split()[0] for line in said) == ["lost:", "lost:", "won"], said
+        winner = processes[[line == "won\n" for line in said].index(True)]
+        assert all(f"in use by process {winner.pid} on" in line for line in said if "lost" in line)
+        for process in processes:
+            process.communicate()
+    assert not os.path.exists(tmp_path / "w0" / lock.LOCK)
+
+
+def test_two_that_look_at_an_old_lock_together_do_not_both_take_it(tmp_path, monkeypatch):
+    leave_lock(tmp_path, pid=2**22 + 1)
+    started, outcomes = lock._process_started, []
+
+    def slowly(pid):
+        time.sleep(0.2)
+        return started(pid)
+
+    def start():
+        try:
+            outcomes.append(lock.Lock(str(tmp_path)))
+        except UsageError as error:
+            outcomes.append(error)
+
+    monkeypatch.setattr(lock, "_process_started", slowly)
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [outcome for outcome in outcomes if isinstance(outcome, lock.Lock)]
+    winner.release()
+    assert len(outcomes) == 3
+
+
+def test_a_killed_run_does_not_keep_the_next_one_out(tmp_path, caplog):
+    (tmp_path / "go").touch()
+    process = starter(tmp_path / "w", tmp_path / "go")
+    assert process.stdout.readline() == "won\n"
+    with pytest.raises(UsageError, match=f"in use by process {process.pid} on .* since 2"):
+        run_alone(tmp_path / "w")
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but still in the table
+    began = time.monotonic()
+    run_alone(tmp_path / "w")
+    assert time.monotonic() - began < 5
+    assert f"left over from process {process.pid}" in caplog.text
+    process.communicate()
+
+
+def test_a_process_number_that_is_used_again_is_another_process(tmp_path):
+    leave_lock(tmp_path, process_started="0")  # with the number of this process
+    run_alone(tmp_path)
+    leave_lock(tmp_path)
+    with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+        run_alone(tmp_path)
+
+
+def test_the_lock_is_given_back_however_a_run_ends(tmp_path):
+    for error in (UsageError, FloatingPointError, KeyboardInterrupt, SystemExit):
+        with pytest.raises(error), workdir.only_run(str(tmp_path / "w"), first=True):
+            (tmp_path / "w" / "metrics.jsonl").touch()
+            raise error
+        assert os.listdir(tmp_path / "w") == ["metrics.jsonl"]
+    with pytest.raises(UsageError), workdir.only_run(str(tmp_path / "new"), first=True):
+        raise UsageError("no such data")
+    assert not os.path.exists(tmp_path / "new")
+
+
+class TestAnotherMachine:
+    """Its processes cannot be looked for; its lock counts as long as it is touched."""
+
+    def test_an_old_lock_is_taken_over(self, tmp_path):
+        path = leave_lock(tmp_path, machine="elsewhere", host="far")
+        os.utime(path, (time.time() - 201,) * 2)
+        run_alone(tmp_path)
+
+    def test_one_that_is_no_longer_touched_is_taken_over_after_a_while(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(lock, "STALE_SECONDS", 0.4)
+        leave_lock(tmp_path, machine="elsewhere")
+        began = time.monotonic()
+        run_alone(tmp_path)
+        assert time.monotonic() - began > 0.3
+
+    def test_one_that_is_touched_is_respected(self, tmp_path, monkeypatch):
+        path = leave_lock(tmp_path, machine="elsewhere", host="far")
+        monkeypatch.setattr(lock, "STALE_SECONDS", 20.0)
+        threading.Timer(0.2, os.utime, [path]).start()
+        with pytest.raises(UsageError, match="in use by process .* on far since"):
+            run_alone(tmp_path)
+
+    def test_it_is_touched(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.02)
+        with workdir.only_run(str(tmp_path), first=True):
+            os.utime(tmp_path / lock.LOCK, (0, 0))
+            time.sleep(0.5)
+            assert time.time() - os.stat(tmp_path / lock.LOCK).st_mtime < 60
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": "x"}'])
+def test_a_lock_that_was_never_finished_is_taken_over(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(lock, "WRITING_SECONDS", 0.1)
+    (tmp_path / lock.LOCK).write_text(text)
+    os.utime(tmp_path / lock.LOCK, (time.time() - 201,) * 2)
+    run_alone(tmp_path)
+
+
+def test_a_run_whose_lock_was_taken_ends_at_once(tmp_path):
+    (tmp_path / "go").touch()
+    process = starter(tmp_path / "w", tmp_path / "go", touch=0.1)
+    assert process.stdout.readline() == "won\n"
+    path = tmp_path / "w" / lock.LOCK
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 1, "host": "far"}))
+    output, _ = process.communicate("", timeout=20) if process.wait(20) else ("", "")
+    assert process.returncode == lock.LOST
+    assert "belongs to process 1 on far" in output
