@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -196,6 +197,7 @@ class _Service:
     """The store of jax's coordination service."""
 
     PREFIX = "mae_jax/agreement/"
+    SLICE = 5.0  # seconds of waiting in one go: Ctrl-C works only in between
     PATIENCE = 60.0  # seconds before the log says who is waited for
 
     def __init__(self) -> None:
@@ -207,16 +209,20 @@ class _Service:
         self._client.key_value_set(self.PREFIX + key, value, allow_overwrite=True)
 
     def get(self, key: str, *, until: float, who: str) -> str:
+        say_at = time.monotonic() + self.PATIENCE
         while True:
-            wait = min(until - time.monotonic(), self.PATIENCE)
+            left = max(until - time.monotonic(), 0.001)
+            milliseconds = round(1000 * min(left, self.SLICE))
             try:
-                milliseconds = max(int(1000 * wait), 1)
                 return self._client.blocking_key_value_get(self.PREFIX + key, milliseconds)
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
-            if time.monotonic() >= until:
+            now = time.monotonic()
+            if now >= until:
                 raise UsageError(
                     f"{who} did not come to the start in time: see what it printed last"
                 )
-            log.info("waiting for %s", who)
+            if now >= say_at:
+                log.info("waiting for %s", who)
+                say_at = math.inf
