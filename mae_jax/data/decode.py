@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mae_jax.untrusted import check_npy
+
 SIMPLEJPEG = find_spec("simplejpeg") is not None
 
 # Of h * w * C, before anything is decoded. Pillow's own limit for RGB: 178,956,970 pixels.
@@ -133,20 +135,8 @@ def _check_size(values: int, shape: tuple[int, ...]) -> None:
 def _npy(data: bytes) -> np.ndarray:
     """The array of a .npy file, if all of it is there and none of it is an object."""
     file = io.BytesIO(data)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    version = np.lib.format.read_magic(file)
-    if version not in readers:
-        raise ImageError(f"a .npy file of version {version}, which is not for plain numbers")
-    shape, _, dtype = readers[version](file)
-    if dtype.hasobject:
-        raise ImageError("holds Python objects, which could run code and are never loaded")
-    values = math.prod(shape)
-    _check_size(values, shape)
-    if min(shape, default=0) < 0 or values * dtype.itemsize > len(data) - file.tell():
-        raise ImageError(f"cut short: there is less in it than {shape} of {dtype}")
+    shape = check_npy(file, len(data))
+    _check_size(math.prod(shape), shape)
     file.seek(0)
     return np.load(file, allow_pickle=False)
 
