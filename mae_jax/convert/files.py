@@ -7,6 +7,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ def _safetensors(path: str) -> tuple[dict[str, np.ndarray], Any]:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type NumPy has not
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # types NumPy has not
         raise UsageError(f"{path} cannot be read: {error}") from error
     return arrays, _own_metadata(path, text) if text else None
 
@@ -138,14 +139,22 @@ def _read_folder(path: str) -> File:
     config = _json(os.path.join(path, "config.json"))
     arrays = _folder_arrays(path)
     if "architecture" in config:
-        return File("timm", arrays, None, _timm(path, config), [])
+        return File("timm", arrays, None, _described(path, _timm, config), [])
     if config.get("model_type") not in ("vit", "vit_mae"):
         raise UsageError(
             f"{path}/config.json describes a model of type {config.get('model_type')!r}: only vit "
             "and vit_mae can be read"
         )
-    stated, notes = _hugging_face(path, config)
+    stated, notes = _described(path, _hugging_face, config)
     return File("Hugging Face", arrays, None, stated, notes)
+
+
+def _described(path: str, read_config: Callable[..., Any], config: dict[str, Any]) -> Any:
+    try:
+        return read_config(path, config)
+    # Any key may be of any type.
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UsageError(f"{path}/config.json is not as its library writes it: {error}") from error
 
 
 def _folder_arrays(path: str) -> dict[str, np.ndarray]:
