@@ -152,8 +152,6 @@ def _depth(arrays: Arrays, prefix: str) -> int:
     numbers = [int(n.split("/")[0].rpartition("_")[2]) for n in arrays if n.startswith(prefix)]
     if not numbers:
         raise UsageError(f"there is no {prefix}0 in it: these are not the weights of a ViT")
-    if max(numbers) >= len(arrays):
-        raise UsageError(f"{prefix}{max(numbers)} in {len(arrays)} arrays: blocks are left out")
     return 1 + max(numbers)
 
 
