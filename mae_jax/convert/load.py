@@ -64,6 +64,7 @@ def _checkpoint(path: str, ema: bool) -> Model:
     wanted = ("params", "model_state", "ema") if ema else ("params", "model_state")
     arrays = checkpoint.load_arrays(path, wanted)
     params = named(merge(arrays["params"], arrays["ema"]) if ema else arrays["params"])
+    check_metadata(metadata, num_arrays=len(params))
     statistics = named(arrays["model_state"].get("batch_stats", {}))
     report = make_report(params, metadata, kind="checkpoint")
     run = checkpoint.find(path).run
