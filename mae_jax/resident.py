@@ -43,13 +43,16 @@ class Resident:
         self._mesh = mesh
         self._sets: dict[Source, ImageSet] = {}
 
-    def train_batches(self, source: Source, *, seed: int, **options: Any) -> "ResidentBatches":
+    def train_batches(
+        self, source: Source, *, seed: int, batch_size: int, **options: Any
+    ) -> "ResidentBatches":
         """As `pipeline.train_batches`, but the batches are on the devices already.
 
         Raises:
           UsageError: also when the set is too large for the devices.
         """
-        return self._batches(source, TrainOrder(len(source), seed=seed), train=True, **options)
+        order = TrainOrder(len(source), seed=seed, batch_size=batch_size)
+        return self._batches(source, order, train=True, batch_size=batch_size, **options)
 
     def eval_batches(
         self, source: Source, *, limit: int | None = None, **options: Any

@@ -2,9 +2,12 @@
 
 import glob
 import json
+import lzma
 import os
 import re
 import zipfile
+import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mae_jax.convert import pth
 from mae_jax.errors import UsageError
+from mae_jax.untrusted import check_npy, check_zip
 
 METADATA = "mae_jax"  # under this name our own files carry the metadata of a checkpoint
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
@@ -19,6 +23,10 @@ _INSIDE = ("model", "state_dict", "module", "model_state_dict")  # where a .pth 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder
 _INDEX = "model.safetensors.index.json"  # of a folder whose weights are several files
 _OFFICIAL_EPS = 1e-6
+_DAMAGED_NPZ = (
+    *(ValueError, OSError, EOFError, TypeError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 class File(NamedTuple):
@@ -67,12 +75,17 @@ def read(path: str) -> File:
 
 def _npz(path: str) -> tuple[dict[str, np.ndarray], Any]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_zip(archive, os.path.getsize(path), compressed=True)
+            for entry in archive.infolist():
+                with archive.open(entry) as member:
+                    check_npy(member, entry.file_size)
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGED_NPZ as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     text = arrays.pop(METADATA, None)
-    return arrays, json.loads(str(text)) if text is not None else None
+    return arrays, None if text is None else _own_metadata(path, str(text))
 
 
 def _safetensors(path: str) -> tuple[dict[str, np.ndarray], Any]:
@@ -80,9 +93,20 @@ def _safetensors(path: str) -> tuple[dict[str, np.ndarray], Any]:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # types NumPy has not
         raise UsageError(f"{path} cannot be read: {error}") from error
-    return arrays, json.loads(text) if text else None
+    return arrays, _own_metadata(path, text) if text else None
+
+
+def _own_metadata(path: str, text: Any) -> dict[str, Any]:
+    """What one of our own files says of itself."""
+    try:
+        metadata = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path}: what it says of itself cannot be read: {error}") from error
+    if not isinstance(metadata, dict):
+        raise UsageError(f"{path}: what it says of itself is no description of a model")
+    return metadata
 
 
 def _read_pth(path: str) -> File:
@@ -96,7 +120,7 @@ def _read_pth(path: str) -> File:
     arguments = content.get("args")
     stated = _training_arguments(arguments) if isinstance(arguments, dict) else {}
     text = content.get(METADATA)
-    return File("pth", arrays, json.loads(text) if text else None, stated, [])
+    return File("pth", arrays, _own_metadata(path, text) if text else None, stated, [])
 
 
 def _training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -115,20 +139,28 @@ def _read_folder(path: str) -> File:
     config = _json(os.path.join(path, "config.json"))
     arrays = _folder_arrays(path)
     if "architecture" in config:
-        return File("timm", arrays, None, _timm(path, config), [])
+        return File("timm", arrays, None, _described(path, _timm, config), [])
     if config.get("model_type") not in ("vit", "vit_mae"):
         raise UsageError(
             f"{path}/config.json describes a model of type {config.get('model_type')!r}: only vit "
             "and vit_mae can be read"
         )
-    stated, notes = _hugging_face(path, config)
+    stated, notes = _described(path, _hugging_face, config)
     return File("Hugging Face", arrays, None, stated, notes)
+
+
+def _described(path: str, read_config: Callable[..., Any], config: dict[str, Any]) -> Any:
+    try:
+        return read_config(path, config)
+    # Any key may be of any type.
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UsageError(f"{path}/config.json is not as its library writes it: {error}") from error
 
 
 def _folder_arrays(path: str) -> dict[str, np.ndarray]:
     index = os.path.join(path, _INDEX)
     if os.path.exists(index):
-        names = sorted(set(_json(index)["weight_map"].values()))
+        names = _files_of_index(index)
     else:
         names = [name for name in _WEIGHTS if os.path.exists(os.path.join(path, name))][:1]
     arrays: dict[str, np.ndarray] = {}
@@ -136,6 +168,18 @@ def _folder_arrays(path: str) -> dict[str, np.ndarray]:
         file = os.path.join(path, name)
         arrays |= _safetensors(file)[0] if name.endswith("safetensors") else _read_pth(file).arrays
     return arrays
+
+
+def _files_of_index(path: str) -> list[str]:
+    """Names of the files that an index lists; all must lie beside it."""
+    places = _json(path).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else [None]
+    for name in names:
+        if not isinstance(name, str) or re.fullmatch(r"[^/\\:]+\.safetensors", name) is None:
+            raise UsageError(
+                f"{path} is refused: it names {name!r}, which is no .safetensors file beside it"
+            )
+    return sorted(set(names))
 
 
 def _timm(path: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +263,7 @@ def _json(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} cannot be read: it holds no names with values")

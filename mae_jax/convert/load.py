@@ -5,6 +5,7 @@ from typing import Any
 
 from mae_jax import checkpoint
 from mae_jax.convert import files, names, surgery
+from mae_jax.convert.check import check_metadata, check_stated
 from mae_jax.convert.describe import TABLES, add_hints, describe
 from mae_jax.convert.facts import Hints
 from mae_jax.convert.model import Model, make_report
@@ -43,7 +44,10 @@ def load(
         found = files.read(path)
         if found.metadata is None:
             return _foreign(path, found, hints, decoder, license)
-        model = _own_file(found)
+        try:
+            model = _own_file(found)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
     else:
         model = _checkpoint(path, ema)
     metadata = add_hints(model.metadata, hints)
@@ -60,6 +64,7 @@ def _checkpoint(path: str, ema: bool) -> Model:
     wanted = ("params", "model_state", "ema") if ema else ("params", "model_state")
     arrays = checkpoint.load_arrays(path, wanted)
     params = named(merge(arrays["params"], arrays["ema"]) if ema else arrays["params"])
+    check_metadata(metadata, num_arrays=len(params))
     statistics = named(arrays["model_state"].get("batch_stats", {}))
     report = make_report(params, metadata, kind="checkpoint")
     run = checkpoint.find(path).run
@@ -69,6 +74,7 @@ def _checkpoint(path: str, ema: bool) -> Model:
 def _own_file(found: files.File) -> Model:
     """A file that carries our metadata; only its names may be the official code's."""
     metadata: Any = found.metadata
+    check_metadata(metadata, num_arrays=len(found.arrays))
     ours = names.Read(found.arrays, [], []) if found.kind == "npz" else names.to_ours(found.arrays)
     arrays = ours.arrays
     if metadata["model"]["kind"] == "mae":
@@ -95,7 +101,9 @@ def _foreign(path: str, found: files.File, hints: Hints, decoder: bool, license:
                 "a pre-training file of MAE-pytorch: its positions are another table and it has no "
                 "class token, so that its decoder cannot be used; --encoder_only takes the encoder"
             )
+        check_stated(found.stated)
         described = describe(arrays, file=path, stated=found.stated, hints=hints, license=license)
+        check_metadata(described.metadata, num_arrays=len(arrays))
     except (UsageError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     metadata = described.metadata

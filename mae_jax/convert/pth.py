@@ -5,8 +5,11 @@ tensors and plain containers, stands in for them itself, and refuses everything 
 """
 
 import collections
+import io
 import math
+import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
@@ -15,6 +18,7 @@ import ml_dtypes  # noqa: F401  (np.dtype("bfloat16"))
 import numpy as np
 
 from mae_jax.errors import UsageError
+from mae_jax.untrusted import check_zip
 
 # torch.<name>Storage -> dtype. Names: a file must not get hold of anything that it can change.
 _STORAGES = {
@@ -37,6 +41,10 @@ _LEGACY_VERSION = 1001
 
 # Entries of a tensor that may be one number many times (`expand`), which a small file can hold.
 _LARGEST_REPEATED = 2**24
+# What the tensors of a file may take together, for each of its bytes and besides: they may share
+# their numbers (tied weights), but not a thousandfold.
+_SHARED, _BESIDES = 4, 2**27
+_REMEMBER = ("PUT", "BINPUT", "LONG_BINPUT")  # opcodes that number an object for later
 
 # Function of a storage's key, dtype and size: its numbers.
 Load = Callable[[str, np.dtype, int], np.ndarray]
@@ -54,7 +62,7 @@ def read(path: str) -> Any:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         with open(path, "rb") as file:
-            return _read_legacy(file)
+            return _read_legacy(file, os.path.getsize(path))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     # A damaged pickle can fail in nearly any way.
@@ -95,6 +103,12 @@ def _callables() -> dict[tuple[str, str], Any]:
     def parameter(data: Any, *_: Any) -> Any:
         return data
 
+    def device(*names: Any) -> str:
+        # The text of a nested list could be of any length.
+        if not all(isinstance(name, (str, int)) for name in names):
+            raise UsageError("refused: a device that is no name")
+        return ":".join(map(str, names))
+
     return {
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("argparse", "Namespace"): Namespace,
@@ -103,7 +117,7 @@ def _callables() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v2"): tensor,
         ("torch._utils", "_rebuild_parameter"): parameter,
         ("torch", "Size"): tuple,
-        ("torch", "device"): lambda *names: ":".join(map(str, names)),
+        ("torch", "device"): device,
         **{("torch", name): dtype for name, dtype in _STORAGES.items()},
     }
 
@@ -112,6 +126,7 @@ class _Unpickler(pickle.Unpickler):
     """Finds nothing but `_callables`."""
 
     def __init__(self, file: IO[bytes]):
+        _check_numbering(file)
         super().__init__(file, encoding="utf-8")
         self._known = _callables()
         self.namespace = self._known["argparse", "Namespace"]
@@ -133,11 +148,24 @@ class _Unpickler(pickle.Unpickler):
         return self.storages.setdefault(str(key), _Storage(str(key), dtype, int(size)))
 
 
+def _check_numbering(file: IO[bytes]) -> None:
+    """Refuses numbers of objects that are not in sequence: Python makes room for all below them.
+
+    Runs nothing; the file stands where it stood afterwards.
+    """
+    start = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in _REMEMBER and int(argument or 0) > count + 1:
+            raise UsageError(f"refused: object number {argument} of {count} in the file")
+    file.seek(start)
+
+
 class _Resolver:
     """Turns what was unpickled into plain containers and arrays, shared ones once."""
 
-    def __init__(self, load: Load, namespace: type):
+    def __init__(self, load: Load, namespace: type, size: int):
         self._load, self._namespace = load, namespace
+        self._left = _SHARED * size + _BESIDES
         self._numbers: dict[str, np.ndarray] = {}
         self._done: dict[int, Any] = {}
 
@@ -171,12 +199,17 @@ class _Resolver:
             raise UsageError(f"refused: a tensor of {size} entries made of {values.size} numbers")
         if not size:
             return np.empty(shape, values.dtype)
+        self._left -= size * values.itemsize
+        if self._left < 0:
+            raise UsageError("refused: its tensors take many times the size of the file")
         steps = [s * values.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
 
 
 def _read_zip(path: str) -> Any:
     with zipfile.ZipFile(path) as archive:
+        size_of_file = os.path.getsize(path)
+        check_zip(archive, size_of_file, compressed=False)
         names = [n for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(names) != 1:
             raise UsageError("no data.pkl in it: not a file of PyTorch (TorchScript is not read)")
@@ -188,13 +221,12 @@ def _read_zip(path: str) -> Any:
         def load(key: str, dtype: np.dtype, size: int) -> np.ndarray:
             return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype, size)
 
-        with archive.open(names[0]) as file:
-            unpickler = _Unpickler(file)
-            found = _without_optimizer(unpickler.load())
-        return _Resolver(load, unpickler.namespace)(found)
+        unpickler = _Unpickler(io.BytesIO(archive.read(names[0])))
+        found = _without_optimizer(unpickler.load())
+        return _Resolver(load, unpickler.namespace, size_of_file)(found)
 
 
-def _read_legacy(file: IO[bytes]) -> Any:
+def _read_legacy(file: IO[bytes], size_of_file: int) -> Any:
     magic, version, machine = (_Unpickler(file).load() for _ in range(3))
     if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION or not machine["little_endian"]:
         raise UsageError("not a file of PyTorch")
@@ -206,8 +238,11 @@ def _read_legacy(file: IO[bytes]) -> Any:
         dtype = np.dtype(name)
         if int.from_bytes(file.read(8), "little") != size:
             raise UsageError("a storage has another size than its tensors: the file is damaged")
+        if size * dtype.itemsize > size_of_file - file.tell():
+            raise UsageError("it ends within its numbers: the file is cut short")
         contents[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype, size)
-    return _Resolver(lambda key, dtype, size: contents[key], unpickler.namespace)(found)
+    resolve = _Resolver(lambda key, *_: contents[key], unpickler.namespace, size_of_file)
+    return resolve(found)
 
 
 def _without_optimizer(found: Any) -> Any:

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 EVAL_FOLDERS = ("val", "validation")
 _LISTS = (".txt", ".csv")
+MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (decode.MAX_VALUES)
 
 
 class FolderSource:
@@ -37,6 +38,8 @@ class FolderSource:
         records = []
         for index in indices:
             with open(self.describe(index), "rb", buffering=0) as file:
+                if (size := os.fstat(file.fileno()).st_size) > MAX_FILE:
+                    raise OSError(f"too large: a file of {size:,} bytes")
                 records.append(Record(file.read(), int(self._listing.labels[index])))
         return records
 

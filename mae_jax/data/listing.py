@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from mae_jax.errors import UsageError
 log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
+_MAX_LABEL = 2**20  # classes are listed by name, so a mistyped label must not make billions
 _THREADS = 16  # listing waits for the disk or the network, not for a core
 
 
@@ -143,16 +145,18 @@ def read_list(path: str) -> Listing:
 
     def size(row: tuple[str, str]) -> int:
         try:
-            return os.stat(base / row[0]).st_size
+            status = os.stat(base / row[0])
         except OSError:
             return -1
+        # Reading a pipe or a device would never end.
+        return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sizes = list(pool.map(size, rows))
     missing = [name for (name, _), bytes_ in zip(rows, sizes, strict=True) if bytes_ < 0]
     if missing:
         raise UsageError(
-            f"{len(missing):,} of the {len(rows):,} files in {path} do not exist, for example "
+            f"{len(missing):,} of the {len(rows):,} files in {path} are not there, for example "
             f"{', '.join(missing[:3])} (relative paths start at {base}; a label follows a TAB)"
         )
     labels, classes = _labels(path, [label for _, label in rows])
@@ -185,15 +189,19 @@ def _labels(path: str, texts: list[str]) -> tuple[np.ndarray, list[str] | None]:
     if not any(texts):
         return np.full(len(texts), -1, np.int32), None
     try:
-        labels = np.array([int(text or -1) for text in texts], np.int32)
+        numbers = [int(text or -1) for text in texts]
     except ValueError:
         classes = sorted(set(texts) - {""})
         number = {name: label for label, name in enumerate(classes)}
         labels = np.array([number.get(text, -1) for text in texts], np.int32)
     else:
-        classes = [str(label) for label in range(labels.max() + 1)]
-    if labels.min() < -1:
-        raise UsageError(f"the list {path} holds the label {labels.min()}; use 0, 1, ... or -1")
+        if wrong := [label for label in numbers if not -1 <= label < _MAX_LABEL]:
+            raise UsageError(
+                f"the list {path} holds the label {wrong[0]}; use 0, 1, ... below {_MAX_LABEL:,}, "
+                "or -1 for none"
+            )
+        labels = np.array(numbers, np.int32)
+        classes = [str(label) for label in range(max(numbers) + 1)]
     unlabelled = int((labels < 0).sum())
     if unlabelled:
         # Training on a missing label would be silent nonsense; whoever needs labels sees None.
@@ -211,7 +219,7 @@ def remembered(listing: Listing, cache: epath.Path | None, *, place: str) -> Lis
       place: where the listing comes from, for messages.
 
     Raises:
-      UsageError: files are gone or have another size.
+      UsageError: files are gone, have another size or, in a list, another label.
     """
     if cache is None:
         return listing
@@ -219,27 +227,40 @@ def remembered(listing: Listing, cache: epath.Path | None, *, place: str) -> Lis
         _write(listing, cache)
         return listing
     kept = _read(cache)
-    now = dict(zip(listing.paths, listing.sizes.tolist(), strict=True))
-    gone, changed = [], []
-    for path, size in zip(kept.paths, kept.sizes.tolist(), strict=True):
+    before, now = _facts(kept), _facts(listing)
+    labelled = kept.classes is not None and listing.classes is not None
+    changes: dict[str, list[str]] = {"missing": [], "of another size": [], "of another label": []}
+    for path, (size, label) in before.items():
         if path not in now:
-            gone.append(path)
-        elif now[path] != size:
-            changed.append(path)
-    if gone or changed:
+            changes["missing"].append(path)
+        elif now[path][0] != size:
+            changes["of another size"].append(path)
+        elif labelled and now[path][1] != label:
+            changes["of another label"].append(path)
+    new = len(now.keys() - before.keys())
+    if any(changes.values()):
+        counts = ", ".join(f"{len(paths):,} {what}" for what, paths in changes.items() if paths)
+        examples = [path for paths in changes.values() for path in paths[:3]]
         raise UsageError(
-            f"the images under {place} are not those this run started with: {len(gone):,} missing, "
-            f"{len(changed):,} of another size, for example {', '.join((gone + changed)[:3])}; "
+            f"the images under {place} are not those this run started with: {counts}, for example "
+            f"{', '.join(examples[:5])}{f' ({new:,} others are new: renamed?)' if new else ''}; "
             f"restore them, or use a new --workdir (to accept the change, and with it another "
             f"data order, delete {cache})"
         )
-    new = len(set(listing.paths)) - len(set(kept.paths))
     if new:
         log.warning(
             "%s: %s files are new since this run started and are not used (listing kept in %s)",
             *(place, f"{new:,}", cache),
         )
     return kept
+
+
+def _facts(listing: Listing) -> dict[str, tuple[int, str]]:
+    """Size and name of the class of each file; numbers of classes change with the set of them."""
+    names = [*(listing.classes or ()), ""]  # the label -1 is the last
+    labels = listing.labels if listing.classes is not None else np.full(len(listing.paths), -1)
+    rows = zip(listing.paths, listing.sizes.tolist(), labels.tolist(), strict=True)
+    return {path: (size, names[label]) for path, size, label in rows}
 
 
 def _write(listing: Listing, cache: epath.Path) -> None:
@@ -259,7 +280,7 @@ def _read(cache: epath.Path) -> Listing:
         return Listing(
             list(paths), np.array(sizes, np.int64), np.array(labels, np.int32), header["classes"]
         )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"the listing {cache} is damaged ({error}); delete it if no run depends on its order"
         ) from error

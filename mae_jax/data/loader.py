@@ -1,6 +1,7 @@
 """Reads one example on the host and keeps count of those that cannot be read."""
 
 import logging
+import socket
 import threading
 from typing import NamedTuple
 
@@ -25,11 +26,19 @@ def pixels(data: bytes | np.ndarray, options: DataOptions, *, channels: int) -> 
 
 
 class BadExamples:
-    """The distinct examples of one source that this process could not read, and why."""
+    """The distinct examples of one source that this process could not read, and why.
 
-    def __init__(self, source: Source, *, max_fraction: float):
+    Args:
+      source: where they come from.
+      max_fraction: share of the source that may be bad.
+      share: of a pass over the source that this process reads, in examples; None: all of it.
+    """
+
+    def __init__(self, source: Source, *, max_fraction: float, share: int | None = None):
         self._source = source
         self._max_fraction = max_fraction
+        self._share = len(source) if share is None else share
+        self._tried = np.zeros(len(source), bool)
         self._reasons: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -38,6 +47,10 @@ class BadExamples:
 
     def __contains__(self, index: int) -> bool:
         return index in self._reasons
+
+    def try_example(self, index: int) -> None:
+        """Notes that an example is read."""
+        self._tried[index] = True
 
     def add(self, index: int, reason: str) -> None:
         """Counts and logs an example, once."""
@@ -53,28 +66,46 @@ class BadExamples:
         return f"{self._source.describe(index)}: {self._reasons.get(index, 'read well before')}"
 
     def check(self) -> None:
-        """Raises UsageError, with the first 20, once too large a share of the source is bad."""
+        """Raises UsageError, with the first 20, once too large a share of the source is bad.
+
+        A process among many would take long to find so many in its own share, or never do if the
+        share is smaller: it also stops where most of what it has read, a whole share at least, is
+        bad. That cannot happen by chance to a set that is within the limit.
+        """
         with self._lock:
             bad = sorted(self._reasons)
-        total = len(self._source)
-        if len(bad) <= self._max_fraction * total:
+        if not bad:
+            return
+        total, most = len(self._source), max(self._max_fraction, 0.5)
+        read = max(self._share, int(np.count_nonzero(self._tried)))
+        if len(bad) <= min(self._max_fraction * total, most * read):
             return
         files = "; ".join(self.reason(index) for index in bad[:20])
         more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UsageError(
             f"{len(bad)} of {total:,} images of {self._source.name} cannot be used, more than "
-            f"--config.data.max_bad_fraction={self._max_fraction} allows (mend or remove them, or "
-            f"raise it): {files}{more}"
+            f"--config.data.max_bad_fraction={self._max_fraction} allows{self._whose(total)} (mend "
+            f"or remove them, or raise it): {files}{more}"
         )
+
+    def _whose(self, total: int) -> str:
+        if self._share == total:
+            return ""
+        return f" (on host {socket.gethostname()}, which reads {self._share:,} of them in a pass)"
 
 
 class Loader:
-    """From candidate indices to the pixels of the first that can be read."""
+    """From candidate indices to the pixels of the first that can be read.
 
-    def __init__(self, source: Source, options: DataOptions, *, channels: int):
+    Arguments of which none is in `BadExamples` are those of `pixels`.
+    """
+
+    def __init__(
+        self, source: Source, options: DataOptions, *, channels: int, share: int | None = None
+    ):
         self.source = source
         self.channels = channels
-        self.bad = BadExamples(source, max_fraction=options.max_bad_fraction)
+        self.bad = BadExamples(source, max_fraction=options.max_bad_fraction, share=share)
         self._options = options
 
     def load(self, candidates: np.ndarray) -> "Loaded":
@@ -86,6 +117,7 @@ class Loader:
         if candidates[0] == PADDING:
             return Loaded(PADDING)
         for index in candidates.tolist():
+            self.bad.try_example(index)
             try:
                 (record,) = self.source.read([index])
                 return Loaded(index, self.decode(record), record.label)

@@ -5,11 +5,14 @@ straight across epoch boundaries and nothing is dropped, so the step alone resto
 """
 
 import functools
+import logging
 from typing import NamedTuple
 
 import numpy as np
 
 from mae_jax.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 REPLACEMENTS = 8  # tried in turn when an example cannot be read
 
@@ -61,7 +64,14 @@ def hash64(*parts: int | np.ndarray) -> np.ndarray:
 class TrainOrder:
     """The endless order of a training run over `num_examples` examples."""
 
-    def __init__(self, num_examples: int, *, seed: int):
+    def __init__(self, num_examples: int, *, seed: int, batch_size: int = 1):
+        """Args: the set's size, the run's seed, and its batch, for a warning where it is larger."""
+        if num_examples < batch_size:
+            log.warning(
+                "%s training images are fewer than one batch: each is in it about %.3g times, "
+                "cropped anew (--config.batch_size=%d)",
+                *(f"{num_examples:,}", batch_size / num_examples, batch_size),
+            )
         self.num_examples = num_examples
         self.seed = seed
         # A batch touches at most the end of one epoch and the start of the next, unless it is

@@ -63,9 +63,10 @@ def train_batches(
     """
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
-    order = TrainOrder(len(source), seed=seed)
+    order = TrainOrder(len(source), seed=seed, batch_size=batch_size)
+    share = -(-len(source) // process_count)
     return Batches(
-        Loader(source, options, channels=channels),
+        Loader(source, options, channels=channels, share=share),
         order,
         options=options,
         image_size=image_size,
@@ -103,8 +104,9 @@ def eval_batches(
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
     order = EvalOrder(len(source), limit=limit)
+    share = -(-len(order.examples) // process_count)
     return Batches(
-        Loader(source, options, channels=channels),
+        Loader(source, options, channels=channels, share=share),
         order,
         options=options,
         image_size=image_size,

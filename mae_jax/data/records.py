@@ -5,6 +5,8 @@ import logging
 import os
 import socket
 import struct
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -130,13 +132,17 @@ def _write_index(cache: epath.Path, index: dict[str, np.ndarray], sizes: np.ndar
 def _read_index(
     cache: epath.Path, paths: list[str], sizes: np.ndarray
 ) -> dict[str, np.ndarray] | None:
-    with cache.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-        names = [os.path.basename(path) for path in paths]
-        if kept["names"].tolist() != names or not np.array_equal(kept["sizes"], sizes):
-            raise UsageError(
-                f"the data files {os.path.dirname(paths[0])} are not those this run started with "
-                f"({len(names)} files now, {len(kept['names'])} then, or other sizes); restore "
-                f"them, or use a new --workdir (to accept the change delete {cache})"
-            )
-        pieces = np.split(kept["offsets"], np.cumsum(kept["counts"])[:-1])
+    try:
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            kept = {name: content[name] for name in ("names", "sizes", "counts", "offsets")}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"the index {cache} is damaged ({error}): delete it") from error
+    names = [os.path.basename(path) for path in paths]
+    if kept["names"].tolist() != names or not np.array_equal(kept["sizes"], sizes):
+        raise UsageError(
+            f"the data files {os.path.dirname(paths[0])} are not those this run started with "
+            f"({len(names)} files now, {len(kept['names'])} then, or other sizes); restore "
+            f"them, or use a new --workdir (to accept the change delete {cache})"
+        )
+    pieces = np.split(kept["offsets"], np.cumsum(kept["counts"])[:-1])
     return dict(zip(paths, pieces, strict=True))

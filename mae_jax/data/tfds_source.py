@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mae_jax.data.decode import ImageError
 from mae_jax.data.options import DataOptions
 from mae_jax.data.records import Part, TFRecordReader
 from mae_jax.data.source import Record
@@ -49,9 +50,17 @@ class TfdsSource:
         records = []
         for index in indices:
             features = self._example.FromString(self._reader[int(index)]).features.feature
-            label = features[self._label_key].int64_list.value[0] if self._label_key else -1
-            records.append(Record(features[self._image_key].bytes_list.value[0], label))
+            (image,) = features[self._image_key].bytes_list.value
+            records.append(Record(image, self._label(features)))
         return records
+
+    def _label(self, features: Any) -> int:
+        if self._label_key is None:
+            return -1
+        (label,) = features[self._label_key].int64_list.value
+        if not -1 <= label < len(self.classes or ()):  # -1: test splits without labels
+            raise ImageError(f"the label {label} is none of {len(self.classes or ())} classes")
+        return label
 
     def describe(self, index: int) -> str:
         return f"{self.name}#{index}"

@@ -8,17 +8,10 @@ import pytest
 from mae_jax.data import eval_batches, train_batches
 from mae_jax.data.decode import is_plain_jpeg, to_array
 from mae_jax.errors import UsageError
+from tests.data.faults import broken_table
 from tests.data.helpers import MemorySource, jpeg, picture
 
 GOOD = [jpeg(picture(i)) for i in range(20)]
-
-
-def broken_table() -> bytes:
-    """A JPEG with sound markers whose Huffman table only the decoder finds to be nonsense."""
-    data = bytearray(GOOD[0])
-    start = data.index(b"\xff\xc4")
-    data[start + 5 : start + 21] = bytes([255] * 16)
-    return bytes(data)
 
 
 BAD = {

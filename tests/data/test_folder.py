@@ -196,3 +196,43 @@ def test_a_start_that_led_to_no_checkpoint_binds_nothing(image_folder, tmp_path)
     workdir = str(tmp_path / "run")
     new = make_sources(options, image_size=(8, 8), channels=3, workdir=workdir, resuming=False)
     assert len(new.train) == 2
+
+
+def test_a_restart_tells_renamed_files_and_new_labels(tmp_path):
+    write(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    lines = ["path,label", "1.jpg,ant", "2.jpg,zebra", "3.jpg,ant"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    sources(tmp_path / "list.csv", tmp_path / "run")
+    write(tmp_path, "0.jpg")
+    more = [*lines, "0.jpg,aardvark"]  # other numbers for the same classes: no change
+    (tmp_path / "list.csv").write_text("\n".join(more))
+    assert len(sources(tmp_path / "list.csv", tmp_path / "run").train) == 3
+    (tmp_path / "list.csv").write_text("\n".join(lines).replace("2.jpg,zebra", "2.jpg,ant"))
+    with pytest.raises(UsageError, match=r"1 of another label, for example 2\.jpg; .*--workdir"):
+        sources(tmp_path / "list.csv", tmp_path / "run")
+    (tmp_path / "3.jpg").rename(tmp_path / "4.jpg")
+    (tmp_path / "list.csv").write_text("\n".join(lines).replace("3.jpg", "4.jpg"))
+    with pytest.raises(UsageError, match=r"1 missing, .* 3\.jpg \(1 others are new: renamed\?\)"):
+        sources(tmp_path / "list.csv", tmp_path / "run")
+
+
+@pytest.mark.parametrize("label", ["-2", "1048576", "99999999999999999999"])
+def test_labels_out_of_range_stop_the_start(tmp_path, label):
+    write(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text(f"path,label\n1.jpg,0\n2.jpg,{label}\n")
+    with pytest.raises(UsageError, match=f"list.csv holds the label {label}; use 0, 1"):
+        sources(tmp_path / "list.csv")
+
+
+def test_a_list_names_files_anywhere_but_nothing_else(tmp_path):
+    write(tmp_path, "elsewhere/1.jpg")
+    (tmp_path / "lists").mkdir()
+    absolute = tmp_path / "elsewhere" / "1.jpg"
+    (tmp_path / "lists" / "list.txt").write_text(f"../elsewhere/1.jpg\n{absolute}\n")
+    train, _ = sources(tmp_path / "lists" / "list.txt")
+    assert {record.data for record in train.read([0, 1])} == {JPEG}
+    os.mkfifo(tmp_path / "lists" / "pipe.jpg")
+    for name in ("pipe.jpg", "/dev/zero", ".."):
+        (tmp_path / "lists" / "list.txt").write_text(f"{name}\n")
+        with pytest.raises(UsageError, match="1 of the 1 files in .* are not there"):
+            sources(tmp_path / "lists" / "list.txt")

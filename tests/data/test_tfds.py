@@ -5,7 +5,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mae_jax.data import eval_batches, make_sources, train_batches
+from mae_jax.data.loader import Loader
+from mae_jax.data.options import DataOptions
 from mae_jax.data.records import Part, TFRecordReader
+from mae_jax.data.tfds_source import TfdsSource
 from mae_jax.errors import UsageError
 from tests.data.helpers import jpeg, picture
 
@@ -176,3 +179,23 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
         sources(tmp_path, name="cifar10")
     with pytest.raises(UsageError, match="--config.data.name is empty"):
         sources(tmp_path, name="")
+
+
+def test_labels_that_are_no_class_are_bad_images(data_dir):
+    source = sources(data_dir).train
+    assert isinstance(source, TfdsSource)
+    source.classes = ["ant", "bee"]  # of three
+    loader = Loader(source, DataOptions(), channels=3)
+    for index in range(len(source)):
+        loader.load(np.array([index]))
+    assert len(loader.bad) == 7
+    bad = next(index for index in range(len(source)) if index in loader.bad)
+    assert "the label 2 is none of 2 classes" in loader.bad.reason(bad)
+
+
+def test_a_damaged_index_is_named(data_dirs, tmp_path):
+    sources(data_dirs["tfrecord"], workdir=tmp_path)
+    index = tmp_path / "data" / "records_train.npz"
+    index.write_bytes(index.read_bytes()[:100])
+    with pytest.raises(UsageError, match=r"records_train\.npz is damaged"):
+        sources(data_dirs["tfrecord"], workdir=tmp_path)

@@ -1,0 +1,98 @@
+"""Whether what a file says of a model is possible at all.
+
+Files are not trusted (docs/security.md): a model of a billion blocks, or a table for images
+of a million pixels in width, would fill the memory before shapes could be compared.
+"""
+
+import math
+from typing import Any
+
+from mae_jax.errors import UsageError
+from mae_jax.models.mae import MaskedAutoencoder
+from mae_jax.models.vit import VisionTransformer
+from mae_jax.ops.patches import grid_size
+
+MODELS: dict[Any, Any] = {"mae": MaskedAutoencoder, "vit": VisionTransformer}
+_LARGEST = 2**20  # of a width, a side in pixels, a number of blocks or patches
+_ENCODER = ("channels", "embed_dim", "depth", "num_heads")
+_DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+
+
+def check_stated(stated: dict[str, Any]) -> None:
+    """Checks the types of what a foreign file says (`files.File.stated`).
+
+    Raises:
+      UsageError: names what is of another type.
+    """
+    for key, value in stated.items():
+        if key in ("image_size", "patch_size"):
+            good = _is_pair(value)
+        elif key in ("num_heads", "decoder_num_heads"):
+            good = _is_count(value)
+        elif key in ("mean", "std"):
+            good = _are_numbers(value)
+        elif key == "classes":
+            good = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        else:
+            kinds = {"normalize": bool, "mask_ratio": (int, float)}
+            good = isinstance(value, kinds.get(key, str))
+        _require(good, f"{key} is {value!r}")
+
+
+def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
+    """Checks what is said of a model before one is built from it.
+
+    Args:
+      metadata: as of a checkpoint, of unknown origin.
+      num_arrays: that come with them.
+
+    Raises:
+      UsageError: names what is missing or impossible.
+    """
+    model, data = metadata.get("model"), metadata.get("data")
+    if not isinstance(model, dict) or not isinstance(data, dict):
+        raise _impossible("`model` or `data` is missing")
+    kind = model.get("kind")
+    _require(isinstance(kind, str) and kind in MODELS, f"kind is {kind!r}")
+    counts = _ENCODER + (_DECODER if kind == "mae" else ())
+    for key in counts:
+        _require(_is_count(model.get(key)), f"{key} is {model.get(key)!r}")
+    for part in ("", "decoder_") if kind == "mae" else ("",):
+        dim, heads = model[f"{part}embed_dim"], model[f"{part}num_heads"]
+        _require(dim % heads == 0, f"{heads} heads of {part}width {dim}")
+    for key in ("image_size", "patch_size"):
+        _require(_is_pair(model.get(key)), f"{key} is {model.get(key)!r}")
+    for key in ("mean", "std"):
+        _require(_are_numbers(data.get(key)), f"{key} is {data.get(key)!r}")
+    ratio = model.get("mlp_ratio")
+    _require(isinstance(ratio, (int, float)) and 0 < ratio < 1000, f"mlp_ratio is {ratio!r}")
+    unknown = model.keys() - MODELS[kind].__dataclass_fields__.keys() - {"kind", "size"}
+    _require(not unknown, f"the model has {sorted(unknown)}, which this version does not know")
+    try:
+        patches = math.prod(grid_size(tuple(model["image_size"]), tuple(model["patch_size"])))
+    except ValueError as error:
+        raise _impossible(str(error)) from error
+    _require(patches <= _LARGEST, f"it has {patches:,} patches")
+    depth = model["depth"] + model.get("decoder_depth", 0)
+    _require(depth <= num_arrays, f"{depth:,} blocks in {num_arrays:,} arrays")
+
+
+def _require(good: bool, what: str) -> None:
+    if not good:
+        raise _impossible(what)
+
+
+def _impossible(what: str) -> UsageError:
+    return UsageError(f"what the file says of the model is impossible: {what[:200]}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(x, (int, float)) for x in value)
