@@ -1,7 +1,6 @@
 """The training loop. It knows no model and no task: both come in as a `Task`.
 
-Order of a start: 1. the newest checkpoint in the workdir, 2. `config.resume` (another run's whole
-state), 3. `config.init_from` (another run's weights), 4. from scratch.
+Order of a start: see `start`.
 Order of a step: next batch, step, log, evaluate, save.
 """
 
@@ -16,12 +15,10 @@ import jax
 from jax.sharding import Mesh
 
 from mae_jax import checkpoint, distributed, metrics, run_info, sharding
-from mae_jax import config as config_lib
 from mae_jax.data_wait import DataWait
-from mae_jax.errors import UsageError
-from mae_jax.init_from import load_initial, origin, read_initial
 from mae_jax.prefetch import Prefetch
-from mae_jax.state import TrainState, abstract_state, create_state
+from mae_jax.start import check_workdir, start_state
+from mae_jax.state import TrainState, abstract_state
 from mae_jax.task import Batch, Task
 from mae_jax.train_step import make_train_step
 
@@ -53,58 +50,12 @@ def run(task: Task, config: Any, workdir: str, *, allow_config_change: bool = Fa
             workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
         )
         closing.callback(saver.close)
-        step = saver.latest_step()
-        if step is not None:
-            _check_same_run(saver.metadata(step), task.metadata(step), allow_config_change)
+        check_workdir(task, saver, allow_config_change)
         run_info.announce(workdir, config, task.facts())
         abstract = abstract_state(task, mesh)
-        state, provenance = _start_state(
-            task, config, workdir, saver, abstract, allow_config_change
-        )
+        state, provenance = start_state(task, config, workdir, saver, abstract, allow_config_change)
         loop = _Loop(task, config, workdir, mesh, saver, abstract, provenance)
         return loop.run(state, stop, closing)
-
-
-def _check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
-    """Refuses to continue a run with settings or data that compute something else."""
-    lines = config_lib.changes(old["config"], new["config"])
-    was, now = old["data"]["source"], new["data"]["source"]
-    # The same data may lie elsewhere now.
-    lines += [
-        f"data {k}: {was[k]} -> {now.get(k)}" for k in was if k != "root" and was[k] != now.get(k)
-    ]
-    if lines and not allow_change:
-        raise UsageError(
-            f"the run to continue had another configuration ({'; '.join(lines)}): give a new "
-            "--workdir, or --allow_config_change to continue with the new one"
-        )
-
-
-def _start_state(
-    task: Task,
-    config: Any,
-    workdir: str,
-    saver: checkpoint.Checkpointer,
-    abstract: TrainState,
-    allow: bool,
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state to begin with, and what its weights began with; see the module's docstring."""
-    step = saver.latest_step()
-    if step is not None:
-        log.info("continuing after step %d", step)
-        return saver.restore(step, abstract), saver.metadata(step).get("provenance", {})
-    if config.resume:
-        _, run, step = checkpoint.find_run(config.resume)
-        with contextlib.closing(checkpoint.Checkpointer(run, read_only=True)) as other:
-            _check_same_run(other.metadata(step), task.metadata(step), allow)
-            log.info("continuing %s after step %d in a new workdir", run, step)
-            return other.restore(step, abstract), other.metadata(step).get("provenance", {})
-    path = config.init_from
-    if not path:
-        return create_state(task, abstract), {}
-    initial = read_initial(config)  # before anything is compiled
-    state = create_state(task, abstract)
-    return load_initial(initial, task, state, workdir, path=path), origin(initial, path)
 
 
 class _Loop:
