@@ -53,6 +53,7 @@ class _Saving:
     """A save under way."""
 
     step: int
+    writer: ocp.AsyncCheckpointer
     thread: threading.Thread | None = None
     error: SaveFailed | None = None
 
@@ -89,9 +90,7 @@ class Checkpointer:
         self._saving: _Saving | None = None
         self._failure: SaveFailed | None = None
         self._verified: int | None = None
-        self._writer: Any = None
         if not read_only:
-            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
             try:
                 self._clean()
             except OSError as error:
@@ -130,10 +129,12 @@ class Checkpointer:
                 f"the state after step {step} is not saved: not finite are {integrity.some(spoilt)}"
             )
         args = _save_args(_parts(state), metadata, record)
-        saving = self._saving = _Saving(step)
-        saving.attempt(lambda: self._begin(step, args))
+        # Orbax's remembers the errors of a failed save: every save has its own.
+        writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        saving = self._saving = _Saving(step, writer)
+        saving.attempt(lambda: self._begin(saving, args))
         if not any(together.everywhere(saving.error is not None)):
-            finish = functools.partial(saving.attempt, lambda: self._finish(step))
+            finish = functools.partial(saving.attempt, lambda: self._finish(saving))
             saving.thread = threading.Thread(target=finish, name="checkpoint")
             saving.thread.start()
 
@@ -158,15 +159,13 @@ class Checkpointer:
             raise failure
 
     def close(self) -> None:
-        """Waits, then lets go of the folder. A failure that nobody asked for is logged."""
+        """Waits for the save under way. A failure that nobody asked for is logged."""
         saving = self._saving
         if saving and saving.thread:
             saving.thread.join()
         for failure in (self._failure, saving and saving.error):
             if failure:
                 log.error("%s", failure)
-        if self._writer:
-            self._writer.close()
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The description saved with a step.
@@ -207,7 +206,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             step_folders.remove_unfinished(self.run)
 
-    def _begin(self, step: int, args: Any) -> None:
+    def _begin(self, saving: _Saving, args: Any) -> None:
         """Starts Orbax's part of a save, if folders can be made; every process fails, or none."""
         error = None
         try:
@@ -217,11 +216,12 @@ class Checkpointer:
             error = found
         if any(together.everywhere(error is not None)):
             raise error or OSError("another process cannot write there")
-        self._writer.save(step_folders.folder_of(self.run, step), args=args)
+        saving.writer.save(step_folders.folder_of(self.run, saving.step), args=args)
 
-    def _finish(self, step: int) -> None:
+    def _finish(self, saving: _Saving) -> None:
         """Waits until a step is written; process 0 then reads it back and deletes older ones."""
-        self._writer.wait_until_finished()
+        saving.writer.close()
+        step = saving.step
         if jax.process_index() != 0:
             return
         try:

@@ -7,6 +7,7 @@ aside, never read again, never deleted.
 
 import logging
 import os
+import time
 from typing import NamedTuple
 
 from etils import epath
@@ -19,7 +20,7 @@ FOLDER = "checkpoints"
 ITEMS = ("state", "metadata")
 CORRUPT = "corrupt-"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # of a save
-_DELETING = "deleting-"  # before anything in it goes, so that a kill leaves no half of a step
+_DELETING = "deleting-"
 _COMMITTED = "commit_success.txt"  # where renaming is not atomic, the last file written
 
 
@@ -107,10 +108,7 @@ def set_aside(run: str, step: int) -> str:
 
 def delete(run: str, step: int) -> None:
     """Removes a step for good."""
-    folder = folder_of(run, step)
-    doomed = folder.parent / f"{_DELETING}{step}"
-    folder.rename(doomed)
-    doomed.rmtree()
+    _discard(folder_of(run, step))
 
 
 def remove_unfinished(run: str) -> None:
@@ -118,8 +116,8 @@ def remove_unfinished(run: str) -> None:
     for path in _listed(run):
         tmp = _UNFINISHED in path.name or path.name.startswith(_DELETING)
         if tmp or (path.name.isdecimal() and not _committed(path)):
-            log.info("removing %s, which an interrupted process left unfinished", path)
-            path.rmtree()
+            log.info("removing %s, which was left unfinished", path)
+            _discard(path)
 
 
 def make_writable(run: str) -> None:
@@ -128,9 +126,21 @@ def make_writable(run: str) -> None:
     Raises:
       OSError: they cannot.
     """
-    probe = epath.Path(run) / FOLDER / f"{_DELETING}probe"
+    probe = epath.Path(run) / FOLDER / f"{_DELETING}nothing"  # tells whether it can be written to
     probe.mkdir(parents=True, exist_ok=True)
     probe.rmdir()
+
+
+def _discard(folder: epath.Path) -> None:
+    """Removes a folder so that a kill meanwhile leaves no half of a step under a step's name."""
+    if "://" in str(folder):
+        (folder / _COMMITTED).unlink(missing_ok=True)
+    else:
+        folder = folder.rename(folder.parent / f"{_DELETING}{time.time_ns()}")
+    try:
+        folder.rmtree()
+    except OSError as error:  # a failed save may write on for a moment
+        log.warning("%s cannot be removed now, but at the next save or start: %s", folder, error)
 
 
 def _listed(run: str) -> list[epath.Path]:
