@@ -122,7 +122,7 @@ class Checkpointer:
         step = int(state.step)
         if step in self.steps():
             return
-        record, spoilt = integrity.device_record(_parts(state))
+        record, spoilt = integrity.record(_parts(state))
         spoilt = [name for name in spoilt if name.startswith(_NEVER_SPOILT)]
         if spoilt:
             raise FloatingPointError(
@@ -265,7 +265,7 @@ def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str,
       metadata: as those of a run's checkpoint.
     """
     state = {"params": params} | ({"model_state": model_state} if model_state else {})
-    record = integrity.host_record(integrity.names(state))
+    record, _ = integrity.host_record(integrity.names(state))
     args = _save_args(state, metadata, record)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(step_folders.absolute(folder), args=args)
@@ -303,4 +303,4 @@ def _read(found: Found, wanted: dict[str, Any]) -> tuple[Record, dict[str, Any]]
 
 
 def _compare(found: Found, record: Record, restored: dict[str, Any]) -> None:
-    stored.compare(found, record, integrity.device_record(restored)[0])
+    stored.compare(found, record, integrity.record(restored)[0])

@@ -30,25 +30,28 @@ def names(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
-def device_record(tree: Any) -> tuple[Record, list[str]]:
-    """Record of arrays on devices, and the names of those that hold NaN or infinity.
+def record(tree: Any) -> tuple[Record, list[str]]:
+    """Record of jax arrays, and the names of those that hold NaN or infinity.
 
     All processes must call it together; all get the same answer.
     """
     arrays = names(tree)
+    if jax.default_backend() == "cpu" and all(x.is_fully_addressable for x in arrays.values()):
+        return host_record({name: np.asarray(x) for name, x in arrays.items()})  # no compiling
+    return device_record(arrays)
+
+
+def device_record(tree: Any) -> tuple[Record, list[str]]:
+    """The same, computed where the arrays are."""
+    arrays = names(tree)
     # One small program for each shape: fewer to compile than one of all arrays.
-    sums = jax.device_get([_device_sums(x) for x in arrays.values()])
-    record = {
-        name: _entry(x, a, b) for (name, x), (a, b, _) in zip(arrays.items(), sums, strict=True)
-    }
-    return record, [n for n, (_, _, finite) in zip(arrays, sums, strict=True) if not finite]
+    return _record(arrays, jax.device_get([_device_sums(x) for x in arrays.values()]))
 
 
-def host_record(arrays: dict[str, np.ndarray]) -> Record:
+def host_record(arrays: dict[str, np.ndarray]) -> tuple[Record, list[str]]:
     """The same of NumPy arrays by name, with threads and little memory beside them."""
     with ThreadPoolExecutor(THREADS) as pool:
-        sums = pool.map(_host_sums, arrays.values())
-        return {n: _entry(x, *s) for (n, x), s in zip(arrays.items(), sums, strict=True)}
+        return _record(arrays, pool.map(_host_sums, arrays.values()))
 
 
 def differences(saved: Record, found: Record, *, checksums: bool = True) -> list[str]:
@@ -97,8 +100,12 @@ def _digest(metadata: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def _entry(array: Any, first: Any, second: Any) -> list[Any]:
-    return [list(array.shape), str(array.dtype), f"{int(first):08x}{int(second):08x}"]
+def _record(arrays: dict[str, Any], sums: Iterable[tuple[Any, ...]]) -> tuple[Record, list[str]]:
+    entries, spoilt = {}, []
+    for (name, x), (first, second, finite) in zip(arrays.items(), sums, strict=True):
+        entries[name] = [list(x.shape), str(x.dtype), f"{int(first):08x}{int(second):08x}"]
+        spoilt += [] if finite else [name]
+    return entries, spoilt
 
 
 def _text(shape: list[int], dtype: str) -> str:
@@ -137,7 +144,7 @@ def _device_sums(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return first, second, finite
 
 
-def _host_sums(x: np.ndarray) -> tuple[int, int]:
+def _host_sums(x: np.ndarray) -> tuple[int, int, bool]:
     words = np.ascontiguousarray(x).reshape(-1).view(_WORDS[x.dtype.itemsize])
     first = second = 0
     for start in range(0, words.size, CHUNK):
@@ -146,4 +153,5 @@ def _host_sums(x: np.ndarray) -> tuple[int, int]:
         once, twice = _mixed(part, index)
         first += int(once.sum(dtype=np.uint64))
         second += int(twice.sum(dtype=np.uint64))
-    return first % 2**32, second % 2**32
+    finite = not jnp.issubdtype(x.dtype, jnp.inexact) or bool(np.isfinite(x).all())
+    return first % 2**32, second % 2**32, finite

@@ -161,7 +161,7 @@ def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, An
         arrays = read({part: tree[part] for part in parts if tree.get(part)})
     if record:
         saved = {name: entry for name, entry in record.items() if name.split("/")[0] in parts}
-        compare(found, saved, integrity.host_record(integrity.names(arrays)))
+        compare(found, saved, integrity.host_record(integrity.names(arrays))[0])
     return dict.fromkeys(parts, {}) | arrays
 
 
@@ -179,7 +179,7 @@ def verify(found: Found) -> Verified:
                 lambda path, x, group=group: x if path in group else ocp.PLACEHOLDER, tree
             )
             arrays = {n: x for n, x in integrity.names(read(some)).items() if x is not ...}
-            now |= integrity.host_record(arrays)
+            now |= integrity.host_record(arrays)[0]
     if saved:
         compare(found, saved, now)
     return Verified(len(now), bool(saved))
