@@ -90,9 +90,9 @@ class Checkpointer:
         self._saving: _Saving | None = None
         self._failure: SaveFailed | None = None
         self._verified: int | None = None
-        if not read_only:
+        if not read_only and jax.process_index() == 0:
             try:
-                self._clean()
+                step_folders.remove_unfinished(self.run)
             except OSError as error:
                 raise UsageError(f"--workdir={workdir} cannot be written to: {error}") from error
 
@@ -202,28 +202,25 @@ class Checkpointer:
     def _found(self, step: int) -> Found:
         return Found(str(step_folders.folder_of(self.run, step)), self.run, step)
 
-    def _clean(self) -> None:
-        if jax.process_index() == 0:
-            step_folders.remove_unfinished(self.run)
-
     def _begin(self, saving: _Saving, args: Any) -> None:
-        """Starts Orbax's part of a save, if folders can be made; every process fails, or none."""
-        error = None
-        try:
-            self._clean()
-            step_folders.make_writable(self.run)
-        except OSError as found:
-            error = found
+        """Starts Orbax's part of a save, if process 0 can make folders: all fail, or none."""
+        error: OSError | None = None
+        if jax.process_index() == 0:
+            try:
+                step_folders.remove_unfinished(self.run)
+                step_folders.make_writable(self.run)
+            except OSError as found:
+                error = found
         if any(together.everywhere(error is not None)):
-            raise error or OSError("another process cannot write there")
+            raise error or OSError("process 0 cannot write there")
         saving.writer.save(step_folders.folder_of(self.run, saving.step), args=args)
 
     def _finish(self, saving: _Saving) -> None:
         """Waits until a step is written; process 0 then reads it back and deletes older ones."""
         saving.writer.close()
-        step = saving.step
         if jax.process_index() != 0:
             return
+        step = saving.step
         try:
             stored.verify(self._found(step))
         except UsageError as error:
@@ -231,15 +228,7 @@ class Checkpointer:
             raise OSError(
                 f"set aside as {name} after reading back: {stored.line(error)}"
             ) from error
-        for old in [s for s in step_folders.steps(self.run) if s <= step][: -self._keep]:
-            if not self._keep_every or old % self._keep_every:
-                self._delete(old)
-
-    def _delete(self, step: int) -> None:
-        try:
-            step_folders.delete(self.run, step)
-        except OSError as error:
-            log.warning("checkpoint %d, no longer needed, cannot be deleted: %s", step, error)
+        step_folders.prune(self.run, step, keep=self._keep, keep_every=self._keep_every)
 
     def _settle(self) -> None:
         """Waits for the save under way; all processes agree on how it went."""

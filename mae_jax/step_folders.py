@@ -106,9 +106,22 @@ def set_aside(run: str, step: int) -> str:
     return name
 
 
-def delete(run: str, step: int) -> None:
-    """Removes a step for good."""
-    _discard(folder_of(run, step))
+def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
+    """Deletes old steps.
+
+    Args:
+      run: folder of the run.
+      newest: a step known to be sound; what is newer stays.
+      keep: how many stay, `newest` among them.
+      keep_every: multiples of this stay as well; 0 for none.
+    """
+    for step in [s for s in steps(run) if s <= newest][:-keep]:
+        if keep_every and step % keep_every == 0:
+            continue
+        try:
+            _discard(folder_of(run, step))
+        except OSError as error:
+            log.warning("checkpoint %d, no longer needed, cannot be deleted: %s", step, error)
 
 
 def remove_unfinished(run: str) -> None:

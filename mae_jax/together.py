@@ -11,6 +11,7 @@ from mae_jax.errors import UsageError
 from mae_jax.stored import DamagedCheckpoint, damage
 
 _T = TypeVar("_T")
+_DAMAGED = 1
 
 
 def everywhere(value: int) -> list[int]:
@@ -42,12 +43,18 @@ def read(folder: str, work: Callable[[], _T]) -> _T:
             result = work()
     except UsageError as caught:
         error = caught
-    kinds = [None, DamagedCheckpoint, UsageError]
-    kind = kinds[max(everywhere(kinds.index(type(error) if error else None)))]
-    if kind is None:
+    worst = max(everywhere(_rank(error)))
+    if not worst:
         return result
-    if error and type(error) is kind:
+    if error and _rank(error) == worst:
         raise error
-    if kind is DamagedCheckpoint:
+    if worst == _DAMAGED:
         raise DamagedCheckpoint(folder, "another process could not read it")
     raise UsageError(f"{folder} cannot be read by another process")
+
+
+def _rank(error: UsageError | None) -> int:
+    """How bad it is: damage is to be worked round, anything else stops the run."""
+    if error is None:
+        return 0
+    return _DAMAGED if isinstance(error, DamagedCheckpoint) else _DAMAGED + 1

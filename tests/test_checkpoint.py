@@ -404,12 +404,12 @@ if first:
     damage_data(mine)
 meet()
 try:
-    saver.restore(2, abstract(fsdp=2))
+    saver.restore(2, abstract(fsdp=4))
 except checkpoint.DamagedCheckpoint as error:
     print("damaged")
     saver.set_aside(2, error.reason)
 print(saver.steps())
-state = saver.restore(1, abstract(fsdp=2))
+state = saver.restore(1, abstract(fsdp=4))
 whole = multihost_utils.process_allgather(state.params, tiled=True)
 right = multihost_utils.process_allgather(make_state(1).params, tiled=True)
 jax.tree.map(np.testing.assert_array_equal, whole, right)

@@ -49,7 +49,7 @@ def test_steps_are_found_set_aside_and_deleted(place):
     assert step_folders.find(path) == step_folders.find(f"{path}/checkpoints") == newest
     assert step_folders.find(f"{path}/checkpoints/9") == (f"{path}/checkpoints/9", path, 9)
     assert step_folders.set_aside(path, 11) == "corrupt-11-2"
-    step_folders.delete(path, 9)
+    step_folders.prune(path, 10, keep=1, keep_every=0)
     step_folders.remove_unfinished(path)
     step_folders.make_writable(path)
     left = sorted(os.listdir(folder / "checkpoints"))
