@@ -1,157 +1,247 @@
 """Checkpoints with Orbax: `<run>/checkpoints/<step>/{state,metadata}`.
 
 A folder of weights, which belongs to no run, is one `{state,metadata}` without an optimiser.
-The only module that knows Orbax. A save is asynchronous; a step folder appears only when complete.
+Saving, complete or not at all, by several processes and in the background, is Orbax's; which steps
+there are, whether they are sound and which may go is ours (`step_folders`, `stored`, `integrity`).
 """
 
 import contextlib
 import dataclasses
-import os
-from typing import Any, NamedTuple
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
+from mae_jax import integrity, step_folders, stored, together
 from mae_jax.errors import UsageError
+from mae_jax.integrity import Record
 from mae_jax.state import TrainState
+from mae_jax.step_folders import FOLDER, Found, exists, find, find_run
+from mae_jax.stored import DamagedCheckpoint, load_arrays, load_metadata, parts
 
-FOLDER = "checkpoints"
+__all__ = [
+    "FOLDER",
+    "Checkpointer",
+    "DamagedCheckpoint",
+    "Found",
+    "SaveFailed",
+    "exists",
+    "find",
+    "find_run",
+    "load_arrays",
+    "load_metadata",
+    "parts",
+    "save_weights",
+]
+
+log = logging.getLogger(__name__)
+
+_NEVER_SPOILT = ("params", "opt_state", "model_state", "ema")
+
+
+class SaveFailed(Exception):
+    """A checkpoint that was begun did not come to be; the text is one line."""
+
+
+@dataclasses.dataclass
+class _Saving:
+    """A save under way."""
+
+    step: int
+    writer: ocp.AsyncCheckpointer
+    thread: threading.Thread | None = None
+    error: SaveFailed | None = None
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Does a part of the save; what goes wrong is kept for whoever asks."""
+        try:
+            work()
+        except Exception as error:
+            self.error = SaveFailed(f"checkpoint {self.step} is not saved: {stored.line(error)}")
+            self.error.__cause__ = error
 
 
 class Checkpointer:
     """Saves and restores the state of one run.
+
+    A save goes on in the background: it is written, read back and compared, and only then are older
+    steps deleted. With several processes all must call the methods together.
 
     Args:
       workdir: folder of the run.
       keep: how many of the newest checkpoints to keep.
       keep_every: keep every checkpoint whose step is a multiple of this for ever; 0 for none.
       read_only: promise to change nothing.
+
+    Raises:
+      UsageError: what an interrupted process left cannot be removed.
     """
 
     def __init__(
         self, workdir: str, *, keep: int = 3, keep_every: int = 0, read_only: bool = False
     ):
-        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
-        if keep_every:
-            policies.append(checkpoint_managers.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
-            os.path.join(os.path.abspath(workdir), FOLDER),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-                read_only=read_only,
-            ),
-        )
+        self.run = step_folders.absolute(workdir)
+        self._keep, self._keep_every = keep, keep_every
+        self._saving: _Saving | None = None
+        self._failure: SaveFailed | None = None
+        self._verified: int | None = None
+        if not read_only and jax.process_index() == 0:
+            try:
+                step_folders.remove_unfinished(self.run)
+            except OSError as error:
+                raise UsageError(f"--workdir={workdir} cannot be written to: {error}") from error
+
+    def steps(self) -> list[int]:
+        """Steps that were saved, oldest first, be they sound or damaged; what process 0 sees."""
+        return together.of_first(step_folders.steps(self.run))
 
     def latest_step(self) -> int | None:
-        """Newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        """Newest of them, or None."""
+        return max(self.steps(), default=None)
+
+    def verified_step(self) -> int | None:
+        """Newest step that was restored, or saved and read back, by this object."""
+        return self._verified
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts to write the state and its description; returns before it is done.
 
-        `state` may be donated as soon as this returns.
+        Waits for the save before. `state` may be donated as soon as this returns. What goes wrong
+        with the disk, at once or later, is for `failure` and `wait` to tell; the same step can then
+        be saved again.
+
+        Raises:
+          FloatingPointError: NaN or infinity in the state, which is not written.
         """
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_parts(state)), metadata=ocp.args.JsonSave(metadata)
-        )
+        self._settle()
         step = int(state.step)
-        if step not in self._manager.all_steps() and not self._manager.save(step, args=args):
-            raise RuntimeError(f"Orbax declined to save step {step} in {self._manager.directory}")
+        if step in self.steps():
+            return
+        record, spoilt = integrity.record(_parts(state))
+        spoilt = [name for name in spoilt if name.startswith(_NEVER_SPOILT)]
+        if spoilt:
+            raise FloatingPointError(
+                f"the state after step {step} is not saved: not finite are {integrity.some(spoilt)}"
+            )
+        args = _save_args(_parts(state), metadata, record)
+        # Orbax's remembers the errors of a failed save: every save has its own.
+        writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        saving = self._saving = _Saving(step, writer)
+        saving.attempt(lambda: self._begin(saving, args))
+        if not any(together.everywhere(saving.error is not None)):
+            finish = functools.partial(saving.attempt, lambda: self._finish(saving))
+            saving.thread = threading.Thread(target=finish, name="checkpoint")
+            saving.thread.start()
+
+    def failure(self) -> SaveFailed | None:
+        """What went wrong with a save since last asked, once; does not wait for one under way."""
+        if self._saving:
+            thread = self._saving.thread
+            if not any(together.everywhere(thread is not None and thread.is_alive())):
+                self._settle()
+        failure, self._failure = self._failure, None
+        return failure
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk and read back.
+
+        Raises:
+          SaveFailed: something went wrong, and `failure` has not told.
+        """
+        self._settle()
+        failure, self._failure = self._failure, None
+        if failure:
+            raise failure
+
+    def close(self) -> None:
+        """Waits for the save under way. A failure that nobody asked for is logged."""
+        saving = self._saving
+        if saving and saving.thread:
+            saving.thread.join()
+        for failure in (self._failure, saving and saving.error):
+            if failure:
+                log.error("%s", failure)
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The description saved with a step."""
-        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["metadata"]
+        """The description saved with a step.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read, or is not what was written.
+        """
+        found = self._found(step)
+        return together.read(found.folder, lambda: stored.read_metadata(found))[0]
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a step, laid out as `abstract` says, on however many devices.
 
         Raises:
+          DamagedCheckpoint: it cannot be read, or is not what was saved; on every process.
           UsageError: it is the state of another model or optimiser.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_parts(abstract)))
+        found, wanted = self._found(step), _parts(abstract)
+        record, restored = together.read(found.folder, lambda: _read(found, wanted))
+        if record:
+            together.read(found.folder, lambda: _compare(found, record, restored))
+        else:
+            log.warning("checkpoint %d has no checksums (an earlier version): not verified", step)
+        self._verified = step
+        return abstract.replace(**restored)
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Renames a damaged step to corrupt-<step>, so that it is no longer one."""
+        if jax.process_index() == 0:
+            name = step_folders.set_aside(self.run, step)
+            log.warning("checkpoint %d is damaged: %s; set aside as %s", step, reason, name)
+        together.everywhere(True)  # the others wait
+
+    def _found(self, step: int) -> Found:
+        return Found(str(step_folders.folder_of(self.run, step)), self.run, step)
+
+    def _begin(self, saving: _Saving, args: Any) -> None:
+        """Starts Orbax's part of a save, if process 0 can make folders: all fail, or none."""
+        error: OSError | None = None
+        if jax.process_index() == 0:
+            try:
+                step_folders.remove_unfinished(self.run)
+                step_folders.make_writable(self.run)
+            except OSError as found:
+                error = found
+        if any(together.everywhere(error is not None)):
+            raise error or OSError("process 0 cannot write there")
+        saving.writer.save(step_folders.folder_of(self.run, saving.step), args=args)
+
+    def _finish(self, saving: _Saving) -> None:
+        """Waits until a step is written; process 0 then reads it back and deletes older ones."""
+        saving.writer.close()
+        if jax.process_index() != 0:
+            return
+        step = saving.step
         try:
-            return abstract.replace(**self._manager.restore(step, args=args)["state"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"checkpoint {step} of {self._manager.directory} does not fit this configuration's "
-                f"model and optimiser: {' '.join(str(error).split())[:500]}"
+            stored.verify(self._found(step))
+        except UsageError as error:
+            name = step_folders.set_aside(self.run, step)
+            raise OSError(
+                f"set aside as {name} after reading back: {stored.line(error)}"
             ) from error
+        step_folders.prune(self.run, step, keep=self._keep, keep_every=self._keep_every)
 
-    def failure(self) -> Exception | None:
-        return None
-
-    def wait(self) -> None:
-        """Blocks until everything is on disk, and raises what went wrong on the way."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits, then lets go of the folder."""
-        self._manager.close()
-
-
-def _parts(state: TrainState) -> dict[str, Any]:
-    """The fields of a state that hold anything; others are not written.
-
-    A field that comes with a later version is then no obstacle to the runs of an earlier one.
-    """
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
-
-
-def exists(run: str) -> bool:
-    """Whether a run's folder holds a checkpoint."""
-    return bool(_steps(run))
-
-
-class Found(NamedTuple):
-    """Where a checkpoint is.
-
-    Attributes:
-      folder: has `state` and `metadata`.
-      run: the run's folder; "" for a folder of weights, which belongs to none.
-      step: completed steps.
-    """
-
-    folder: str
-    run: str
-    step: int
-
-
-def find(path: str) -> Found:
-    """The checkpoint of a run folder, meaning its newest step, of a step's, or of a weights folder.
-
-    Raises:
-      UsageError: there is no checkpoint.
-    """
-    path = os.path.abspath(path)
-    parent, name = os.path.split(path)
-    if all(os.path.isdir(os.path.join(path, part)) for part in ("state", "metadata")):
-        in_run = name.isdigit() and os.path.basename(parent) == FOLDER
-        return Found(path, os.path.dirname(parent), int(name)) if in_run else Found(path, "", 0)
-    run = os.path.dirname(path) if name == FOLDER else path
-    steps = _steps(run)
-    if not steps:
-        raise UsageError(
-            f"no checkpoint under {path}: give a run folder that has {FOLDER}/<step>/, a step's "
-            "folder itself, or weights (a folder of mae_jax, Hugging Face or timm; .pth, "
-            ".safetensors or .npz)"
-        )
-    return Found(os.path.join(run, FOLDER, str(max(steps))), run, max(steps))
-
-
-def find_run(path: str) -> Found:
-    """The same, but for what is to be continued: weights alone are refused."""
-    found = find(path)
-    if not found.run:
-        raise UsageError(
-            f"{path} holds weights without an optimiser: begin with them, --config.init_from={path}"
-        )
-    return found
+    def _settle(self) -> None:
+        """Waits for the save under way; all processes agree on how it went."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        if saving.thread:
+            saving.thread.join()
+        if not any(together.everywhere(saving.error is not None)):
+            self._verified = saving.step
+        else:
+            other = SaveFailed(f"checkpoint {saving.step} is not saved: another process failed")
+            self._failure = saving.error or other
 
 
 def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str, Any]) -> None:
@@ -164,49 +254,42 @@ def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str,
       metadata: as those of a run's checkpoint.
     """
     state = {"params": params} | ({"model_state": model_state} if model_state else {})
-    args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
-    )
+    record, _ = integrity.host_record(integrity.names(state))
+    args = _save_args(state, metadata, record)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-        writer.save(os.path.abspath(folder), args=args)
+        writer.save(step_folders.absolute(folder), args=args)
 
 
-def load_metadata(path: str) -> dict[str, Any]:
-    """Description of the checkpoint at `path` (see `find`)."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(os.path.join(find(path).folder, "metadata"))
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The fields of a state that hold anything; others are not written.
 
-
-def parts(path: str) -> set[str]:
-    """Fields of the state that the checkpoint at `path` (see `find`) holds anything of."""
-    folder = epath.Path(find(path).folder) / "state"
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder).tree
-    return {name for name, part in tree.items() if part}
-
-
-def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, Any]:
-    """Parts of the state, as NumPy arrays, of the checkpoint at `path` (see `find`).
-
-    Works on any machine, whatever devices the run had, and reads nothing else.
-
-    Args:
-      path: a run's folder or one step's.
-      parts: fields of `TrainState`; one that the run did not have comes back as {}.
+    A field that comes with a later version is then no obstacle to the runs of an earlier one.
     """
-    folder = epath.Path(find(path).folder) / "state"
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder).tree
-        shapes = {part: tree[part] for part in parts if tree.get(part)}
-        item = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), shapes)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
-        return dict.fromkeys(parts, {}) | reader.restore(folder, args=args)
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
-def _steps(run: str) -> list[int]:
-    folder = os.path.join(run, FOLDER)
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return [
-        int(n) for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n, "state"))
-    ]
+def _save_args(state: Any, metadata: dict[str, Any], record: Record) -> Any:
+    described = integrity.sealed(metadata | {stored.ARRAYS: record})
+    return ocp.args.Composite(
+        state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(described)
+    )
+
+
+def _read(found: Found, wanted: dict[str, Any]) -> tuple[Record, dict[str, Any]]:
+    """Record and arrays of a checkpoint; UsageError if they are not what is wanted."""
+    _, record = stored.read_metadata(found)
+    here = record or stored.shapes_on_disk(found)
+    other = integrity.differences(here, integrity.shapes(wanted), checksums=False)
+    if other:
+        raise UsageError(
+            f"checkpoint {found.step} of {found.run} does not fit this configuration's model and "
+            f"optimiser: {integrity.some(other)}"
+        )
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+        folder = epath.Path(found.folder) / "state"
+        return record, reader.restore(folder, args=ocp.args.StandardRestore(wanted))
+
+
+def _compare(found: Found, record: Record, restored: dict[str, Any]) -> None:
+    stored.compare(found, record, integrity.record(restored)[0])

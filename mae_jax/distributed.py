@@ -51,10 +51,3 @@ def agree(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def any_process(value: bool) -> bool:
-    """Whether it is true on one of the processes; the same answer on all."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.process_allgather(np.int32(value)).any())

@@ -51,7 +51,7 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
     from mae_jax.host_memory import keep_freed_memory
     from mae_jax.tasks import TASKS
 
-    compile_cache.enable()
+    compile_cache.enable(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     stop.several = jax.process_count() > 1
     if jax.default_backend() == "cpu":

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from mae_jax import distributed
-from mae_jax.checkpoint import Checkpointer
+from mae_jax.checkpoint import Checkpointer, SaveFailed
 from mae_jax.errors import RunError
 from mae_jax.state import TrainState
 
@@ -23,14 +23,13 @@ class Saving:
     Args:
       saver: writes them.
       options: `config.checkpoint`.
-      check_every: steps between two questions to the other processes; a collective each.
+      check_every: steps between two questions to the other processes.
     """
 
     def __init__(self, saver: Checkpointer, options: Any, *, check_every: int):
         self._saver, self._options, self._check_every = saver, options, check_every
-        self._error: Exception | None = None
-        self._failures = 0  # since the newest checkpoint, `_good`
-        self._good: int | None = None
+        self._failures = 0  # since the newest checkpoint, `_newest`
+        self._newest: int | None = None
         self._again = False
         self._saved_at = time.monotonic()
 
@@ -40,10 +39,11 @@ class Saving:
         Raises:
           RunError: too many saves in a row have failed.
         """
-        options = self._options
-        checking = step % self._check_every == 0
+        options, checking = self._options, step % self._check_every == 0
         if checking or jax.process_count() == 1:
-            self._look_for_failure()
+            failure = self._saver.failure()
+            if failure:
+                self._note(failure)
         if self._again:
             return True
         if any(n and step % n == 0 for n in (options.every_steps, options.keep_every)):
@@ -57,12 +57,9 @@ class Saving:
         self._again = True
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts a checkpoint. An error shows at the next `due` or `finish`."""
+        """Starts a checkpoint. A failure shows at a later `due`, or at `finish`."""
         self._again = False
-        try:
-            self._saver.save(state, metadata)
-        except OSError as error:
-            self._error = error
+        self._saver.save(state, metadata)
         self._saved_at = time.monotonic()
 
     def finish(self, save: Callable[[], None]) -> None:
@@ -71,30 +68,24 @@ class Saving:
         Raises:
           RunError: too many saves in a row have failed.
         """
-        self._saver.wait()
-        self._look_for_failure()
-        while self._again:
+        while True:
+            try:
+                return self._saver.wait()
+            except SaveFailed as failure:
+                self._note(failure)
             time.sleep(RETRY_SECONDS)
             save()
-            self._saver.wait()
-            self._look_for_failure()
 
-    def _look_for_failure(self) -> None:
-        """Takes note of a save that failed, on whichever process, and plans another one."""
-        error = self._error or self._saver.failure()
-        self._error = None
-        if not distributed.any_process(error is not None):
-            return
-        newest = self._saver.latest_step()
-        self._failures = self._failures + 1 if newest == self._good else 1
-        self._good = newest
-        reason = " ".join(str(error or "on another process").split())[:500]
-        if distributed.agree(self._failures >= self._options.max_failures):
-            good = "no checkpoint" if newest is None else f"checkpoint {newest}, which is sound"
+    def _note(self, failure: SaveFailed) -> None:
+        """Plans another save, unless this was one failure too many."""
+        newest, limit = self._saver.latest_step(), self._options.max_failures
+        self._failures = self._failures + 1 if newest == self._newest else 1
+        self._newest = newest
+        if self._failures >= limit:
+            good = "nothing was saved" if newest is None else f"checkpoint {newest} is there"
             raise RunError(
-                f"{self._failures} saves in a row failed ({reason}); there is {good}. Mend the "
-                "cause and run the same command again; --config.checkpoint.max_failures="
-                f"{self._options.max_failures} sets the limit"
+                f"{self._failures} saves in a row failed ({failure}); {good}. Mend the cause and "
+                f"run the same command again (--config.checkpoint.max_failures={limit})"
             )
-        log.warning("saving failed and is tried again: %s", reason)
+        log.warning("%s; it is tried again (failure %d of %d)", failure, self._failures, limit)
         self._again = True

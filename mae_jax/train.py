@@ -1,7 +1,6 @@
 """The training loop. It knows no model and no task: both come in as a `Task`.
 
-Order of a start: 1. the newest checkpoint in the workdir, 2. `config.resume` (another run's whole
-state), 3. `config.init_from` (another run's weights), 4. from scratch.
+Order of a start: see `start`.
 Order of a step: next batch, step, log, evaluate, save. A request to stop is heard between steps and
 between evaluated batches; the step is saved and an evaluation that was cut short is made again when
 the run goes on.
@@ -16,15 +15,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoint, metrics, run_info, sharding
-from mae_jax import config as config_lib
+from mae_jax import checkpoint, metrics, run_info, sharding, watchdog
 from mae_jax.data_wait import DataWait
-from mae_jax.errors import UsageError
-from mae_jax.init_from import load_initial, origin, read_initial
 from mae_jax.nan_guard import NanGuard
 from mae_jax.prefetch import Prefetch
 from mae_jax.saving import Saving
-from mae_jax.state import TrainState, abstract_state, create_state
+from mae_jax.start import Start, check_workdir, start_state
+from mae_jax.state import TrainState, abstract_state
 from mae_jax.stopping import Interrupted, StopRequest
 from mae_jax.task import Batch, Task
 from mae_jax.train_step import make_train_step
@@ -66,60 +63,14 @@ def run(
             workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
         )
         closing.callback(saver.close)
-        step = saver.latest_step()
-        if step is not None:
-            _check_same_run(saver.metadata(step), task.metadata(step), allow_config_change)
+        check_workdir(task, saver, allow_config_change)
         run_info.announce(workdir, config, task.facts())
         abstract = abstract_state(task, mesh)
-        state, provenance = _start_state(
-            task, config, workdir, saver, abstract, allow_config_change
-        )
-        loop = _Loop(task, config, workdir, mesh, saver, abstract, provenance)
-        newest = saver.latest_step()
-        look_again = newest is not None and saver.metadata(newest).get("look_again", False)
-        return loop.run(state, look_again, stop or StopRequest(), closing)
-
-
-def _check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
-    """Refuses to continue a run with settings or data that compute something else."""
-    lines = config_lib.changes(old["config"], new["config"])
-    was, now = old["data"]["source"], new["data"]["source"]
-    # The same data may lie elsewhere now.
-    lines += [
-        f"data {k}: {was[k]} -> {now.get(k)}" for k in was if k != "root" and was[k] != now.get(k)
-    ]
-    if lines and not allow_change:
-        raise UsageError(
-            f"the run to continue had another configuration ({'; '.join(lines)}): give a new "
-            "--workdir, or --allow_config_change to continue with the new one"
-        )
-
-
-def _start_state(
-    task: Task,
-    config: Any,
-    workdir: str,
-    saver: checkpoint.Checkpointer,
-    abstract: TrainState,
-    allow: bool,
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state to begin with, and what its weights began with; see the module's docstring."""
-    step = saver.latest_step()
-    if step is not None:
-        log.info("continuing after step %d", step)
-        return saver.restore(step, abstract), saver.metadata(step).get("provenance", {})
-    if config.resume:
-        _, run, step = checkpoint.find_run(config.resume)
-        with contextlib.closing(checkpoint.Checkpointer(run, read_only=True)) as other:
-            _check_same_run(other.metadata(step), task.metadata(step), allow)
-            log.info("continuing %s after step %d in a new workdir", run, step)
-            return other.restore(step, abstract), other.metadata(step).get("provenance", {})
-    path = config.init_from
-    if not path:
-        return create_state(task, abstract), {}
-    initial = read_initial(config)  # before anything is compiled
-    state = create_state(task, abstract)
-    return load_initial(initial, task, state, workdir, path=path), origin(initial, path)
+        with watchdog.phase("restore", starting=True):
+            start = start_state(task, config, workdir, saver, abstract, allow_config_change)
+        loop = _Loop(task, config, workdir, mesh, saver, abstract, start.provenance)
+        with watchdog.phase("train"):
+            return loop.run(start, stop or StopRequest(), closing)
 
 
 class _Loop:
@@ -149,21 +100,18 @@ class _Loop:
         self.in_flight: collections.deque[tuple[int, Batch]] = collections.deque()
         self.pending: tuple[int, Batch] | None = None
 
-    def run(
-        self, state: TrainState, look_again: bool, stop: StopRequest, closing: contextlib.ExitStack
-    ) -> bool:
+    def run(self, start: Start, stop: StopRequest, closing: contextlib.ExitStack) -> bool:
         """Runs the steps that are left; True when all are done.
 
         Args:
-          state: where to begin.
-          look_again: whether the evaluation at this step was cut short.
+          start: where to begin.
           stop: says when to stop before the end.
           closing: ends what runs in the background.
         """
-        self.stop = stop
+        self.stop, state = stop, start.state
         first, last = int(state.step), self.task.num_steps
         self._open(first, closing)
-        if (first == 0 or look_again) and not self._look(state, first):
+        if (first == 0 or start.look_again) and not self._look(state, first):
             return self._stopped(first)
         if first >= last:
             left = f"step {first} of {last}: nothing left to do"
@@ -171,9 +119,10 @@ class _Loop:
             return True
         self._start_feed(first, closing)
         for step in range(first + 1, last + 1):
-            state, values = self._step(state, step)
-            if step == first + 1:
-                self._first_step_done(values, step)
+            if step > first + 1:
+                state, values = self._step(state, step)
+            else:
+                state, values = self._first_step(state, step)
             self._flush()
             stopping, looked = stop.poll(), True
             if step % self.config.log_every == 0 or step == last:
@@ -221,16 +170,20 @@ class _Loop:
         in_flight.append((step, values))
         self._look_at_steps(but=IN_FLIGHT)
         self.progress.step()
+        watchdog.beat(step)
         return state, values
 
-    def _first_step_done(self, values: Batch, step: int) -> None:
-        """Compiling is over: speed is measured from here on."""
-        self.stop.working()
-        jax.block_until_ready(values)
+    def _first_step(self, state: TrainState, step: int) -> tuple[TrainState, Batch]:
+        """The same with all that happens once; speed is measured from here on."""
+        with watchdog.phase("compile", starting=True):
+            state, values = self._step(state, step)
+            self.stop.working()
+            jax.block_until_ready(values)
         seconds = time.perf_counter() - self.began
         self.progress.message(f"first step after {seconds:.1f} s of reading and compiling")
         self.watch.restart()
         self.progress.restart(step)
+        return state, values
 
     def _look_at_steps(self, but: int = 0) -> None:
         """Looks whether updates were finite, of all steps but so many."""
@@ -270,12 +223,13 @@ class _Loop:
         jax.block_until_ready(state)  # the steps before are not part of the pause
         began = time.perf_counter()
         try:
-            with self.task.between_batches(self._heard):
+            with watchdog.phase("evaluate"), self.task.between_batches(self._heard):
                 self._measure(state, step)
         except Interrupted:
             return False
         if self._due(self.config.picture_every, step):
-            image = self.task.picture(state, self.mesh)
+            with watchdog.phase("picture"):
+                image = self.task.picture(state, self.mesh)
             self.writer.write_image(step, "picture", image)
             if jax.process_index() == 0:
                 self.progress.message(f"picture: {self.task.save_picture(image, step)}")
@@ -283,6 +237,8 @@ class _Loop:
         return True
 
     def _heard(self) -> None:
+        """Between two batches of an evaluation."""
+        watchdog.beat()
         if self.stop.poll():
             raise Interrupted
 
@@ -308,9 +264,11 @@ class _Loop:
         more = {"provenance": self.provenance} if self.provenance else {}
         more |= {} if looked else {"look_again": True}
         metadata = self.task.metadata(step) | more
-        self.saving.save(state, metadata)
-        if ending:
-            self.saving.finish(lambda: self.saving.save(state, metadata))
+        # The end of a run waits for the disk, and for reading back what was written.
+        with watchdog.phase("save", starting=ending):
+            self.saving.save(state, metadata)
+            if ending:
+                self.saving.finish(lambda: self.saving.save(state, metadata))
         self.watch.add_pause(time.perf_counter() - began)
 
 

@@ -16,6 +16,7 @@ from mae_jax import checkpoint, rng, sharding, train
 from mae_jax import evaluate as evaluation
 from mae_jax.config import LATER, flatten
 from mae_jax.errors import UsageError
+from mae_jax.start import check_same_run
 from mae_jax.state import abstract_state, create_state
 from mae_jax.stopping import StopRequest
 from mae_jax.tasks.pretrain import Pretrain
@@ -136,9 +137,9 @@ def test_other_data_are_another_run(tmp_path):
     old = task.metadata(1)
     new = {**old, "data": {**old["data"], "source": {**old["data"]["source"], "hash": "other"}}}
     with pytest.raises(UsageError, match="data hash: .* -> other"):
-        train._check_same_run(old, new, allow_change=False)
+        check_same_run(old, new, allow_change=False)
     moved = {**old, "data": {**old["data"], "source": {**old["data"]["source"], "root": "/b"}}}
-    train._check_same_run(old, moved, allow_change=False)
+    check_same_run(old, moved, allow_change=False)
     with pytest.raises(UsageError, match="seed: 0 -> 1"):
         run(tmp_path / "b", tiny.config(seed=1, resume=str(tmp_path / "a")))
 

@@ -1,4 +1,11 @@
-"""What is in a checkpoint or a file of weights: `python -m mae_jax.tools.inspect PATH`."""
+"""What is in a checkpoint or a file of weights, and whether it is sound.
+
+python -m mae_jax.tools.inspect PATH [--json]
+python -m mae_jax.tools.inspect --verify PATH
+
+`--verify` reads a run's steps, one step or a folder of weights whole, compares every array with the
+checksum it was saved with, and exits with 1 if one is damaged.
+"""
 
 import argparse
 import hashlib
@@ -10,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax import checkpoint, convert
+from mae_jax import checkpoint, convert, step_folders, stored
 from mae_jax.config import flatten
 from mae_jax.console import run_command
 from mae_jax.convert import files
@@ -102,15 +109,60 @@ def _print_model(info: dict[str, Any]) -> None:
         print(f"  {key:<24} {value}")
 
 
+def verify(path: str) -> bool:
+    """Prints a line for every checkpoint at `path`; whether all are sound.
+
+    Raises:
+      UsageError: there is none, or it is not a folder of ours.
+    """
+    if os.path.isfile(path):
+        raise UsageError(
+            f"--verify {path}: a file of weights has no checksums; give a run, a step or a folder "
+            "of weights of mae_jax"
+        )
+    folder = step_folders.absolute(path)
+    run = os.path.dirname(folder) if os.path.basename(folder) == step_folders.FOLDER else folder
+    aside = step_folders.corrupt(run)
+    for name in aside:
+        print(f"{name}: set aside as damaged at an earlier start, not looked at")
+    steps = step_folders.steps(run)
+    if aside and not steps:
+        return False
+    places = [os.path.join(run, step_folders.FOLDER, str(step)) for step in steps] or [folder]
+    sound = [_verify_one(checkpoint.find(place)) for place in places]
+    return all(sound)
+
+
+def _verify_one(found: checkpoint.Found) -> bool:
+    name = f"step {found.step}" if found.run else found.folder
+    try:
+        arrays, compared = stored.verify(found)
+    except checkpoint.DamagedCheckpoint as error:
+        print(f"{name}: damaged: {error.reason}")
+        return False
+    state = "all sound" if compared else "all readable, saved without checksums"
+    print(f"{name}: {arrays} arrays, {state}")
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="mae_jax.tools.inspect", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="mae_jax.tools.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "path",
         help="a run's folder (its newest step), one step's folder, or weights (docs/weights.md)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.add_argument(
+        "--verify", action="store_true", help="look for damage; of a run, in all its steps"
+    )
     args = parser.parse_args(argv)
+    if args.verify:
+        return 0 if verify(args.path) else 1
     info = describe(args.path)
     if args.json:
         print(json.dumps(info))

@@ -1,6 +1,6 @@
 """Kills a run again and again, then compares its end with that of a run that was left alone.
 
-    python -m tests.soak.kill --kills 100 [--workdir DIR]
+python -m tests.soak.kill --kills 100 [--workdir DIR]
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m tests.soak.memory --minutes 30 [--out memory.json]
 
-Prints how fast the memory of the process grows and how many files it has open, over the second half.
+Prints how fast the memory of the process grows and how many files it has open, in the second half.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """inspect and reconstruct, on a checkpoint of a real (tiny) run."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mae_jax import checkpoint, convert, pretrained, train
+from mae_jax.console import run_command
 from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
@@ -47,6 +49,26 @@ def test_inspect_tells_all_in_text_and_json(run, capsys):
     params = checkpoint.load_arrays(run)["params"]
     assert info["parameters"] == sum(x.size for x in jax.tree.leaves(params))
     assert info["report"]["missing"] == []
+
+
+def test_inspect_verifies_a_run_a_step_and_weights(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "3")
+    shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "corrupt-1")
+    convert.save(convert.load(run), str(tmp_path / "weights"))
+
+    def verify(path):
+        status = run_command(lambda: inspect.main(["--verify", str(path)]))
+        return status, capsys.readouterr().out.splitlines()
+
+    status, lines = verify(copy)
+    assert status == 1 and lines[1] == "step 2: 111 arrays, all sound"
+    assert lines[0].startswith("corrupt-1: set aside") and len(lines) == 3
+    assert lines[2] == "step 3: damaged: it holds step 2"
+    assert verify(copy / "checkpoints" / "2") == (0, [lines[1]])
+    assert verify(copy / "checkpoints" / "3") == (1, [lines[2]])
+    assert verify(tmp_path / "weights") == (0, [f"{tmp_path}/weights: 36 arrays, all sound"])
+    assert verify(tmp_path) == verify(official.path("mae_tiny.safetensors")) == (2, [])
 
 
 def test_inspect_tells_of_a_file_of_another_project(capsys):

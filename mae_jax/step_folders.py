@@ -1,0 +1,166 @@
+"""The folders of a run's checkpoints: which there are, and taking one away.
+
+`<run>/checkpoints/<step>` holds `state`, `metadata` and the file that says it is complete. Beside
+them may lie what a killed process left (removed at the next start), and `corrupt-<step>`: set
+aside, never read again, never deleted.
+"""
+
+import logging
+import os
+import time
+from typing import NamedTuple
+
+from etils import epath
+
+from mae_jax.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+ITEMS = ("state", "metadata")
+CORRUPT = "corrupt-"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # of a save
+_DELETING = "deleting-"
+_COMMITTED = "commit_success.txt"  # where renaming is not atomic, the last file written
+
+
+class Found(NamedTuple):
+    """Where a checkpoint is.
+
+    Attributes:
+      folder: has `state` and `metadata`.
+      run: the run's folder; "" for a folder of weights, which belongs to none.
+      step: completed steps.
+    """
+
+    folder: str
+    run: str
+    step: int
+
+
+def absolute(path: str) -> str:
+    """The path whatever the current folder; one of a bucket (gs://...) is that already."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def folder_of(run: str, step: int) -> epath.Path:
+    return epath.Path(run) / FOLDER / str(step)
+
+
+def steps(run: str) -> list[int]:
+    """Steps that were saved, oldest first, be they sound or damaged."""
+    return sorted(int(p.name) for p in _listed(run) if p.name.isdecimal() and _committed(p))
+
+
+def corrupt(run: str) -> list[str]:
+    """Names of the folders that were set aside."""
+    return sorted(p.name for p in _listed(run) if p.name.startswith(CORRUPT))
+
+
+def exists(run: str) -> bool:
+    """Whether a run has saved anything, sound or not."""
+    return bool(steps(run) or corrupt(run))
+
+
+def find(path: str) -> Found:
+    """The checkpoint of a run folder, meaning its newest step, of a step's, or of a weights folder.
+
+    Raises:
+      UsageError: there is no checkpoint.
+    """
+    folder = epath.Path(absolute(path))
+    if folder.parent.name == FOLDER and folder.name.isdecimal() and folder.is_dir():
+        return Found(str(folder), str(folder.parent.parent), int(folder.name))
+    if all((folder / item).is_dir() for item in ITEMS):
+        return Found(str(folder), "", 0)
+    run = str(folder.parent if folder.name == FOLDER else folder)
+    found = steps(run)
+    if not found:
+        aside = f" ({', '.join(corrupt(run))} set aside as damaged)" if corrupt(run) else ""
+        raise UsageError(
+            f"no checkpoint under {folder}{aside}: give a run folder that has {FOLDER}/<step>/, a "
+            "step's folder itself, or weights (a folder of mae_jax, Hugging Face or timm; .pth, "
+            ".safetensors or .npz)"
+        )
+    return Found(str(folder_of(run, found[-1])), run, found[-1])
+
+
+def find_run(path: str) -> Found:
+    """The same, but for what is to be continued: weights alone are refused."""
+    found = find(path)
+    if not found.run:
+        raise UsageError(
+            f"{path} holds weights without an optimiser: begin with them, --config.init_from={path}"
+        )
+    return found
+
+
+def set_aside(run: str, step: int) -> str:
+    """Renames a damaged step; returns its new name."""
+    taken = {p.name for p in _listed(run)}
+    name, number = f"{CORRUPT}{step}", 1
+    while name in taken:
+        number += 1
+        name = f"{CORRUPT}{step}-{number}"
+    folder_of(run, step).rename(epath.Path(run) / FOLDER / name)
+    return name
+
+
+def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
+    """Deletes old steps.
+
+    Args:
+      run: folder of the run.
+      newest: a step known to be sound; what is newer stays.
+      keep: how many stay, `newest` among them.
+      keep_every: multiples of this stay as well; 0 for none.
+    """
+    for step in [s for s in steps(run) if s <= newest][:-keep]:
+        if keep_every and step % keep_every == 0:
+            continue
+        try:
+            _discard(folder_of(run, step))
+        except OSError as error:
+            log.warning("checkpoint %d, no longer needed, cannot be deleted: %s", step, error)
+
+
+def remove_unfinished(run: str) -> None:
+    """Removes what killed or failed saves and deletions left behind."""
+    for path in _listed(run):
+        tmp = _UNFINISHED in path.name or path.name.startswith(_DELETING)
+        if tmp or (path.name.isdecimal() and not _committed(path)):
+            log.info("removing %s, which was left unfinished", path)
+            _discard(path)
+
+
+def make_writable(run: str) -> None:
+    """Makes the folder of checkpoints, and sees whether folders can be made in it.
+
+    Raises:
+      OSError: they cannot.
+    """
+    probe = epath.Path(run) / FOLDER / f"{_DELETING}nothing"  # tells whether it can be written to
+    probe.mkdir(parents=True, exist_ok=True)
+    probe.rmdir()
+
+
+def _discard(folder: epath.Path) -> None:
+    """Removes a folder so that a kill meanwhile leaves no half of a step under a step's name."""
+    if "://" in str(folder):
+        (folder / _COMMITTED).unlink(missing_ok=True)
+    else:
+        folder = folder.rename(folder.parent / f"{_DELETING}{time.time_ns()}")
+    try:
+        folder.rmtree()
+    except OSError as error:  # a failed save may write on for a moment
+        log.warning("%s cannot be removed now, but at the next save or start: %s", folder, error)
+
+
+def _listed(run: str) -> list[epath.Path]:
+    folder = epath.Path(run) / FOLDER
+    return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+
+
+def _committed(folder: epath.Path) -> bool:
+    """Whether a folder with a step's name was written to the end, whatever befell it since."""
+    return "://" not in str(folder) or (folder / _COMMITTED).exists()

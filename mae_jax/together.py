@@ -1,0 +1,60 @@
+"""What several processes agree on about a checkpoint: what there is, and whether it is sound."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mae_jax.errors import UsageError
+from mae_jax.stored import DamagedCheckpoint, damage
+
+_T = TypeVar("_T")
+_DAMAGED = 1
+
+
+def everywhere(value: int) -> list[int]:
+    """The value on every process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    return multihost_utils.process_allgather(np.int32(value)).tolist()
+
+
+def of_first(values: list[int]) -> list[int]:
+    """Process 0's list, on every process: a shared disk may show each another one."""
+    if jax.process_count() == 1:
+        return values
+    size = everywhere(len(values))[0]
+    return multihost_utils.broadcast_one_to_all(np.resize(values or [0], size)).tolist()
+
+
+def read(folder: str, work: Callable[[], _T]) -> _T:
+    """Result of `work`, which reads `folder`, if it succeeds on every process.
+
+    Raises:
+      DamagedCheckpoint: on all of them if on one.
+      UsageError: the same.
+    """
+    result: Any = None
+    error = None
+    try:
+        with damage(folder):
+            result = work()
+    except UsageError as caught:
+        error = caught
+    worst = max(everywhere(_rank(error)))
+    if not worst:
+        return result
+    if error and _rank(error) == worst:
+        raise error
+    if worst == _DAMAGED:
+        raise DamagedCheckpoint(folder, "another process could not read it")
+    raise UsageError(f"{folder} cannot be read by another process")
+
+
+def _rank(error: UsageError | None) -> int:
+    """How bad it is: damage is to be worked round, anything else stops the run."""
+    if error is None:
+        return 0
+    return _DAMAGED if isinstance(error, DamagedCheckpoint) else _DAMAGED + 1

@@ -1,0 +1,443 @@
+"""Checkpoints of a tiny state: damage of every kind, failed saves, and what is deleted when."""
+
+import json
+import os
+import pathlib
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mae_jax import checkpoint, sharding, step_folders, stored
+from mae_jax.errors import UsageError
+from mae_jax.state import TrainState
+
+# Orbax leaves the reading of other arrays unfinished when one cannot be read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+NOTHING: dict = {}
+
+
+def make_state(step):
+    rng = np.random.default_rng(step)
+    place = NamedSharding(sharding.make_mesh(), PartitionSpec())
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.device_put(jnp.asarray(rng.normal(size=shape), dtype), place)
+
+    params = {"dense": {"kernel": array(128, 32), "bias": array(16, dtype=jnp.bfloat16)}}
+    return TrainState(
+        step=jax.device_put(jnp.int32(step), place),
+        params=params,
+        opt_state=(NOTHING, {"mu": jax.tree.map(lambda x: 2 * x, params)}),
+        model_state={},
+        ema={},
+    )
+
+
+def abstract(fsdp=1, devices=None):
+    mesh = sharding.make_mesh(fsdp=fsdp, devices=devices)
+    state = make_state(0)
+    shardings = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), state)
+    shardings.params["dense"]["kernel"] = NamedSharding(mesh, PartitionSpec("fsdp"))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )
+
+
+def save(run, *steps, **options):
+    saver = checkpoint.Checkpointer(str(run), **options)
+    for step in steps:
+        saver.save(make_state(step), {"step": step})
+    saver.wait()
+    return saver
+
+
+def assert_same(a, b):
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def step_names(run):
+    return sorted(os.listdir(run / "checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A run with steps 1 and 2."""
+    run = tmp_path_factory.mktemp("sound")
+    save(run, 1, 2).close()
+    return run
+
+
+@pytest.fixture
+def run(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def data_files(folder):
+    tops = [top for top, _, _ in os.walk(folder / "state") if os.path.basename(top) == "d"]
+    return [os.path.join(top, name) for top in tops for name in os.listdir(top)]
+
+
+def flip_a_bit(file):
+    with open(file, "r+b") as opened:
+        opened.seek(os.path.getsize(file) // 2)
+        byte = opened.read(1)[0]
+        opened.seek(-1, 1)
+        opened.write(bytes([byte ^ 16]))
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def damage_data(folder):
+    for file in data_files(pathlib.Path(folder)):
+        flip_a_bit(file)
+
+
+def only_data(function):
+    return lambda folder: [function(file) for file in data_files(folder)]
+
+
+def edit_metadata(folder):
+    file = folder / "metadata" / "metadata"
+    file.write_text(file.read_text().replace('"step": 2', '"step": 2, "rate": 3'))
+
+
+def metadata_of_another_step(folder):
+    shutil.rmtree(folder / "metadata")
+    shutil.copytree(folder.parent / "1" / "metadata", folder / "metadata")
+
+
+def whole_of_another_step(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "1", folder)
+
+
+def state_of_another_step(folder):
+    shutil.rmtree(folder / "state")
+    shutil.copytree(folder.parent / "1" / "state", folder / "state")
+
+
+def manifest_of_another_step(folder):
+    shutil.copy(folder.parent / "1" / "state" / "manifest.ocdbt", folder / "state")
+
+
+FAULTS = {
+    "flipped bit": lambda f: flip_a_bit(max(data_files(f), key=os.path.getsize)),
+    "flipped bits in all data": damage_data,
+    "truncated data": only_data(lambda file: os.truncate(file, os.path.getsize(file) // 2)),
+    "truncated to nothing": only_data(lambda file: os.truncate(file, 0)),
+    "missing data": only_data(os.remove),
+    "no manifest": lambda f: os.remove(f / "state" / "manifest.ocdbt"),
+    "no _METADATA": lambda f: os.remove(f / "state" / "_METADATA"),
+    "no marker": lambda f: os.remove(f / "_CHECKPOINT_METADATA"),
+    "empty folder": empty,
+    "no state": lambda f: shutil.rmtree(f / "state"),
+    "no metadata": lambda f: shutil.rmtree(f / "metadata"),
+    "truncated metadata": lambda f: os.truncate(f / "metadata" / "metadata", 9),
+    "edited metadata": edit_metadata,
+    "metadata of another step": metadata_of_another_step,
+    "another step": whole_of_another_step,
+    "state of another step": state_of_another_step,
+    "manifest of another step": manifest_of_another_step,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damage_is_found_by_all_who_read(run, fault):
+    FAULTS[fault](run / "checkpoints" / "2")
+    saver = checkpoint.Checkpointer(str(run))
+    with pytest.raises(checkpoint.DamagedCheckpoint) as caught:
+        saver.restore(2, abstract())
+    assert "\n" not in str(caught.value) and "checkpoints/2 is damaged: " in str(caught.value)
+    with pytest.raises(checkpoint.DamagedCheckpoint):
+        stored.verify(checkpoint.find(str(run)))
+    with pytest.raises(checkpoint.DamagedCheckpoint):
+        checkpoint.load_arrays(str(run), ("params", "opt_state", "step"))
+    assert step_names(run) == ["1", "2"]  # nobody but a start renames anything
+    saver.set_aside(2, caught.value.reason)
+    assert saver.latest_step() == 1 and step_names(run) == ["1", "corrupt-2"]
+    assert_same(saver.restore(1, abstract()), make_state(1))
+    saver.close()
+
+
+def test_no_flipped_bit_anywhere_ever_gives_other_values(run):
+    rng = np.random.default_rng(0)
+    folder = run / "checkpoints" / "2"
+    files = [os.path.join(top, name) for top, _, names in os.walk(folder) for name in names]
+    saver, right, damaged = checkpoint.Checkpointer(str(run)), make_state(2), 0
+    for file in [f for f in files if os.path.getsize(f)] * 2:
+        with open(file, "rb") as opened:
+            content = bytearray(opened.read())
+        changed = content.copy()
+        changed[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        for text in (changed, content):
+            with open(file, "wb") as opened:
+                opened.write(text)
+            try:
+                assert_same(saver.restore(2, abstract()), right)
+                assert saver.metadata(2) == {"step": 2}
+            except checkpoint.DamagedCheckpoint:
+                assert text is changed
+                damaged += 1
+    assert damaged > 10
+    saver.close()
+
+
+@pytest.mark.parametrize("devices, fsdp", [(1, 1), (2, 2), (4, 2), (4, 4)])
+def test_a_copy_is_restored_on_other_devices(run, devices, fsdp):
+    saver = checkpoint.Checkpointer(str(run), read_only=True)
+    state = saver.restore(2, abstract(fsdp, jax.devices()[:devices]))
+    assert_same(state, make_state(2))
+    assert len(state.params["dense"]["kernel"].sharding.device_set) == devices
+    assert saver.verified_step() == 2
+    saver.close()
+
+
+def test_another_model_is_not_damage(run):
+    saver = checkpoint.Checkpointer(str(run))
+    other = abstract()
+    other.params["dense"]["bias"] = jax.ShapeDtypeStruct((4,), jnp.bfloat16)
+    other.params["extra"] = jax.ShapeDtypeStruct((), jnp.float32)
+    text = r"does not fit .*params/dense/bias was bfloat16\[16\], is bfloat16\[4\], params/extra is"
+    with pytest.raises(UsageError, match=text) as caught:
+        saver.restore(2, other)
+    assert not isinstance(caught.value, checkpoint.DamagedCheckpoint)
+    saver.close()
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), RuntimeError("RESOURCE_EXHAUSTED")])
+def test_a_machine_in_trouble_is_not_damage(run, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
+    saver = checkpoint.Checkpointer(str(run))
+    with pytest.raises(UsageError, match="cannot be read") as caught:
+        saver.restore(2, abstract())
+    assert not isinstance(caught.value, checkpoint.DamagedCheckpoint)
+    saver.close()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_used(tmp_path, caplog):
+    state = make_state(3)
+    parts = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(parts), metadata=ocp.args.JsonSave({"step": 3})
+    )
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(3, args=args)
+    saver = checkpoint.Checkpointer(str(tmp_path))
+    assert_same(saver.restore(saver.latest_step(), abstract()), state)
+    assert "no checksums" in caplog.text
+    assert saver.metadata(3) == {"step": 3}
+    other = abstract()
+    other.params["extra"] = jax.ShapeDtypeStruct((), jnp.float32)
+    with pytest.raises(UsageError, match="does not fit"):
+        saver.restore(3, other)
+    saver.close()
+
+
+@pytest.mark.parametrize("bad", ["params", "opt_state"])
+def test_what_is_not_finite_never_reaches_the_disk(tmp_path, bad):
+    saver = save(tmp_path, 1)
+    state = make_state(2)
+    part = state.params if bad == "params" else state.opt_state[1]["mu"]
+    part["dense"]["bias"] = part["dense"]["bias"].at[3].set(jnp.inf)
+    with pytest.raises(FloatingPointError, match=f"after step 2 .*{bad}.*/dense/bias"):
+        saver.save(state, {"step": 2})
+    saver.close()
+    assert step_names(tmp_path) == ["1"]
+
+
+def test_a_disk_that_is_full_is_told_and_the_step_saved_again(tmp_path):
+    saver = save(tmp_path, 1, keep=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # no file longer than this
+    try:
+        saver.save(make_state(2), {"step": 2})
+        with pytest.raises(checkpoint.SaveFailed, match="checkpoint 2 is not saved: "):
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saver.failure() is None  # told once
+    assert saver.latest_step() == saver.verified_step() == 1
+    saver.save(make_state(2), {"step": 2})
+    saver.wait()
+    assert saver.failure() is None and saver.verified_step() == 2
+    assert_same(saver.restore(2, abstract()), make_state(2))
+    saver.close()
+    assert step_names(tmp_path) == ["2"]
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_not_raised(tmp_path):
+    saver = checkpoint.Checkpointer(str(tmp_path))
+    (tmp_path / "checkpoints").write_text("a file")
+    saver.save(make_state(1), {"step": 1})
+    assert "checkpoint 1 is not saved" in str(saver.failure())
+    assert saver.failure() is None
+    os.remove(tmp_path / "checkpoints")
+    saver.save(make_state(1), {"step": 1})
+    saver.close()
+    assert step_names(tmp_path) == ["1"]
+
+
+def test_asking_for_failures_does_not_wait(tmp_path, monkeypatch):
+    hold, wait = threading.Event(), ocp.AsyncCheckpointer.wait_until_finished
+
+    def slow(self):
+        if threading.current_thread().name == "checkpoint":
+            hold.wait()
+            raise OSError("bucket is gone")
+        wait(self)
+
+    saver = checkpoint.Checkpointer(str(tmp_path))
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", slow)
+    saver.save(make_state(1), {"step": 1})
+    assert saver.failure() is None
+    hold.set()
+    while not (error := saver.failure()):
+        pass
+    assert str(error) == "checkpoint 1 is not saved: bucket is gone"
+    monkeypatch.undo()
+    saver.close()
+
+
+def test_nothing_is_deleted_before_the_new_step_was_read_back(tmp_path, monkeypatch):
+    saver, verify = save(tmp_path, 1, 2, keep=1, keep_every=10), stored.verify
+    assert step_names(tmp_path) == ["2"]
+
+    def damaged_on_the_way(found):
+        assert step_names(tmp_path) == ["2", "3"]
+        flip_a_bit(max(data_files(tmp_path / "checkpoints" / "3"), key=os.path.getsize))
+        return verify(found)
+
+    monkeypatch.setattr(stored, "verify", damaged_on_the_way)
+    saver.save(make_state(3), {"step": 3})
+    with pytest.raises(checkpoint.SaveFailed, match="set aside as corrupt-3 after reading back"):
+        saver.wait()
+    monkeypatch.undo()
+    assert step_names(tmp_path) == ["2", "corrupt-3"]
+    assert saver.verified_step() == saver.latest_step() == 2
+    for step in (3, 10, 11):
+        saver.save(make_state(step), {"step": step})
+    saver.close()
+    assert step_names(tmp_path) == ["10", "11", "corrupt-3"]
+
+
+def test_what_a_kill_left_is_removed_at_the_start_alone(run, caplog):
+    left = [run / "checkpoints" / n for n in ("3.orbax-checkpoint-tmp", "deleting-0")]
+    for folder in left:
+        (folder / "state").mkdir(parents=True)
+    checkpoint.Checkpointer(str(run), read_only=True).close()
+    assert len(step_names(run)) == 4
+    with caplog.at_level("INFO"):
+        saver = checkpoint.Checkpointer(str(run))
+    assert saver.latest_step() == 2
+    assert all(f"removing {folder}" in caplog.text for folder in left)
+    saver.close()
+    assert step_names(run) == ["1", "2"]
+
+
+def test_weights_keep_their_checksums(tmp_path):
+    params = {"dense": {"kernel": np.arange(600.0, dtype=np.float32)}}
+    checkpoint.save_weights(str(tmp_path / "w"), params, {}, {"model": {}})
+    assert checkpoint.load_metadata(str(tmp_path / "w")) == {"model": {}}
+    assert stored.verify(checkpoint.find(str(tmp_path / "w"))) == (1, True)
+    text = json.loads((tmp_path / "w" / "metadata" / "metadata").read_text())
+    text["arrays"]["params/dense/kernel"][2] = "0" * 16
+    del text["sha256"]
+    (tmp_path / "w" / "metadata" / "metadata").write_text(json.dumps(text))
+    with pytest.raises(checkpoint.DamagedCheckpoint, match="params/dense/kernel has other values"):
+        checkpoint.load_arrays(str(tmp_path / "w"))
+
+
+def test_names_of_what_is_set_aside_never_collide(run):
+    for expected in ("corrupt-2", "corrupt-2-2", "corrupt-2-3"):
+        assert step_folders.set_aside(str(run), 2) == expected
+        shutil.copytree(run / "checkpoints" / "1", run / "checkpoints" / "2")
+    assert step_folders.corrupt(str(run)) == ["corrupt-2", "corrupt-2-2", "corrupt-2-3"]
+
+
+TWO = """
+import logging, os, sys
+import jax, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from jax.experimental import multihost_utils
+from mae_jax import checkpoint
+from tests.test_checkpoint import abstract, damage_data, make_state
+run, first = sys.argv[3], jax.process_index() == 0
+meet = lambda: multihost_utils.sync_global_devices("here")
+saver = checkpoint.Checkpointer(run)
+
+def save(step):
+    saver.save(make_state(step), {"step": step})
+    while (failure := saver.failure()) is None and saver.verified_step() != step:
+        meet()
+    print(step, failure)
+
+if first:
+    open(run + "/checkpoints", "w").close()
+meet()
+save(1)  # refused by process 0, told by both
+if first:
+    os.remove(run + "/checkpoints")
+meet()
+save(1)
+save(2)
+mine = run + "/checkpoints/2"
+if first:
+    damage_data(mine)
+meet()
+try:
+    saver.restore(2, abstract(fsdp=4))
+except checkpoint.DamagedCheckpoint as error:
+    print("damaged")
+    saver.set_aside(2, error.reason)
+print(saver.steps())
+state = saver.restore(1, abstract(fsdp=4))
+whole = multihost_utils.process_allgather(state.params, tiled=True)
+right = multihost_utils.process_allgather(make_state(1).params, tiled=True)
+jax.tree.map(np.testing.assert_array_equal, whole, right)
+saver.close()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_failures_and_damage(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, address, str(i), str(tmp_path)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for process in started:
+        output, errors = process.communicate(timeout=180)
+        lines = [line for line in output.splitlines() if "Gloo" not in line]
+        assert process.returncode == 0, output + errors
+        assert lines[0].startswith("1 checkpoint 1 is not saved: "), output
+        assert lines[1:] == ["1 None", "2 None", "damaged", "[1]", "done"], output
+    assert step_names(tmp_path) == ["1", "corrupt-2"]

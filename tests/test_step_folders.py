@@ -1,0 +1,79 @@
+"""Folders of checkpoints, on a disk and in a bucket (which a folder plays here)."""
+
+import os
+
+import pytest
+from etils.epath import testing
+
+from mae_jax import step_folders
+from mae_jax.errors import UsageError
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def place(request, tmp_path, monkeypatch):
+    """(a run's path as a user gives it, its folder)."""
+    if request.param == "disk":
+        yield str(tmp_path / "run"), tmp_path / "run"
+        return
+
+    def here(path):
+        return os.fspath(path).replace("gs://", f"{tmp_path}/")
+
+    def one(original, path, *args, **kwargs):
+        return original(here(path), *args, **kwargs)
+
+    def two(original, path, other, **kwargs):
+        return original(here(path), here(other), **kwargs)
+
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)  # it reads real ones
+    names = ("exists", "isdir", "listdir", "makedirs", "mkdir", "open", "remove", "rmtree")
+    with testing.mock_epath(rename=two, **dict.fromkeys(names, one)):
+        yield "gs://bucket/run", tmp_path / "bucket" / "run"
+
+
+def make(folder, *names):
+    for name in names:
+        for item in step_folders.ITEMS:
+            (folder / "checkpoints" / name / item).mkdir(parents=True)
+        (folder / "checkpoints" / name / "commit_success.txt").touch()
+
+
+def test_steps_are_found_set_aside_and_deleted(place):
+    path, folder = place
+    assert step_folders.steps(path) == [] and not step_folders.exists(path)
+    with pytest.raises(UsageError, match=f"no checkpoint under {path}: give a run folder"):
+        step_folders.find(path)
+    make(folder, "9", "10", "11", "corrupt-11", "12.orbax-checkpoint-tmp", "deleting-3")
+    assert step_folders.steps(path) == [9, 10, 11]
+    newest = (f"{path}/checkpoints/11", path, 11)
+    assert step_folders.find(path) == step_folders.find(f"{path}/checkpoints") == newest
+    assert step_folders.find(f"{path}/checkpoints/9") == (f"{path}/checkpoints/9", path, 9)
+    assert step_folders.set_aside(path, 11) == "corrupt-11-2"
+    step_folders.prune(path, 10, keep=1, keep_every=0)
+    step_folders.remove_unfinished(path)
+    step_folders.make_writable(path)
+    left = sorted(os.listdir(folder / "checkpoints"))
+    assert left == ["10", "corrupt-11", "corrupt-11-2"]
+    step_folders.set_aside(path, 10)
+    assert step_folders.exists(path)  # it has saved something
+    with pytest.raises(UsageError, match=r"\(corrupt-10, corrupt-11, corrupt-11-2 set aside"):
+        step_folders.find(path)
+
+
+def test_weights_are_no_step(place):
+    path, folder = place
+    for item in step_folders.ITEMS:
+        (folder / item).mkdir(parents=True)
+    assert step_folders.find(path) == (path, "", 0)
+    with pytest.raises(UsageError, match=f"--config.init_from={path}"):
+        step_folders.find_run(path)
+
+
+def test_in_a_bucket_a_step_is_complete_with_its_last_file(place):
+    path, folder = place
+    make(folder, "1", "2")
+    (folder / "checkpoints" / "2" / "commit_success.txt").unlink()
+    step_folders.remove_unfinished(path)
+    bucket = path.startswith("gs://")
+    assert step_folders.steps(path) == ([1] if bucket else [1, 2])
+    assert sorted(os.listdir(folder / "checkpoints")) == (["1"] if bucket else ["1", "2"])
