@@ -173,7 +173,7 @@ def _folder_arrays(path: str) -> dict[str, np.ndarray]:
 def _files_of_index(path: str) -> list[str]:
     """Names of the files that an index lists; all must lie beside it."""
     places = _json(path).get("weight_map")
-    names = list(places.values()) if isinstance(places, dict) else [None]
+    names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
     for name in names:
         if not isinstance(name, str) or re.fullmatch(r"[^/\\:]+\.safetensors", name) is None:
             raise UsageError(

@@ -97,7 +97,7 @@ class BadExamples:
 class Loader:
     """From candidate indices to the pixels of the first that can be read.
 
-    Arguments of which none is in `BadExamples` are those of `pixels`.
+    Arguments are those of `pixels`, and `share` of `BadExamples`.
     """
 
     def __init__(
