@@ -103,8 +103,8 @@ def check_together(config: Any, num_devices: int) -> None:
     )
     require(
         config.data.source != "shapes" or min(sizes[0]) >= LEAST_SHAPES,
-        f"--config.data.source=shapes has no pictures of {sizes[0]}: give --config.model.image_size "
-        f"sides of {LEAST_SHAPES} or more",
+        f"--config.data.source=shapes has no pictures of {sizes[0]}: --config.model.image_size "
+        f"takes sides of {LEAST_SHAPES} or more",
     )
     channels = config.model.channels
     for key in ("mean", "std"):

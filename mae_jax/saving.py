@@ -76,6 +76,14 @@ class Saving:
             time.sleep(RETRY_SECONDS)
             save()
 
+    def newest(self) -> int | None:
+        """Newest checkpoint, after the one under way is complete."""
+        try:
+            self._saver.wait()
+        except SaveFailed as failure:
+            log.warning("%s", failure)
+        return self._saver.latest_step()
+
     def _note(self, failure: SaveFailed) -> None:
         """Plans another save, unless this was one failure too many."""
         newest, limit = self._saver.latest_step(), self._options.max_failures

@@ -64,10 +64,12 @@ def run(
         )
         closing.callback(saver.close)
         check_workdir(task, saver, allow_config_change)
-        run_info.announce(workdir, config, task.facts())
         abstract = abstract_state(task, mesh)
         with watchdog.phase("restore", starting=True):
             start = start_state(task, config, workdir, saver, abstract, allow_config_change)
+        if task.num_steps == 0 or int(start.state.step) < task.num_steps:
+            # Not before: a start that is refused, or has nothing to do, changes nothing.
+            run_info.announce(workdir, config, task.facts())
         loop = _Loop(task, config, workdir, mesh, saver, abstract, start.provenance)
         with watchdog.phase("train"):
             return loop.run(start, stop or StopRequest(), closing)
@@ -86,7 +88,7 @@ class _Loop:
         abstract: TrainState,
         provenance: dict[str, Any],
     ):
-        self.task, self.config, self.mesh, self.saver = task, config, mesh, saver
+        self.task, self.config, self.mesh = task, config, mesh
         self.workdir, self.provenance = workdir, provenance
         self.step_fn = make_train_step(
             task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum
@@ -191,7 +193,7 @@ class _Loop:
             step, values = self.in_flight.popleft()
             names = ("skipped", "loss", "grad_norm", "lr")
             numbers = {name: float(values[name]) for name in names}
-            warning = self.guard.look(step, numbers, self.saver.latest_step)
+            warning = self.guard.look(step, numbers, self.saving.newest)
             if warning:
                 self.progress.message(warning, logging.WARNING)
 

@@ -171,7 +171,7 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ({"model__channels": 4}, "data.mean=.* has 3 numbers, but --config.model.channels=4"),
         ({"model__image_size": (18, 16)}, "height 18 is not .* patch size 4; nearest: 16 or 20"),
         ({"model__image_size": (2048,)}, "2048.* has 262144 patches of .*4, 4.*where 65536"),
-        ({"model__image_size": (4, 4)}, "shapes has no pictures of .4, 4.: .* sides of 6 or more"),
+        ({"model__image_size": (4, 4)}, "shapes has no pictures of .4, 4.: .* takes sides of 6 or"),
         ({"model__mlp_ratio": 0.01}, "mlp_ratio=0.01 of decoder_embed_dim=16 leaves the MLPs no"),
         ({"model__embed_dim": 25}, "embed_dim=25 must be a multiple of 4 and of num_heads=2"),
         ({"model__decoder_num_heads": 3}, "decoder_embed_dim=16 .* decoder_num_heads=3"),

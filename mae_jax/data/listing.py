@@ -95,7 +95,11 @@ def _scan_directory(item: tuple[str, str, frozenset]):
     """One directory: (sub-directories as further items, [(relative path, size)], other files)."""
     directory, relative, parents = item
     folders, files, others = [], [], collections.Counter()
-    with os.scandir(directory) as entries:
+    try:
+        entries = os.scandir(directory)
+    except OSError as error:
+        raise UsageError(f"cannot look into the data folder {directory}: {error}") from error
+    with entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue

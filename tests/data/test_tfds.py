@@ -179,6 +179,10 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
         sources(tmp_path, name="cifar10")
     with pytest.raises(UsageError, match="--config.data.name is empty"):
         sources(tmp_path, name="")
+    for name in ("a/b/c:x", "../.."):
+        with pytest.raises(UsageError, match="cannot be the name of a TFDS data set") as error:
+            sources(tmp_path, name=name)
+        assert "\n" not in str(error.value)
 
 
 def test_labels_that_are_no_class_are_bad_images(data_dir):
