@@ -21,12 +21,12 @@ from mae_jax.step_folders import ITEMS, Found, find
 
 ARRAYS = "arrays"  # key of the metadata
 _MARKER = "_CHECKPOINT_METADATA"  # what Orbax writes last
-_AT_ONCE = 2**27  # bytes, when a checkpoint is only looked at
+_AT_ONCE = 2**26  # bytes, when a checkpoint is only looked at
 # Answers of a disk or a device that say nothing about the checkpoint.
 _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
-Read = Callable[[Any], Any]
+Read = Callable[[Callable[[str], bool]], Any]
 
 
 class DamagedCheckpoint(UsageError):
@@ -98,21 +98,24 @@ def read_metadata(found: Found) -> tuple[dict[str, Any], Record]:
 
 @contextlib.contextmanager
 def reading(found: Found) -> Iterator[tuple[Read, Any]]:
-    """(function, tree): the tree of what a checkpoint holds; the function gives a part of it.
+    """(function, tree): the tree of what a checkpoint holds; the function reads some of it.
 
-    The function takes the tree with `ocp.PLACEHOLDER` for what is not wanted, or without it at the
-    top, and returns NumPy arrays, whatever devices the run had.
+    The function takes which names (`integrity.names`) are wanted, and returns the tree with NumPy
+    arrays, whatever devices the run had, and `...` for everything else.
     """
     folder = epath.Path(found.folder) / "state"
     with damage(found.folder), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder).tree
 
-        def read(wanted: Any) -> Any:
-            item = jax.tree.map(_empty, wanted)
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
-            return reader.restore(folder, args=args)
+        def read(wanted: Callable[[str], bool]) -> Any:
+            # With `partial_restore` Orbax would read what has a placeholder, too.
+            arrays = [np.empty(x.shape, x.dtype) if wanted(n) else ... for n, x in leaves.items()]
+            item = jax.tree.unflatten(jax.tree.structure(tree), arrays)
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            return reader.restore(folder, args=ocp.args.PyTreeRestore(item, restore_args=as_numpy))
 
-        yield read, reader.metadata(folder).tree
+        leaves = integrity.names(tree)
+        yield read, tree
 
 
 def compare(found: Found, saved: Record, now: Record) -> None:
@@ -158,7 +161,9 @@ def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, An
     found = find(path)
     _, record = read_metadata(found)
     with reading(found) as (read, tree):
-        arrays = read({part: tree[part] for part in parts if tree.get(part)})
+        there = [part for part in parts if tree.get(part)]
+        state = read(lambda name: name.split("/")[0] in there)
+        arrays = {part: state[part] for part in there}
     if record:
         saved = {name: entry for name, entry in record.items() if name.split("/")[0] in parts}
         compare(found, saved, integrity.host_record(integrity.names(arrays))[0])
@@ -175,28 +180,21 @@ def verify(found: Found) -> Verified:
     now: Record = {}
     with reading(found) as (read, tree):
         for group in _groups(tree):
-            some = jax.tree_util.tree_map_with_path(
-                lambda path, x, group=group: x if path in group else ocp.PLACEHOLDER, tree
-            )
-            arrays = {n: x for n, x in integrity.names(read(some)).items() if x is not ...}
-            now |= integrity.host_record(arrays)[0]
+            read_now = integrity.names(read(group.__contains__))
+            now |= integrity.host_record({name: read_now[name] for name in group})[0]
     if saved:
         compare(found, saved, now)
     return Verified(len(now), bool(saved))
 
 
-def _groups(tree: Any) -> Iterator[set[Any]]:
-    """Paths of the leaves of a tree, so many at a time as may be in memory at once."""
+def _groups(tree: Any) -> Iterator[set[str]]:
+    """Names of the leaves of a tree, so many at a time as may be in memory at once."""
     group, size = set(), 0
-    for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    for name, x in integrity.names(tree).items():
         nbytes = int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize
         if group and size + nbytes > _AT_ONCE:
             yield group
             group, size = set(), 0
-        group.add(path)
+        group.add(name)
         size += nbytes
     yield group
-
-
-def _empty(x: Any) -> Any:
-    return x if x is ocp.PLACEHOLDER else np.empty(x.shape, x.dtype)

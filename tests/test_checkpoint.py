@@ -366,6 +366,22 @@ def test_weights_keep_their_checksums(tmp_path):
         checkpoint.load_arrays(str(tmp_path / "w"))
 
 
+def test_verifying_reads_a_little_at_a_time(run, monkeypatch):
+    groups, restore = [], ocp.PyTreeCheckpointHandler.restore
+
+    def spy(*args, **kwargs):
+        state = restore(*args, **kwargs)
+        groups.append(sum(isinstance(x, np.ndarray) for x in jax.tree.leaves(state)))
+        return state
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", spy)
+    monkeypatch.setattr(stored, "_AT_ONCE", 1)
+    assert stored.verify(checkpoint.find(str(run))) == (5, True)
+    assert groups == [1] * 5
+    checkpoint.load_arrays(str(run))
+    assert groups[5:] == [2]  # the parameters alone
+
+
 def test_names_of_what_is_set_aside_never_collide(run):
     for expected in ("corrupt-2", "corrupt-2-2", "corrupt-2-3"):
         assert step_folders.set_aside(str(run), 2) == expected
