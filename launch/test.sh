@@ -32,7 +32,8 @@ check 'ruff check' "$python" -m ruff check .
 check 'ruff format' "$python" -m ruff format --check .
 export PYRIGHT_PYTHON_IGNORE_WARNINGS=1 # no look-up of newer versions on the network
 check 'pyright' "$python" -m pyright --pythonpath "$python"
-check 'pytest' "$python" -m pytest "$@"
+# A process per core; the tests of a file share one, and what they compile.
+check 'pytest' "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
 
 if [[ -n $failed ]]; then
   printf '== FAILED: %s (%s s)\n' "$failed" "$SECONDS"

@@ -441,7 +441,7 @@ def test_test_script_runs_every_check(machine: Machine) -> None:
     assert f"-r {machine.repo}/requirements-dev.txt" in line
     checks = [
         *("-m\nruff\ncheck\n.", "-m\nruff\nformat\n--check\n.", "-m\npyright\n"),
-        "-m\npytest\ntests/a b.py\n-k\nx or y\n",
+        "-m\npytest\n-n\nauto\n--maxprocesses\n8\n--dist\nloadfile\ntests/a b.py\n-k\nx or y\n",
     ]
     assert all(f"{machine.repo}\n{check}" in out for check in checks)
     assert out.splitlines()[-1].startswith("== all passed")
