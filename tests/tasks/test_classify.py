@@ -16,6 +16,7 @@ from mae_jax.data import pipeline
 from mae_jax.errors import UsageError
 from mae_jax.params import named
 from mae_jax.scores import Predictions
+from mae_jax.start import start_state
 from mae_jax.state import abstract_state, create_state
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
@@ -47,7 +48,7 @@ def start_of(config, workdir):
     """Parameters before the first step, by name."""
     task = Classify(config, "")
     abstract = abstract_state(task, sharding.make_mesh(**config.mesh))
-    state, _ = train._start_state(task, config, str(workdir), NoCheckpoint(), abstract, False)
+    state, _ = start_state(task, config, str(workdir), NoCheckpoint(), abstract, False)
     return {name: np.asarray(x) for name, x in named(state.params).items()}
 
 
