@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -106,8 +107,11 @@ def test_what_stops_one_process_stops_the_other(tmp_path):
 
 def test_of_two_processes_the_one_that_hangs_is_seen(tmp_path):
     results = run_two("hang", [tmp_path, tmp_path])
-    for index, (status, output) in enumerate(results):
-        assert status == 70, output
+    # The first to be ended may take the other with it: jax then aborts the process.
+    assert {status for status, _ in results} <= {70, -signal.SIGABRT}, results
+    ended = [index for index, (status, _) in enumerate(results) if status == 70]
+    assert ended
+    for index in ended:
         (path,) = glob.glob(str(tmp_path / f"stuck-{index}-*.txt"))
         with open(path, encoding="utf-8") as file:
             report = file.read()

@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 def settings(folder):
     keys = {"source": "folder", "root": str(folder), "holdout": 2, "max_bad_fraction": 0.5}
-    return {f"data__{key}": value for key, value in keys.items()}
+    return {"batch_size": 4} | {f"data__{key}": value for key, value in keys.items()}
 
 
 def test_bench_data_compares_with_pillow(tmp_path, capsys):

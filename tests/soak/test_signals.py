@@ -1,4 +1,4 @@
-"""Signals at every stage of a run, of one process and of two: it stops in good order and goes on."""
+"""Signals at every stage of a run, of one process and two: it stops in good order and goes on."""
 
 import re
 import signal

@@ -48,7 +48,7 @@ def start_of(config, workdir):
     """Parameters before the first step, by name."""
     task = Classify(config, "")
     abstract = abstract_state(task, sharding.make_mesh(**config.mesh))
-    state, _ = start_state(task, config, str(workdir), NoCheckpoint(), abstract, False)
+    state = start_state(task, config, str(workdir), NoCheckpoint(), abstract, False).state
     return {name: np.asarray(x) for name, x in named(state.params).items()}
 
 
