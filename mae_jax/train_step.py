@@ -19,8 +19,8 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
     With `grad_accum` > 1 the batch is worked through in that many parts, for the same update (but
     BatchNorm takes its statistics from the parts, one after the other).
     Only the trained parameters are differentiated: nothing is computed backwards below them.
-    An update is left out when loss, gradient or update is not finite: the metric `skipped` is 1
-    then, and the state stays what it was, but for the counters of steps.
+    An update is left out when the loss, the gradient or the learning rate is not finite: the metric
+    `skipped` is 1 then, and the state stays what it was, but for the counters of steps.
     """
 
     def loss(trained: Any, frozen: Any, model_state: Any, batch: Batch):
@@ -56,7 +56,9 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
         grads = jax.lax.with_sharding_constraint(grads, sharding.state_sharding(mesh, grads))
         updates, opt_state = task.tx.update(grads, state.opt_state, trained)
         values |= {"lr": task.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
-        finite = jnp.isfinite(values["loss"] + values["grad_norm"] + optax.tree.norm(updates))
+        # With these finite so are the moments (a sum bounds each of its squares) and the update.
+        # Looking at the update itself would keep all of it in memory: 8 % more at ViT-B.
+        finite = jnp.isfinite(values["loss"] + values["grad_norm"] + values["lr"])
         values["skipped"] = 1.0 - finite
         updated, ema = optax.apply_updates(trained, updates), state.ema
         if task.ema_decay:

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, put into the input, the loss, a gradient and an update."""
+"""Numbers that are not finite, put into the input, the loss, a gradient and a learning rate."""
 
 import json
 
@@ -15,7 +15,7 @@ from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.train_step import make_train_step
 from tests import tiny
 
-INPUT, LOSS, GRADIENT, UPDATE = 1, 2, 3, 4
+INPUT, LOSS, GRADIENT, RATE = 1, 2, 3, 4
 
 
 @jax.custom_vjp
@@ -66,27 +66,23 @@ class Faulty(Pretrain):
         return poisoned(value + jnp.where(fault == LOSS, jnp.nan, 0.0), fault == GRADIENT), rest
 
 
-def bad_updates(faults):
-    """An optimiser that spoils its updates in the steps where that is the fault."""
-    bad = jnp.array([step for step, fault in faults.items() if fault == UPDATE] or [0])
-
-    def update(updates, count, params=None):
-        count = count + 1
-        spoilt = jnp.where((bad == count).any(), jnp.inf, 0.0)
-        return jax.tree.map(lambda x: x + spoilt, updates), count
-
-    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
-
-
 def faulty(config, workdir, faults):
+    """A task with faults in some steps; that of a rate is in its optimiser too."""
     task = Faulty(config, str(workdir))
     task.faults = faults
-    task.tx = optax.chain(task.tx, bad_updates(faults))
+    bad = jnp.array([step for step, fault in faults.items() if fault == RATE] or [0])
+
+    def spoilt(step):
+        return jnp.where((bad == step + 1).any(), jnp.inf, 1.0)
+
+    schedule = task.schedule
+    task.schedule = lambda step: schedule(step) * spoilt(step)
+    task.tx = optax.chain(task.tx, optax.scale_by_schedule(spoilt))
     return task
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_counters(tmp_path):
-    faults = {2: INPUT, 3: LOSS, 4: GRADIENT, 5: UPDATE}
+    faults = {2: INPUT, 3: LOSS, 4: GRADIENT, 5: RATE}
     config = tiny.config(steps=7, optim__warmup_epochs=1e-9)
     task = faulty(config, tmp_path, faults)
     mesh = sharding.make_mesh()
