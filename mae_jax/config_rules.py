@@ -1,5 +1,6 @@
 """Kinds of rules for the values of a configuration; `config_keys` has the rule of every key."""
 
+import abc
 import dataclasses
 import difflib
 import math
@@ -12,7 +13,7 @@ HUGE = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Rule(abc.ABC):
     """What a value has to be.
 
     Attributes:
@@ -21,12 +22,13 @@ class Rule:
 
     meaning: str
 
+    @abc.abstractmethod
     def allowed(self) -> str:
         """What follows "must be"."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def accepts(self, value: Any) -> bool:
-        raise NotImplementedError
+        """Whether a value is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
