@@ -50,9 +50,10 @@ class SaveFailed(Exception):
 
 @dataclasses.dataclass
 class _Saving:
-    """A save under way."""
+    """A save under way; `tree` has the shapes and dtypes of what is written."""
 
     step: int
+    tree: Any
     writer: ocp.AsyncCheckpointer
     thread: threading.Thread | None = None
     error: SaveFailed | None = None
@@ -122,16 +123,18 @@ class Checkpointer:
         step = int(state.step)
         if step in self.steps():
             return
-        record, spoilt = integrity.record(_parts(state))
+        parts = _parts(state)
+        record, spoilt = integrity.record(parts)
         spoilt = [name for name in spoilt if name.startswith(_NEVER_SPOILT)]
         if spoilt:
             raise FloatingPointError(
                 f"the state after step {step} is not saved: not finite are {integrity.some(spoilt)}"
             )
-        args = _save_args(_parts(state), metadata, record)
+        args = _save_args(parts, metadata, record)
         # Orbax's remembers the errors of a failed save: every save has its own.
         writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        saving = self._saving = _Saving(step, writer)
+        tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts)
+        saving = self._saving = _Saving(step, tree, writer)
         saving.attempt(lambda: self._begin(saving, args))
         if not any(together.everywhere(saving.error is not None)):
             finish = functools.partial(saving.attempt, lambda: self._finish(saving))
@@ -222,7 +225,7 @@ class Checkpointer:
             return
         step = saving.step
         try:
-            stored.verify(self._found(step))
+            stored.verify(self._found(step), saving.tree)
         except UsageError as error:
             name = step_folders.set_aside(self.run, step)
             raise OSError(

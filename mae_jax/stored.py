@@ -97,15 +97,21 @@ def read_metadata(found: Found) -> tuple[dict[str, Any], Record]:
 
 
 @contextlib.contextmanager
-def reading(found: Found) -> Iterator[tuple[Read, Any]]:
+def reading(found: Found, tree: Any = None) -> Iterator[tuple[Read, Any]]:
     """(function, tree): the tree of what a checkpoint holds; the function reads some of it.
 
     The function takes which names (`integrity.names`) are wanted, and returns the tree with NumPy
     arrays, whatever devices the run had, and `...` for everything else.
+
+    Args:
+      found: where it is.
+      tree: shapes and dtypes of what it holds, where that is known. To ask the checkpoint costs a
+        megabyte that never comes back (tensorstore 0.1.86, `Spec.to_json`): once is nothing, but
+        after every save of a long run it adds up.
     """
     folder = epath.Path(found.folder) / "state"
     with damage(found.folder), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder).tree
+        tree = reader.metadata(folder).tree if tree is None else tree
 
         def read(wanted: Callable[[str], bool]) -> Any:
             # With `partial_restore` Orbax would read what has a placeholder, too.
@@ -170,15 +176,15 @@ def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, An
     return dict.fromkeys(parts, {}) | arrays
 
 
-def verify(found: Found) -> Verified:
-    """Reads a whole checkpoint, a little at a time.
+def verify(found: Found, tree: Any = None) -> Verified:
+    """Reads a whole checkpoint, a little at a time; `tree` is that of `reading`.
 
     Raises:
       DamagedCheckpoint: something cannot be read, or is not what was saved.
     """
     _, saved = read_metadata(found)
     now: Record = {}
-    with reading(found) as (read, tree):
+    with reading(found, tree) as (read, tree):
         for group in _groups(tree):
             read_now = integrity.names(read(group.__contains__))
             now |= integrity.host_record({name: read_now[name] for name in group})[0]
