@@ -12,8 +12,6 @@ MIN_CELL = 96  # small images are enlarged to at least this many pixels
 GAP = 4
 TEXT = 18
 
-TRUE_STATISTICS = "normalised target: shown with the true mean and deviation of each patch"
-
 
 def to_display(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3] of images [N, H, W, C] in any units.
@@ -60,11 +58,11 @@ def save(path: str, image: np.ndarray) -> None:
     Image.fromarray(image).save(path)
 
 
-def reconstruction_grid(views: Reconstruction, *, normalize: bool) -> np.ndarray:
+def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:
     """uint8 [H, W, 3]: original, masked, reconstruction, the same with visible patches pasted."""
     titles = ("original", "masked", "reconstruction", "with visible")
     columns = [
         (title, to_display(np.asarray(view), np.asarray(views.original)))
         for title, view in zip(titles, views, strict=True)
     ]
-    return grid(columns, TRUE_STATISTICS if normalize else "")
+    return grid(columns, caption)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import convert, data
+from mae_jax import convert, data, targets
 from mae_jax.config import require
 from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
@@ -160,8 +160,8 @@ class Pretrained:
     ) -> Reconstruction:
         """What the model makes of images with hidden patches: arrays of NumPy.
 
-        A model of normalised pixels is shown with the true mean and deviation of every patch
-        (`normalize`), which it never knew.
+        A model of normalised pixels is shown with the true mean and deviation of every patch,
+        which it never knew (`target.caption` says so).
 
         Args:
           images: see the class.
@@ -183,15 +183,19 @@ class Pretrained:
             require(given, "a mask says which patches are hidden: leave out its ratio and kind")
             hidden = self._given(np.asarray(mask), len(images))
         if "reconstruct" not in self._compiled:
-            run = functools.partial(reconstruct, model, normalize=self.normalize, **self.pixels)
-            self._compiled["reconstruct"] = jax.jit(lambda p, x, hidden: run(p, x, hidden))
-        views = self._compiled["reconstruct"](self._decoder_params, images, hidden)
+            target = self.target
+            self._compiled["reconstruct"] = jax.jit(
+                lambda p, x, hidden, arrays: reconstruct(model, p, x, hidden, target, arrays)
+            )
+        arrays = self.target.arrays
+        views = self._compiled["reconstruct"](self._decoder_params, images, hidden, arrays)
         return jax.device_get(views)
 
-    @property
-    def normalize(self) -> bool:
-        """Whether the model predicts patches normalised by their own mean and deviation."""
-        return self.metadata["target"]["normalize"]
+    @functools.cached_property
+    def target(self) -> targets.Target:
+        """What the model was trained to predict."""
+        frame = build.frame(self._model.fields, self.metadata["data"])
+        return targets.restore(self.metadata["target"], frame, self._model.target)
 
     @functools.cached_property
     def _autoencoder(self) -> Any:

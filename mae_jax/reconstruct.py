@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.ops.masking import Masking
 from mae_jax.ops.patches import from_float, gather, patchify, to_float, unpatchify
-from mae_jax.ops.targets import undo_normalize
+from mae_jax.targets import Target
 
 GREY = 0.5
 
@@ -30,23 +30,25 @@ def reconstruct(
     params: Any,
     images: jax.Array,
     masking: Masking,
-    *,
-    normalize: bool,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    target: Target,
+    arrays: Any,
 ) -> Reconstruction:
     """Hides patches of `images` [B, H, W, C] and predicts them.
 
-    With `normalize` (the model predicts normalised patches) the prediction is brought back to
-    pixels with the **true** mean and deviation of each patch, which the model never knew.
+    Args:
+      model: the autoencoder.
+      params: its parameters.
+      images: uint8, or float in the units of the target's mean and deviation.
+      masking: what is hidden.
+      target: what the model was trained to predict. Normalised patches are brought back to pixels
+        with the **true** mean and deviation of each patch, which the model never knew.
+      arrays: what the target keeps in the model state.
     """
+    mean, std = target.frame.mean, target.frame.std
     patches = to_float(patchify(images, model.patch_size), mean, std)
     visible = gather(patches, masking.ids_keep)
     pred: Any = model.apply({"params": params}, visible, masking, method=model.predict)
-    pred = pred.astype(patches.dtype)
-    if normalize:
-        pred = undo_normalize(pred, patches)
-    pixels = from_float(pred, mean, std)
+    pixels = from_float(target.pixels(arrays, pred.astype(patches.dtype), images), mean, std)
     hidden = masking.mask[:, :, None]
     original = patchify(images, model.patch_size).astype(patches.dtype)
     if images.dtype == jnp.uint8:

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.struct import PyTreeNode
 from jax.sharding import Mesh
 
-from mae_jax.params import split
+from mae_jax.params import named, split
 from mae_jax.sharding import state_sharding
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class TrainState(PyTreeNode):
       step: completed steps, int32 scalar.
       params: all parameters, float32.
       opt_state: of the optimiser, for the trained parameters alone.
-      model_state: what the model keeps beside its parameters (statistics of BatchNorm), or {}.
+      model_state: what is kept beside the parameters (statistics of BatchNorm, what a target
+        needs), or {}.
       ema: exponential average of the trained parameters, or {}.
     """
 
@@ -45,7 +47,18 @@ def abstract_state(task: "Task", mesh: Mesh) -> TrainState:
 def create_state(task: "Task", abstract: TrainState) -> TrainState:
     """A new state, created where it belongs: no device ever holds the whole of a sharded one."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(lambda: _build(task), out_shardings=shardings)()
+    state = jax.jit(lambda: _build(task), out_shardings=shardings)()
+    given = task.given()
+    leaves = [
+        _placed(given[name], x.sharding) if name in given else x
+        for name, x in named(state.model_state).items()
+    ]
+    model_state = jax.tree.unflatten(jax.tree.structure(state.model_state), leaves)
+    return state.replace(model_state=model_state)
+
+
+def _placed(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, where, x.__getitem__)
 
 
 def with_params(task: "Task", state: TrainState, params: Any) -> TrainState:

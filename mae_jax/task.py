@@ -55,6 +55,13 @@ class Task(Protocol):
         """Fresh (parameters, model state); traced, so that they are made where they belong."""
         ...
 
+    def given(self) -> dict[str, np.ndarray]:
+        """Arrays of the model state, by name, that are known and not computed; {} for none.
+
+        `init_variables` has something of the same shape in their place.
+        """
+        ...
+
     def trainable(self, name: str) -> bool:
         """Whether a parameter is trained. The others cost no gradient and no optimiser state."""
         ...

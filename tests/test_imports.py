@@ -17,6 +17,7 @@ ABOVE_MODELS = ("convert", "tasks", "data", "optim", "train", "tools", *SERVICES
 FORBIDDEN = {
     "ops": ("models", *ABOVE_MODELS),
     "models": ABOVE_MODELS,
+    "targets": ABOVE_MODELS,
     "optim": ("models", "convert", "tasks", "data", "train", "checkpoint", "state", "tools"),
     "data": ("models", "convert", "tasks", "optim", "train", "checkpoint", "state", "ops", "tools"),
     "train": ("models", "tasks", "data", "tools"),

@@ -11,9 +11,12 @@ from mae_jax.ops import masking
 from mae_jax.ops.patches import patchify
 from mae_jax.ops.targets import pixel_target
 from mae_jax.reconstruct import reconstruct
+from mae_jax.targets import Frame
+from mae_jax.targets.pixel import PixelTarget
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FRAME = Frame((32, 32), (4, 4), 3, MEAN, STD)
 
 
 class Oracle:
@@ -34,11 +37,10 @@ def test_a_perfect_prediction_shows_the_original(normalize):
     images = official.arrays("mae_tiny_r75_npl0.npz")["imgs_u8"].copy()
     images[:, 0, 0], images[:, 0, 1] = 0, 255
     pixels = (images / 255 - np.array(MEAN)) / np.array(STD)
-    target = pixel_target(patchify(jnp.asarray(pixels, jnp.float32), (4, 4)), normalize=normalize)
+    oracle = pixel_target(patchify(jnp.asarray(pixels, jnp.float32), (4, 4)), normalize=normalize)
     masked = masking.from_noise(jax.random.uniform(jax.random.key(0), (4, 64)), 0.75)
-    out = reconstruct(
-        Oracle(target), {}, jnp.asarray(images), masked, normalize=normalize, mean=MEAN, std=STD
-    )
+    target = PixelTarget(FRAME, normalize=normalize)
+    out = reconstruct(Oracle(oracle), {}, jnp.asarray(images), masked, target, {})
     for view in (out.original, out.predicted, out.pasted):
         np.testing.assert_allclose(view, images / 255, atol=1e-4)
     assert images.min() == 0 and images.max() == 255  # where rounding could leave [0, 1]
@@ -52,7 +54,7 @@ def test_pasted_picture_takes_each_patch_from_where_it_should():
     model, params = official.tiny_model(), official.tiny_params()
     images = jnp.asarray(official.arrays("mae_tiny_r75_npl0.npz")["imgs_u8"])
     masked = masking.from_noise(jax.random.uniform(jax.random.key(1), (4, 64)), 0.75)
-    out = reconstruct(model, params, images, masked, normalize=False, mean=MEAN, std=STD)
+    out = reconstruct(model, params, images, masked, PixelTarget(FRAME, normalize=False), {})
     hidden = np.repeat(np.repeat(np.asarray(masked.mask).reshape(4, 8, 8), 4, 1), 4, 2)[..., None]
     expected = np.where(hidden == 1, out.predicted, out.original)
     np.testing.assert_allclose(out.pasted, expected, atol=1e-6)

@@ -66,9 +66,10 @@ def _checkpoint(path: str, ema: bool) -> Model:
     params = named(merge(arrays["params"], arrays["ema"]) if ema else arrays["params"])
     check_metadata(metadata, num_arrays=len(params))
     statistics = named(arrays["model_state"].get("batch_stats", {}))
+    target = named(arrays["model_state"].get("target", {}))
     report = make_report(params, metadata, kind="checkpoint")
-    run = checkpoint.find(path).run
-    return Model(params, statistics, metadata, report, run=run, averaged="ema" in parts)
+    run, averaged = checkpoint.find(path).run, "ema" in parts
+    return Model(params, statistics, metadata, report, target, run=run, averaged=averaged)
 
 
 def _own_file(found: files.File) -> Model:

@@ -70,6 +70,7 @@ class Model:
       statistics: of a probe's BatchNorm, `batch_norm/mean` and `batch_norm/var`, or {}.
       metadata: as in a checkpoint; `model` describes it, `missing` names parameters left out.
       report: how they came in.
+      target: arrays that an autoencoder's target keeps beside the parameters, or {}.
       run: folder of the run they belong to, or "".
       averaged: whether that run kept averaged weights too.
     """
@@ -78,6 +79,7 @@ class Model:
     statistics: Arrays
     metadata: dict[str, Any]
     report: Report
+    target: Arrays = dataclasses.field(default_factory=dict)
     run: str = ""
     averaged: bool = False
 

@@ -23,6 +23,9 @@ class MaskedAutoencoder(nn.Module):
 
     Parameters are named as in the official code; the sine-cosine position tables are constants, not
     parameters. Patch vectors are float, ordered as in `ops.patches`, with P = ph*pw*C entries.
+
+    Attributes:
+      pred_dim: numbers that the decoder predicts for each patch; 0: P, its pixels.
     """
 
     image_size: tuple[int, int]
@@ -35,6 +38,7 @@ class MaskedAutoencoder(nn.Module):
     decoder_embed_dim: int = 512
     decoder_depth: int = 8
     decoder_num_heads: int = 16
+    pred_dim: int = 0
     dtype: layers.Dtype = jnp.float32
     attention: str = "xla"
     remat: str = "none"
@@ -43,6 +47,11 @@ class MaskedAutoencoder(nn.Module):
     def grid(self) -> tuple[int, int]:
         """Patches (rows, columns)."""
         return grid_size(self.image_size, self.patch_size)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of a patch vector, P."""
+        return self.patch_size[0] * self.patch_size[1] * self.channels
 
     def setup(self):
         token_init = nn.initializers.normal(0.02)
@@ -61,20 +70,21 @@ class MaskedAutoencoder(nn.Module):
             for _ in range(self.decoder_depth)
         ]
         self.decoder_norm = layers.layer_norm(self.dtype)
-        patch_dim = self.patch_size[0] * self.patch_size[1] * self.channels
-        self.decoder_pred = layers.dense(patch_dim, self.dtype)
+        self.decoder_pred = layers.dense(self.pred_dim or self.patch_dim, self.dtype)
 
-    def __call__(self, visible: jax.Array, masking: Masking) -> jax.Array:
-        """Predictions for the masked patches.
+    def __call__(self, visible: jax.Array, masking: Masking, every: bool = False) -> jax.Array:
+        """Predictions for the masked patches, or for every patch, in shuffled order.
 
         Args:
           visible: patch vectors [B, K, P] of `masking.ids_keep`, in that order.
           masking: which patches of the grid are visible.
+          every: predict visible patches too.
 
         Returns:
-          [B, L - K, P] in the order of `masking.ids_masked`.
+          [B, L - K, pred_dim] in the order of `masking.ids_masked`, or [B, L, pred_dim] in that of
+          `masking.ids_shuffle`.
         """
-        return self.decode(self.encode(visible, masking.ids_keep), masking)
+        return self.decode(self.encode(visible, masking.ids_keep), masking, every)
 
     def encode(self, patches: jax.Array, ids: jax.Array) -> jax.Array:
         """Latent [B, 1 + K, D] (class token first) of `patches` [B, K, P] at grid indices `ids`."""
@@ -91,10 +101,10 @@ class MaskedAutoencoder(nn.Module):
         Args:
           latent: [B, 1 + K, D] from `encode`.
           masking: the masking `latent` was made with.
-          every: predict visible patches too (pictures need that, training does not).
+          every: predict visible patches too (pictures need that, training hardly ever).
 
         Returns:
-          [B, L - K, P], or [B, L, P] with `every`, where the first K are the visible ones.
+          [B, L - K, pred_dim], or [B, L, pred_dim], where the first K are the visible ones.
         """
         x = self.decoder_embed(latent)
         positions = self.positions(self.decoder_embed_dim, masking.ids_shuffle)
@@ -108,9 +118,8 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(x))
 
     def predict(self, visible: jax.Array, masking: Masking) -> jax.Array:
-        """Predictions [B, L, P] for every patch, in image order."""
-        pred = self.decode(self.encode(visible, masking.ids_keep), masking, every=True)
-        return gather(pred, masking.ids_restore)
+        """Predictions [B, L, pred_dim] for every patch, in image order."""
+        return gather(self(visible, masking, every=True), masking.ids_restore)
 
     def positions(self, dim: int, ids: jax.Array) -> jax.Array:
         """Rows of the position table [B, K, dim] for grid indices `ids` [B, K]."""
@@ -120,10 +129,9 @@ class MaskedAutoencoder(nn.Module):
 
 def init_params(model: MaskedAutoencoder, key: jax.Array) -> Any:
     """Fresh parameters."""
-    patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
     num_patches = model.grid[0] * model.grid[1]
     hidden = from_noise(jnp.zeros((1, num_patches)), 0.5)  # the parameters do not depend on it
-    visible = jnp.zeros((1, hidden.len_keep, patch_dim))
+    visible = jnp.zeros((1, hidden.len_keep, model.patch_dim))
     return model.init(key, visible, hidden)["params"]
 
 
@@ -135,13 +143,12 @@ def train_flops(model: MaskedAutoencoder, num_visible: int) -> float:
     """
 
     num_patches = model.grid[0] * model.grid[1]
-    patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
     width = model.decoder_embed_dim
     macs = (
-        num_patches * patch_dim * model.embed_dim
+        num_patches * model.patch_dim * model.embed_dim
         + model.depth * block_macs(num_visible + 1, model.embed_dim, model.mlp_ratio)
         + (num_visible + 1) * model.embed_dim * width
         + model.decoder_depth * block_macs(num_patches + 1, width, model.mlp_ratio)
-        + (num_patches + 1) * width * patch_dim
+        + (num_patches + 1) * width * (model.pred_dim or model.patch_dim)
     )
     return 3 * 2 * macs

@@ -96,6 +96,9 @@ class ImageTask:
         )
         self.tx, self.schedule = self.recipe.tx, self.recipe.schedule
 
+    def given(self) -> dict[str, np.ndarray]:
+        return {}
+
     def trainable(self, name: str) -> bool:
         return True
 

@@ -10,6 +10,7 @@ from mae_jax.errors import UsageError
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.vit import SIZES, VisionTransformer
 from mae_jax.ops import masking
+from mae_jax.targets import Frame
 
 
 def compute_dtype(name: str) -> Any:
@@ -40,10 +41,18 @@ def encoder_fields(model: Any) -> dict[str, Any]:
 
 
 def mae_fields(model: Any) -> dict[str, Any]:
-    """The same for the whole masked autoencoder."""
+    """The same for the whole masked autoencoder; what it predicts is not among them."""
     decoder = {key: model[key] for key in model if key.startswith("decoder_")}
     _check_blocks(decoder, "decoder_", model.mlp_ratio)
     return encoder_fields(model) | decoder
+
+
+def frame(fields: dict[str, Any], data: Any) -> Frame:
+    """How images are cut and scaled, by a model's fields and `config.data`."""
+    sizes = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
+    return Frame(
+        **sizes, channels=fields["channels"], mean=tuple(data["mean"]), std=tuple(data["std"])
+    )
 
 
 def _check_blocks(fields: dict[str, Any], part: str, mlp_ratio: float) -> None:

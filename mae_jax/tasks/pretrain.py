@@ -12,11 +12,11 @@ from mae_jax import pictures, rng, run_info
 from mae_jax.config_check import check_together
 from mae_jax.errors import UsageError
 from mae_jax.models.mae import init_params, train_flops
-from mae_jax.ops import masking, targets
-from mae_jax.ops.patches import gather, patchify, to_float
+from mae_jax.ops import masking
+from mae_jax.ops.patches import patchify, to_float
 from mae_jax.reconstruct import Reconstruction, reconstruct
 from mae_jax.task import Batch, Evaluator, Weights
-from mae_jax.tasks import build
+from mae_jax.tasks import build, make_target
 from mae_jax.tasks.adopt import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask
 from mae_jax.tasks.monitor import Monitor
@@ -35,7 +35,11 @@ class Pretrain(ImageTask):
 
     def __init__(self, config: Any, workdir: str):
         check_together(config, jax.device_count())
+        kind = make_target.KINDS[config.target.kind]
         self.fields = build.mae_fields(config.model)
+        if width := kind.width(config.target):
+            self.fields["pred_dim"] = width
+        frame = build.frame(self.fields, config.data)
         self.model = build.build_mae(
             self.fields,
             dtype=config.model.dtype,
@@ -44,6 +48,7 @@ class Pretrain(ImageTask):
         )
         self.num_keep = build.visible_patches(self.model, config.mask.ratio)
         super().__init__(config, workdir, image_size=self.model.image_size)
+        self.target = kind.make(self, frame)
         self.require_held_out()
         self.set_length()
         self.set_recipe()
@@ -57,7 +62,12 @@ class Pretrain(ImageTask):
     # The model.
 
     def init_variables(self) -> tuple[Any, Any]:
-        return init_params(self.model, rng.stream_key(self.config.seed, "init")), {}
+        params = init_params(self.model, rng.stream_key(self.config.seed, "init"))
+        arrays = {name: jnp.zeros(x.shape, x.dtype) for name, x in self.target.arrays.items()}
+        return params, {"target": arrays} if arrays else {}
+
+    def given(self) -> dict[str, np.ndarray]:
+        return {f"target/{name}": x for name, x in self.target.arrays.items()}
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
         if metadata["model"]["kind"] != "mae":
@@ -77,20 +87,19 @@ class Pretrain(ImageTask):
     def loss(
         self, params: Any, model_state: Any, batch: Batch
     ) -> tuple[jax.Array, tuple[Batch, Any]]:
-        loss, baseline = self._losses(params, batch["image"], batch["noise"])
+        loss, baseline = self._losses(params, model_state, batch["image"], batch["noise"])
         return loss.mean(), ({"baseline_loss": baseline.mean()}, model_state)
 
     def _losses(
-        self, params: Any, images: jax.Array, noise: jax.Array
+        self, params: Any, model_state: Any, images: jax.Array, noise: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Loss, and loss of predicting each patch by its mean, of each image: float32 [B] each."""
+        """Loss, and loss of a guess that knows no structure, of each image: float32 [B] each."""
         masked = masking.from_noise(noise, self.config.mask.ratio)
-        patches = patchify(images, self.model.patch_size)
-        visible = to_float(gather(patches, masked.ids_keep), **self.pixels)
-        hidden = to_float(gather(patches, masked.ids_masked), **self.pixels)
-        target = targets.pixel_target(hidden, normalize=self.config.target.normalize)
+        visible = self.target.frame.patches(images, masked.ids_keep)
+        arrays = model_state.get("target", {})
+        values = self.target.values(arrays, images, masked.ids_masked)
         pred: Any = self.model.apply({"params": params}, visible, masked)
-        return targets.reconstruction_loss(pred, target), targets.baseline_loss(target)
+        return self.target.loss(pred, values), self.target.baseline(values)
 
     def _encode(self, state: Any, images: jax.Array) -> jax.Array:
         """Latent [B, 1 + L, D] of whole images, nothing masked."""
@@ -107,11 +116,11 @@ class Pretrain(ImageTask):
         if self._eval_step is None:
             self._eval_step = evaluation.compile_eval_step(self._eval_sums, mesh)
         batches = self.eval_batches(self.held_out, limit=self.config.eval_images)
-        return evaluation.evaluate(self._eval_step, state.params, batches, mesh)
+        return evaluation.evaluate(self._eval_step, _variables(state), batches, mesh)
 
-    def _eval_sums(self, params: Any, batch: Batch) -> evaluation.Sums:
+    def _eval_sums(self, variables: tuple[Any, Any], batch: Batch) -> evaluation.Sums:
         noise = self._fixed_noise(batch["index"])
-        loss, baseline = self._losses(params, batch["image"], noise)
+        loss, baseline = self._losses(*variables, batch["image"], noise)
         valid = batch["valid"].astype(jnp.float32)
         return {
             "loss": ((loss * valid).sum(), valid.sum()),
@@ -132,14 +141,14 @@ class Pretrain(ImageTask):
             self._picture_step = evaluation.compile_eval_step(self._reconstruct, mesh)
             batch = self.first_held_out(self.config.picture_images)
             self._picture_batch = {key: batch[key] for key in ("image", "index")}
-        views = jax.device_get(self._picture_step(state.params, self._picture_batch))
-        return pictures.reconstruction_grid(views, normalize=self.config.target.normalize)
+        views = jax.device_get(self._picture_step(_variables(state), self._picture_batch))
+        return pictures.reconstruction_grid(views, self.target.caption)
 
-    def _reconstruct(self, params: Any, batch: Batch) -> Reconstruction:
+    def _reconstruct(self, variables: Any, batch: Batch) -> Reconstruction:
+        params, model_state = variables
         masked = masking.from_noise(self._fixed_noise(batch["index"]), self.config.mask.ratio)
-        normalize = self.config.target.normalize
-        images = batch["image"]
-        return reconstruct(self.model, params, images, masked, normalize=normalize, **self.pixels)
+        arrays = model_state.get("target", {})
+        return reconstruct(self.model, params, batch["image"], masked, self.target, arrays)
 
     def metadata(self, step: int) -> dict[str, Any]:
         config = self.config
@@ -147,7 +156,7 @@ class Pretrain(ImageTask):
             **super().metadata(step),
             "model": {"kind": "mae", "size": config.model.size, **self.fields},
             "mask": {"kind": config.mask.kind, "ratio": config.mask.ratio},
-            "target": {"kind": config.target.kind, "normalize": config.target.normalize},
+            "target": self.target.metadata(),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -160,3 +169,8 @@ class Pretrain(ImageTask):
             **self.data_facts(),
             **self.length_facts(),
         }
+
+
+def _variables(state: Any) -> tuple[Any, Any]:
+    """What an evaluation reads of a state."""
+    return state.params, state.model_state

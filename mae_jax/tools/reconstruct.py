@@ -57,7 +57,7 @@ def picture(
         columns += [(_title(model, ratio, mask), masked), ("reconstruction", predicted)]
         if len(ratios) == 1:
             columns.append(("with visible", pasted))
-    return pictures.grid(columns, pictures.TRUE_STATISTICS if model.normalize else "")
+    return pictures.grid(columns, model.target.caption)
 
 
 def _title(model: pretrained.Pretrained, ratio: float | None, mask: np.ndarray | None) -> str:

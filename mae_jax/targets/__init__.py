@@ -1,0 +1,30 @@
+"""What the decoder is asked to predict (paper section 3 and table 1d): a class for each kind."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mae_jax.targets.base import Frame, Target
+from mae_jax.targets.pixel import PixelTarget
+
+__all__ = ["Frame", "Target", "restore"]
+
+
+def restore(metadata: Mapping[str, Any], frame: Frame, arrays: dict[str, np.ndarray]) -> Target:
+    """The target of a checkpoint.
+
+    Args:
+      metadata: what the checkpoint says of its target: `kind` and what that kind adds.
+      frame: how its images are cut and scaled.
+      arrays: what it keeps in the model state, by name; {} for kinds that keep nothing.
+
+    Raises:
+      KeyError: a kind of a later version.
+    """
+    return KINDS[metadata["kind"]](metadata, frame, arrays)
+
+
+KINDS: dict[str, Any] = {
+    "pixel": lambda metadata, frame, arrays: PixelTarget(frame, normalize=metadata["normalize"]),
+}
