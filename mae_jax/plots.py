@@ -51,3 +51,36 @@ def curves(
     axes.grid(alpha=0.3)
     axes.legend()
     return _image(figure)
+
+
+def panels(
+    title: str,
+    names: Sequence[str],
+    shown: Mapping[str, Mapping[str, Sequence[float | None]]],
+) -> np.ndarray:
+    """uint8 [H, W, 3] picture of several panels of curves over the same rows.
+
+    Args:
+      title: of the whole.
+      names: of the rows, along x: at their value where all are numbers, else side by side.
+      shown: panel -> curve -> a value, or None, for each row.
+    """
+    try:
+        places, numeric = [float(name) for name in names], True
+    except ValueError:
+        places, numeric = [float(i) for i in range(len(names))], False
+    figure = Figure((4.2 * max(len(shown), 1), 3.8), layout="constrained", dpi=110)
+    figure.suptitle(title)
+    all_axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
+    for axes, (panel, curves_) in zip(all_axes, shown.items(), strict=False):
+        for name, values in curves_.items():
+            points = [(x, y) for x, y in zip(places, values, strict=True) if y is not None]
+            x, y = [p[0] for p in points], [p[1] for p in points]
+            axes.plot(x, y, "o-" if numeric else "o", markersize=5, label=name)
+        axes.set(title=panel)
+        if not numeric:
+            axes.set_xticks(places, names, rotation=20, ha="right")
+            axes.margins(x=0.15)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return _image(figure)

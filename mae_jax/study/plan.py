@@ -1,0 +1,188 @@
+"""Which runs a study needs: its rows, and the stages of each.
+
+A study is a file of configs/ablations: `ROWS` names what each row changes in a pre-training recipe,
+`KEY` (where there is one) the key whose value is the row's name, `PAPER` what the paper prints,
+`RECIPES` other recipes of the stages than ours.
+"""
+
+import ast
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from mae_jax import command_line
+from mae_jax.config import flatten
+from mae_jax.config_keys import NEEDED
+from mae_jax.errors import UsageError
+
+STAGES = {
+    "pretrain": "configs/vit_l.py:ablation",
+    "linprobe": "configs/linprobe/vit_l.py",
+    "finetune": "configs/finetune/vit_l.py",
+}
+# What of the model all stages share: the encoder.
+_ENCODER = re.compile(r"model\.(size|image_size|patch_size|channels|embed_dim|depth|num_heads|mlp)")
+
+
+class Study(NamedTuple):
+    """What a file declares.
+
+    Attributes:
+      name: of the file.
+      title: first line of its documentation.
+      key: key whose value the rows are named after; "" where rows change several.
+      rows: what each row changes: name -> key -> value.
+      paper: what the paper prints: stage -> row -> accuracy in percent.
+      recipes: stage -> the paper's recipe; what comes after pre-training, and how.
+    """
+
+    name: str
+    title: str
+    key: str
+    rows: dict[str, dict[str, Any]]
+    paper: dict[str, dict[str, float]]
+    recipes: dict[str, str]
+
+
+class Stage(NamedTuple):
+    """One run.
+
+    Attributes:
+      name: pretrain, linprobe or finetune.
+      folder: its workdir.
+      words: arguments of `mae_jax.main`, the workdir left out.
+      config: what they mean.
+    """
+
+    name: str
+    folder: str
+    words: list[str]
+    config: Any
+
+
+class Cell(NamedTuple):
+    """One row: its stages, in their order."""
+
+    row: str
+    stages: list[Stage]
+
+
+def load(path: str) -> Study:
+    """The study that a file declares.
+
+    Raises:
+      UsageError: there is no such file, or it declares none.
+    """
+    inside = os.path.join(command_line.REPO, path)
+    found = path if os.path.exists(path) else inside
+    if not os.path.isfile(found):
+        raise UsageError(f"--study={path}: no such file; studies are in configs/ablations")
+    if command_line.REPO not in sys.path:
+        sys.path.insert(0, command_line.REPO)
+    name = os.path.splitext(os.path.basename(found))[0]
+    spec = importlib.util.spec_from_file_location(f"study_{name}", found)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--study={path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is somebody's program
+        raise UsageError(f"--study={path} fails: {type(error).__name__}: {error}") from error
+    rows = getattr(module, "ROWS", None)
+    if not isinstance(rows, dict) or not rows:
+        raise UsageError(f"--study={path} declares no ROWS: see configs/ablations/mask_ratio.py")
+    title = (module.__doc__ or name).strip().splitlines()[0].rstrip(".")
+    more = [getattr(module, name, {}) for name in ("PAPER", "RECIPES")]
+    return Study(name, title, getattr(module, "KEY", ""), rows, more[0], STAGES | more[1])
+
+
+def choose(study: Study, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The rows of that name, or of that value of the study's key; all for none wanted.
+
+    Raises:
+      UsageError: there is no such row.
+    """
+    chosen = {}
+    for name in wanted or study.rows:
+        if name not in study.rows and not study.key:
+            raise UsageError(f"--rows={name} is none of {', '.join(study.rows)}")
+        chosen[name] = study.rows[name] if name in study.rows else {study.key: _value(name)}
+    return chosen
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def cells(
+    rows: dict[str, dict[str, Any]],
+    *,
+    recipes: dict[str, str],
+    overrides: dict[str, list[str]],
+    workdir: str,
+) -> list[Cell]:
+    """All runs of a study, each checked.
+
+    A folder is named after what differs from the recipe (`base` where nothing does), so that the
+    studies of one workdir share the runs they have in common. Rows change pre-training; what
+    pre-training has no key for, they change in fine-tuning.
+
+    Args:
+      rows: from `choose`.
+      recipes: stage -> recipe; the first is that of `pretrain`.
+      overrides: stage -> further arguments, `--config.key=value`.
+      workdir: folder of the studies.
+
+    Raises:
+      UsageError: an argument or a row is impossible.
+    """
+    found = []
+    base = flatten(_parse(recipes["pretrain"], overrides["pretrain"]))
+    for row, changes in rows.items():
+        of_pretrain = {k: v for k, v in changes.items() if k in NEEDED["pretrain"]}
+        rest = {k: v for k, v in changes.items() if k not in of_pretrain}
+        of_pretrain = {k: v for k, v in of_pretrain.items() if base.get(k) != _plain(v)}
+        encoder = {k: v for k, v in of_pretrain.items() if _ENCODER.match(k)}
+        folder = os.path.join(workdir, _label(of_pretrain) or "base")
+        own = {"pretrain": of_pretrain, "linprobe": encoder, "finetune": encoder | rest}
+        cell = Cell(row, [])
+        for stage, recipe in recipes.items():
+            words = [*overrides[stage]]
+            if stage != "pretrain":
+                words.append(f"--config.init_from={cell.stages[0].folder}")
+            words += [f"--config.{key}={value}" for key, value in own[stage].items()]
+            config = _parse(recipe, words, f"row {row}, {stage}: ")
+            name = ",".join(filter(None, [stage, _label(rest) if stage == "finetune" else ""]))
+            command = [f"--config={recipe}", *words]
+            cell.stages.append(Stage(stage, os.path.join(folder, name), command, config))
+        found.append(cell)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As `flatten` has values."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _label(changes: dict[str, Any]) -> str:
+    """A folder's name for what is changed; "" for nothing."""
+    text = ",".join(f"{key}={value}" for key, value in changes.items())
+    return re.sub(r"[^\w.=,+-]+", "-", text)
+
+
+def _parse(recipe: str, words: list[str], where: str = "") -> Any:
+    words = [f"--config={recipe}", *words]
+    values = flags.FlagValues()
+    command_line.define_config(values, words)
+    try:
+        return command_line.parse(words, values)
+    except UsageError as error:
+        raise UsageError(f"{where}{error}") from error

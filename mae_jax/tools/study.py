@@ -1,0 +1,140 @@
+"""Runs a study: pre-training, then probing and fine-tuning, of each row of a table of the paper.
+
+python -m mae_jax.tools.study --study=configs/ablations/mask_ratio.py --workdir=runs/studies
+
+Rows that are done are skipped and a half-finished one continues, so the same command goes on after
+anything; studies in one workdir share the runs they have in common. It writes STUDY.md, STUDY.csv
+and STUDY.png into the workdir, after every row.
+
+Other recipes than the paper's, and other settings (--config.KEY of all stages, --STAGE.KEY of one):
+
+    --pretrain=configs/cifar10.py:laptop --linprobe=configs/linprobe/cifar10.py:laptop
+    --stages=linprobe --config.data.root=DIR --pretrain.epochs=8 --rows=0.25,0.5,0.75
+
+Many machines, or tasks of a Slurm array: --cell=I runs row I alone, counted from 0.
+
+Exit status: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal.
+"""
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+from mae_jax import pictures, plots, workdir
+from mae_jax.console import run_command, setup_logging
+from mae_jax.errors import RunError, UsageError
+from mae_jax.stopping import STOPPED
+from mae_jax.study import plan, report, run
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    args, rest = _parser().parse_known_args(argv)
+    setup_logging()
+    study = plan.load(args.study)
+    folder = workdir.resolve(args.workdir)
+    stages = _stages(args.stages)
+    cells = plan.cells(
+        plan.choose(study, _words(args.rows)),
+        recipes={stage: getattr(args, stage) or study.recipes[stage] for stage in stages},
+        overrides=_overrides(rest, stages),
+        workdir=folder,
+    )
+    if args.cell is not None and not 0 <= args.cell < len(cells):
+        raise UsageError(f"--cell={args.cell}: the study has rows 0 to {len(cells) - 1}")
+    mine = cells if args.cell is None else [cells[args.cell]]
+    if args.dry_run:
+        for cell in mine:
+            for stage in cell.stages:
+                print(shlex.join(run.command(stage)))
+        return 0
+    done = {s.folder: run.is_done(s) for cell in cells for s in cell.stages}  # or refused: at once
+    log.info("%d of %d runs are done", sum(done.values()), len(done))
+    return _run(study, cells, mine, folder)
+
+
+def _run(
+    study: plan.Study, cells: Sequence[plan.Cell], mine: Sequence[plan.Cell], folder: str
+) -> int:
+    failed = []
+    for cell in mine:
+        status = run.run_cell(cell, f"[{cells.index(cell) + 1}/{len(cells)}]")
+        if status == STOPPED:
+            return STOPPED
+        if status:
+            failed.append(cell.row)
+        print(write(study, cells, folder))
+    if failed:
+        raise RunError(f"rows that failed: {', '.join(failed)}; the others are done")
+    return 0
+
+
+def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
+    """Writes table and plot of what is done so far; returns the table."""
+    done = {stage.folder: run.is_done(stage) for cell in cells for stage in cell.stages}
+    table = report.rows(study, cells, done)
+    text = report.markdown(study.title, table)
+    path = os.path.join(folder, study.name)
+    for end, content in ((".md", text), (".csv", report.comma_separated(table))):
+        with open(path + end, "w", encoding="utf-8") as file:
+            file.write(content)
+    pictures.save(path + ".png", plots.panels(study.title, *report.series(study, table)))
+    return text
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _stages(text: str) -> list[str]:
+    later = [stage for stage in plan.STAGES if stage != "pretrain"]
+    for stage in _words(text):
+        if stage not in later:
+            raise UsageError(f"--stages={text}: {stage} is none of {', '.join(later)}")
+    return ["pretrain", *(stage for stage in later if stage in _words(text))]
+
+
+def _overrides(words: Sequence[str], stages: Sequence[str]) -> dict[str, list[str]]:
+    """`--config.KEY=VALUE` for all stages, `--STAGE.KEY=VALUE` for one, as arguments of main."""
+    found: dict[str, list[str]] = {stage: [] for stage in stages}
+    for word in words:
+        match = re.fullmatch(r"--(\w+)\.([^=]+=.*)", word)
+        if match is None or match[1] not in ("config", *plan.STAGES):
+            raise UsageError(
+                f"unknown argument {word!r}: settings are --config.KEY=VALUE or --STAGE.KEY=VALUE "
+                f"with one of {', '.join(plan.STAGES)}"
+            )
+        for stage in stages:
+            if match[1] in ("config", stage):
+                found[stage].append(f"--config.{match[2]}")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mae_jax.tools.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--study", required=True, help="a file of configs/ablations")
+    parser.add_argument("--workdir", default="runs/studies", help="folder of studies (%(default)s)")
+    parser.add_argument("--rows", default="", help="A,B,...: these rows alone")
+    parser.add_argument("--stages", default="linprobe,finetune", help="after pre-training")
+    for stage, recipe in plan.STAGES.items():
+        parser.add_argument(
+            f"--{stage}", metavar="RECIPE", help=f"default: the study's, or {recipe}"
+        )
+    parser.add_argument("--cell", type=int, help="run this row alone, counted from 0")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
