@@ -28,10 +28,9 @@ def main(run: str, pattern: str, out: str) -> None:
         alike[row, row] = -1
         print(f"{file} is most like {files[alike[row].argmax()]} ({alike[row].max():.3f})")
 
-    views = model.reconstruct(
-        images, mask_ratio=0.75, seed=0
-    )  # original, masked, predicted, pasted
-    pictures.save(out, pictures.reconstruction_grid(views, normalize=model.normalize))
+    # original, masked, predicted, pasted
+    views = model.reconstruct(images, mask_ratio=0.75, seed=0)
+    pictures.save(out, pictures.reconstruction_grid(views, model.target.caption))
 
 
 if __name__ == "__main__":
