@@ -1,15 +1,36 @@
 #!/usr/bin/env bash
-# Renews requirements.lock with the newest versions of everything: needs uv (pip install uv).
-# One file serves every supported Python, system and accelerator. Run launch/test.sh afterwards,
-# with each Python, before it is committed.
+# Writes launch/locks/: the versions that are tested together, with the hash of every file that was
+# published of them. Needs uv (pip install uv).
+#
+#   launch/lock.sh            after a change of requirements*.txt; other versions stay as they are
+#   launch/lock.sh --upgrade  the newest version of everything
+#
+# One list serves every supported Python and system. Run launch/test.sh afterwards, with each Python,
+# before they are committed.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-new=$(
-  printf '# The versions that are tested together; constraints for pip and uv, made by launch/lock.sh.\n'
-  # No header and no index: the lock must not name the machine or the mirror it was made on.
-  printf 'jax[cuda12]\njax[cuda13]\njax[tpu]\n' |
-    uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-      --no-emit-index-url --no-emit-find-links requirements.txt requirements-dev.txt -
-)
-printf '%s\n' "$new" >requirements.lock
+new=$(mktemp -d)
+trap 'rm -r "$new"' EXIT
+
+compile() { # FILE ARGUMENTS...: requirements come from the arguments and from the standard input
+  # No index and no comments: the lists must not name the machine or the mirror they were made on.
+  uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+    --no-emit-find-links --custom-compile-command launch/lock.sh --output-file "$@" - >/dev/null
+}
+
+# Everything at once first, so that the lists agree. uv keeps the versions that the file already has.
+sed -n 's/ \\$//; /==/p' launch/locks/*.txt | sort -u >"$new/all"
+printf 'jax[%s]\n' cuda12 cuda13 tpu |
+  compile "$new/all" "$@" requirements.txt requirements-dev.txt
+
+hashed() { # NAME ARGUMENTS...
+  compile "$new/$1.txt" --generate-hashes --constraints "$new/all" "${@:2}"
+}
+hashed cpu requirements.txt </dev/null
+for accelerator in cuda12 cuda13 tpu; do
+  hashed "$accelerator" requirements.txt <<<"jax[$accelerator]"
+done
+hashed dev requirements-dev.txt </dev/null
+hashed build <<<setuptools
+cp "$new"/*.txt launch/locks/

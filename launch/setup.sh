@@ -2,7 +2,7 @@
 # Sourced by the launch scripts: makes .venv in the repository, once, and tells what to run with.
 #
 #   source .../launch/setup.sh   sets root, the folder of the repository
-#   setup run                    or: setup dev, which adds requirements-dev.txt
+#   setup run                    or: setup dev, which adds what the tests need
 #   setup_environment
 #   "$python" ...                the interpreter; accelerator is cpu, cuda12, cuda13 or tpu
 #
@@ -10,7 +10,7 @@
 #
 # Settings (environment variables):
 #   MAE_JAX_ACCELERATOR=cpu|cuda12|cuda13|tpu   what to install, instead of what this machine has
-#   MAE_JAX_UNLOCKED=1                          the newest packages instead of requirements.lock
+#   MAE_JAX_UNLOCKED=1                          the newest packages instead of those of launch/locks/
 #   MAE_JAX_PYTHON=/path/to/python              run with this one as it is; install nothing
 # (MAE_JAX_SYSROOT stands in for / when tests fake /proc, /dev and /sys.)
 
@@ -96,27 +96,41 @@ detect_accelerator() {
 
 # --- is it installed? ----------------------------------------------------------------------------
 
+# Sets lists: the files that name the packages.
+find_lists() { # run|dev
+  if [[ -n ${MAE_JAX_UNLOCKED:-} ]]; then
+    lists=("$root/requirements.txt")
+    [[ $1 != dev ]] || lists+=("$root/requirements-dev.txt")
+  else
+    lists=("$root/launch/locks/$accelerator.txt")
+    [[ $1 != dev ]] || lists+=("$root/launch/locks/dev.txt")
+  fi
+}
+
 # Sets stamp_text: everything the installation depends on, after a first line that names the
 # accelerator. A finished installation leaves it in .venv/mae_jax.run, or .venv/mae_jax.dev.
 describe() { # run|dev
-  local config loose lock='' dev='' version=''
+  local config version='' list text
   slurp config "$venv/pyvenv.cfg"
   if [[ $config =~ version(_info)?\ *=\ *([0-9]+\.[0-9]+) ]]; then version=${BASH_REMATCH[2]}; fi
-  slurp loose "$root/requirements.txt"
-  [[ -n ${MAE_JAX_UNLOCKED:-} ]] || slurp lock "$root/requirements.lock"
-  [[ $1 != dev ]] || slurp dev "$root/requirements-dev.txt"
-  stamp_text="Python $version"$'\n'"$loose$dev$lock"
+  stamp_text="Python $version"$'\n'
+  find_lists "$1"
+  for list in "${lists[@]}"; do
+    slurp text "$list"
+    stamp_text+=$text
+  done
 }
 
 is_ready() { # run|dev
   local found installed
   [[ -x $venv/bin/python && ! -e $venv/mae_jax.unfinished && -e $venv/mae_jax.$1 ]] || return 1
   slurp found "$venv/mae_jax.$1"
-  describe "$1"
-  [[ ${found#*$'\n'} == "$stamp_text" ]] || return 1
   installed=${found%%$'\n'*}
   # What was installed for a GPU also runs where there is none (a login node on the same disk).
-  [[ $installed == "$accelerator" || $accelerator == cpu ]]
+  [[ $installed == "$accelerator" || $accelerator == cpu ]] || return 1
+  local accelerator=$installed
+  describe "$1"
+  [[ ${found#*$'\n'} == "$stamp_text" ]]
 }
 
 # --- install -------------------------------------------------------------------------------------
@@ -148,20 +162,29 @@ make_venv() {
 }
 
 pip_install() { # run|dev
-  local -a packages=(-r "$root/requirements.txt")
-  [[ $1 != dev ]] || packages+=(-r "$root/requirements-dev.txt")
-  [[ $accelerator == cpu ]] || packages+=("jax[$accelerator]")
-  [[ -n ${MAE_JAX_UNLOCKED:-} ]] || packages+=(-c "$root/requirements.lock")
+  local list
+  local -a pip packages=()
   if [[ -n $uv ]]; then
     # Without the byte code, which uv leaves out by default, every import is three times slower.
-    [[ -z ${MAE_JAX_UNLOCKED:-} ]] || packages+=(--upgrade)
-    "$uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" "${packages[@]}"
+    pip=("$uv" pip install --quiet --compile-bytecode --python "$venv/bin/python")
   else
-    [[ -z ${MAE_JAX_UNLOCKED:-} ]] || packages+=(--upgrade --upgrade-strategy eager)
     # -I: packages that PYTHONPATH or the user's site directory offer do not count as installed.
-    "$venv/bin/python" -I -m pip --version >/dev/null 2>&1 ||
+    pip=("$venv/bin/python" -I -m pip)
+    "${pip[@]}" --version >/dev/null 2>&1 ||
       "$venv/bin/python" -I -m ensurepip >/dev/null || return
-    "$venv/bin/python" -I -m pip install --quiet --disable-pip-version-check "${packages[@]}"
+    pip+=(install --quiet --disable-pip-version-check --use-pep517)
+  fi
+  find_lists "$1"
+  for list in "${lists[@]}"; do packages+=(-r "$list"); done
+  if [[ -n ${MAE_JAX_UNLOCKED:-} ]]; then
+    [[ $accelerator == cpu ]] || packages+=("jax[$accelerator]")
+    [[ -n $uv ]] || packages+=(--upgrade-strategy eager)
+    "${pip[@]}" --upgrade "${packages[@]}"
+  else
+    # promise (of tensorflow-datasets) is published as source alone. Left to themselves, pip and uv
+    # build it with the newest setuptools there is, and ask for no hash of that.
+    "${pip[@]}" --require-hashes -r "$root/launch/locks/build.txt" || return
+    "${pip[@]}" --require-hashes --no-build-isolation "${packages[@]}"
   fi
 }
 

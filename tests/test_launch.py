@@ -1,12 +1,15 @@
 """The launch scripts, with a Python, uv and nvidia-smi that only write down what they are asked."""
 
+import hashlib
 import os
+import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
+ACCELERATORS = ["cpu", "cuda12", "cuda13", "tpu"]
+LISTS = [*ACCELERATORS, "dev", "build"]  # the files of launch/locks
 TOOLS = [
     "bash",
     "cat",
@@ -21,10 +26,13 @@ TOOLS = [
     "dirname",
     "flock",
     "mkdir",
+    "mktemp",
     "readlink",
     "rm",
     "rmdir",
+    "sed",
     "sleep",
+    "sort",
     "timeout",
 ]
 
@@ -40,7 +48,7 @@ case "$*" in
     printf 'pip' >>"$FAKE/log"; printf ' %s' "${@:4}" >>"$FAKE/log"; printf '\\n' >>"$FAKE/log"
     if [[ -e $FAKE/hang ]]; then trap 'exit 1' INT; : >"$FAKE/hanging"; sleep 20; fi
     if [[ -e $FAKE/slow ]]; then sleep 1; fi
-    if [[ -e $FAKE/fail ]]; then exit 1; fi ;;
+    if [[ -e $FAKE/fail && "$*" == *"$(<"$FAKE/fail")"* ]]; then exit 1; fi ;;
   *)
     printf '%s\\n' "$PWD" "$@"
     printf '%s\\n' "path=$PYTHONPATH"
@@ -64,6 +72,7 @@ class Machine:
         self.sysroot = folder / "sys root"
         self.repo = folder / "a repo"
         self.venv = self.repo / ".venv"
+        self.locks = self.repo / "launch" / "locks"
         self.log = folder / "log"
         self.folder = folder
         self.cwd = folder
@@ -116,11 +125,15 @@ class Machine:
         out, err = process.communicate(timeout=30)
         return process.returncode, out, err
 
-    def installs(self) -> list[str]:
+    def calls(self) -> list[str]:
         """The calls of pip and uv until now; forgets them."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines
+
+    def installs(self) -> list[str]:
+        """The calls less those that install what builds a package."""
+        return [line for line in self.calls() if not line.endswith("build.txt")]
 
 
 @pytest.fixture
@@ -133,16 +146,17 @@ def installed_for(machine: Machine, **env: str) -> str:
     status, _, err = machine.run(**env)
     assert status == 0, err
     (line,) = machine.installs()
-    extras = re.findall(r"jax\[(.*?)\]", line)
-    return extras[0] if extras else "cpu"
+    (accelerator,) = re.findall(r"/launch/locks/(\w+)\.txt", line)
+    return accelerator
 
 
 def test_first_start_installs_the_locked_packages_and_then_runs(machine: Machine) -> None:
     status, out, err = machine.run("--config=c.py", "--workdir=two words", "", "*")
     assert status == 0, err
-    assert machine.installs() == [
-        "pip install --quiet --disable-pip-version-check"
-        f" -r {machine.repo}/requirements.txt -c {machine.repo}/requirements.lock"
+    pip = "pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes"
+    assert machine.calls() == [
+        f"{pip} -r {machine.locks}/build.txt",
+        f"{pip} --no-build-isolation -r {machine.locks}/cpu.txt",
     ]
     assert out.splitlines() == [
         *(str(machine.cwd), "-P", "-m", "mae_jax.main", "--config=c.py", "--workdir=two words"),
@@ -179,20 +193,48 @@ def test_passes_on_the_exit_status(machine: Machine) -> None:
     assert machine.run(FAKE_FAIL="mae_jax.main")[0] == 3
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements.lock", ".venv/pyvenv.cfg"])
-def test_installs_again_when_what_it_depends_on_changes(machine: Machine, file: str) -> None:
+def changed(path: Path) -> None:
+    path.write_text(path.read_text().replace("3.13.1", "3.11.9") + "# changed\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "env"),
+    [
+        ("launch/locks/cpu.txt", {}),
+        (".venv/pyvenv.cfg", {}),
+        ("launch/locks/cuda13.txt", {"MAE_JAX_ACCELERATOR": "cuda13"}),
+        ("requirements.txt", {"MAE_JAX_UNLOCKED": "1"}),
+    ],
+)
+def test_installs_again_when_what_it_depends_on_changes(
+    machine: Machine, file: str, env: dict[str, str]
+) -> None:
+    machine.run(**env)
+    machine.installs()
+    changed(machine.repo / file)
+    machine.run(**env)
+    assert len(machine.installs()) == 1
+    machine.run(**env)
+    assert machine.installs() == []
+
+
+def test_a_list_that_is_not_used_may_change(machine: Machine) -> None:
     machine.run()
     machine.installs()
-    path = machine.repo / file
-    path.write_text(path.read_text().replace("3.13.1", "3.11.9") + "# changed\n")
-    machine.run()
-    assert len(machine.installs()) == 1
+    for name in ("cuda12", "cuda13", "tpu", "dev"):
+        changed(machine.locks / f"{name}.txt")
     machine.run()
     assert machine.installs() == []
 
 
+def test_nothing_is_installed_when_what_builds_it_is_refused(machine: Machine) -> None:
+    (machine.folder / "fail").write_text("build.txt")
+    assert machine.run()[0] == 1
+    assert machine.installs() == []
+
+
 def test_a_failed_first_installation_is_retried_from_the_beginning(machine: Machine) -> None:
-    (machine.folder / "fail").touch()
+    (machine.folder / "fail").write_text("cpu.txt")
     status, out, err = machine.run()
     assert status == 1 and out == "" and "the installation failed" in err
     (machine.venv / "half").touch()
@@ -206,7 +248,7 @@ def test_a_failed_first_installation_is_retried_from_the_beginning(machine: Mach
 def test_a_failed_update_keeps_what_was_there(machine: Machine) -> None:
     machine.run()
     (machine.venv / "wandb").touch()
-    lock = machine.repo / "requirements.lock"
+    lock = machine.locks / "cpu.txt"
     before = lock.read_text()
     lock.write_text(before + "# newer\n")
     (machine.folder / "fail").touch()
@@ -225,7 +267,7 @@ def test_a_killed_installation_is_never_taken_for_a_finished_one(
     machine: Machine, number: signal.Signals
 ) -> None:
     machine.run()
-    (machine.repo / "requirements.lock").write_text("# newer\n")
+    changed(machine.locks / "cpu.txt")
     (machine.folder / "hang").touch()
     process = machine.start()
     wait_for(machine.folder / "hanging")
@@ -296,10 +338,13 @@ def test_starts_again_when_the_python_of_the_venv_is_gone(machine: Machine) -> N
 def test_uses_uv_when_it_is_there(machine: Machine) -> None:
     machine.add_program("uv", FAKE_UV)
     assert machine.run()[0] == 0
-    make, fill = machine.installs()
+    make, *fill = machine.calls()
     assert make.startswith("uv venv") and f"--python {machine.bin}/python3.13" in make
-    assert fill.startswith("uv pip install --quiet --compile-bytecode --python")
-    assert "-r" in fill and "-c" in fill
+    pip = f"uv pip install --quiet --compile-bytecode --python {machine.venv}/bin/python"
+    assert fill == [
+        f"{pip} --require-hashes -r {machine.locks}/build.txt",
+        f"{pip} --require-hashes --no-build-isolation -r {machine.locks}/cpu.txt",
+    ]
     machine.run()
     assert machine.installs() == []
 
@@ -319,10 +364,14 @@ def test_unlocked_takes_the_newest(machine: Machine) -> None:
     machine.run()
     machine.installs()
     machine.run(MAE_JAX_UNLOCKED="1")
-    (line,) = machine.installs()
-    assert "requirements.lock" not in line and "--upgrade" in line
+    (line,) = machine.calls()
+    assert f" --upgrade -r {machine.repo}/requirements.txt --upgrade-strategy eager" in line
     machine.run(MAE_JAX_UNLOCKED="1")
-    assert machine.installs() == []
+    assert machine.calls() == []
+    machine.run(MAE_JAX_UNLOCKED="1", MAE_JAX_ACCELERATOR="cuda13", script="test.sh")
+    (line,) = machine.calls()
+    assert f"-r {machine.repo}/requirements-dev.txt jax[cuda13]" in line
+    assert "--require-hashes" not in line and "/locks/" not in line
 
 
 def test_a_given_python_is_used_as_it_is(machine: Machine) -> None:
@@ -361,7 +410,7 @@ def test_broken_nvidia_smi_means_cpu(machine: Machine) -> None:
     assert installed_for(machine) == "cpu"
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda12", "cuda13", "tpu"])
+@pytest.mark.parametrize("kind", ACCELERATORS)
 def test_the_accelerator_can_be_given(machine: Machine, kind: str) -> None:
     machine.add_gpu("580.65.06")
     assert installed_for(machine, MAE_JAX_ACCELERATOR=kind) == kind
@@ -403,7 +452,7 @@ def test_another_cuda_starts_again_and_no_gpu_keeps_what_is_there(machine: Machi
     machine.installs()
     assert machine.run()[0] == 0  # a login node: no GPU in sight
     assert machine.installs() == []
-    (machine.repo / "requirements.lock").write_text("# newer\n")
+    changed(machine.locks / "cuda12.txt")
     assert installed_for(machine) == "cuda12"
     assert (machine.venv / "plugin").exists()
     assert installed_for(machine, MAE_JAX_ACCELERATOR="cuda13") == "cuda13"
@@ -438,7 +487,7 @@ def test_test_script_runs_every_check(machine: Machine) -> None:
     status, out, err = machine.run("tests/a b.py", "-k", "x or y", script="test.sh")
     assert status == 0, err
     (line,) = machine.installs()
-    assert f"-r {machine.repo}/requirements-dev.txt" in line
+    assert line.endswith(f" -r {machine.locks}/cpu.txt -r {machine.locks}/dev.txt")
     checks = [
         *("-m\nruff\ncheck\n.", "-m\nruff\nformat\n--check\n.", "-m\npyright\n"),
         "-m\npytest\n-n\nauto\n--maxprocesses\n8\n--dist\nloadfile\ntests/a b.py\n-k\nx or y\n",
@@ -458,6 +507,8 @@ def test_test_script_fails_when_one_check_does(machine: Machine, name: str) -> N
 
 def test_shellcheck() -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")  # of requirements-dev.txt
+    if platform.machine() == "aarch64" and not shellcheck.exists():
+        pytest.skip("there are no wheels of it for Linux on ARM")
     done = subprocess.run([shellcheck, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -475,10 +526,44 @@ def requirements(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line]
 
 
+def locked(name: str) -> list[tuple[Requirement, list[str]]]:
+    """The packages of a list in launch/locks, each with its hashes."""
+    text = (ROOT / "launch" / "locks" / f"{name}.txt").read_text().replace("\\\n", "")
+    found = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            pin, *hashes = line.split("--hash=")
+            found.append((Requirement(pin), [one.strip() for one in hashes]))
+    return found
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_package_of_a_list_has_hashes(name: str) -> None:
+    packages = locked(name)
+    assert packages
+    for pin, hashes in packages:
+        (exact,) = pin.specifier
+        assert exact.operator == "==" and not pin.extras, pin
+        assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes), pin
+        # Not only the files for the machine that the list was made on.
+        assert len(hashes) > 10 or pin.name not in ("jaxlib", "numpy", "pillow"), pin
+
+
+def test_the_lists_agree() -> None:
+    hashes: dict[str, list[str]] = {}
+    versions: dict[tuple[str, str], str] = {}
+    for name in LISTS:
+        for pin, found in locked(name):
+            assert hashes.setdefault(f"{pin.name}{pin.specifier}", found) == found, (name, pin)
+            key = (pin.name, str(pin.marker))
+            assert versions.setdefault(key, str(pin.specifier)) == str(pin.specifier), (name, pin)
+
+
 @pytest.mark.parametrize("machine_name", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-def test_the_lock_pins_every_requirement_once_within_its_bounds(
-    python: str, machine_name: str
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
+def test_the_lists_pin_every_requirement_within_its_bounds(
+    accelerator: str, python: str, machine_name: str
 ) -> None:
     environment = {
         "python_version": python,
@@ -486,29 +571,119 @@ def test_the_lock_pins_every_requirement_once_within_its_bounds(
         "platform_machine": machine_name,
         "sys_platform": "linux",
     }
+
+    def is_wanted(requirement: Requirement) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate(environment)
+
     pins: dict[str, str] = {}
-    for pin in requirements("requirements.lock"):
-        if pin.marker and not pin.marker.evaluate(environment):
-            continue
-        (exact,) = pin.specifier
-        assert exact.operator == "==" and pin.name not in pins and not pin.extras, pin
-        pins[pin.name] = exact.version
-    wanted = requirements("requirements.txt") + requirements("requirements-dev.txt")
-    for requirement in wanted:
-        if requirement.marker and not requirement.marker.evaluate(environment):
-            continue
-        version = pins[requirement.name.lower()]
-        assert requirement.specifier.contains(version), (requirement, version)
+    for name in (accelerator, "dev"):
+        ours = {pin.name: str(pin.specifier)[2:] for pin, _ in locked(name) if is_wanted(pin)}
+        assert all(pins.get(package, version) == version for package, version in ours.items())
+        pins |= ours
+        assert len(ours) == sum(is_wanted(pin) for pin, _ in locked(name))  # each once
+        for requirement in requirements(f"requirements{'-dev' if name == 'dev' else ''}.txt"):
+            if is_wanted(requirement):
+                version = ours[requirement.name.lower()]
+                assert requirement.specifier.contains(version), (requirement, version)
     # JAX refuses a jaxlib or a plugin of another version.
-    plugins = [f"jax-cuda{n}-{part}" for n in (12, 13) for part in ("plugin", "pjrt")]
+    plugins = {name for name in pins if name.startswith("jax-cuda")}
+    parts = ("plugin", "pjrt") if accelerator.startswith("cuda") else ()
+    assert plugins == {f"jax-{accelerator}-{part}" for part in parts}
     assert {pins[name] for name in ("jax", "jaxlib", *plugins)} == {pins["jax"]}
-    assert "libtpu" in pins
+    assert ("libtpu" in pins) == (accelerator == "tpu")
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements.lock"])
+@pytest.mark.parametrize(
+    "name",
+    ["requirements.txt", "requirements-dev.txt", *(f"launch/locks/{name}.txt" for name in LISTS)],
+)
 def test_requirements_name_no_host_and_no_folder(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(r"://|index-url|find-links|\s@\s|(^|\s)(/|[A-Za-z]:\\)\w", text)
+
+
+def wheel(folder: Path, name: str) -> str:
+    """Writes a package of one empty module; its hash."""
+    path = folder / f"{name}-1-py3-none-any.whl"
+    info = f"{name}-1.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n")
+    return f" --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@pytest.mark.parametrize(
+    ("faulty", "option", "message"),
+    [
+        ("", "", ""),
+        ("cpu", f" --hash=sha256:{'0' * 64}", "DO NOT MATCH THE HASHES"),
+        ("cpu", "", "Hashes are required in --require-hashes mode"),
+        ("build", f" --hash=sha256:{'0' * 64}", "DO NOT MATCH THE HASHES"),
+    ],
+    ids=["right", "another file", "no hash", "another builder"],
+)
+def test_pip_refuses_what_is_not_on_the_list(
+    machine: Machine, faulty: str, option: str, message: str
+) -> None:
+    """With the real pip, into a folder of its own."""
+    pytest.importorskip("pip")
+    target = machine.folder / "target"
+    for name in ("build", "cpu"):
+        right = wheel(machine.folder, f"of_{name}")
+        line = f"of_{name}==1{option if name == faulty else right}\n"
+        (machine.locks / f"{name}.txt").write_text(line)
+    machine.add_program("python", f'exec {sys.executable} "$@"')
+    (machine.venv / "bin").mkdir(parents=True)
+    shutil.copy(machine.bin / "python", machine.venv / "bin")
+    status, _, err = machine.run(
+        *("-c", 'set -euo pipefail; source "$0"; setup run', f"{machine.repo}/launch/setup.sh"),
+        script=str(machine.bin / "bash"),
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=str(machine.folder),
+        PIP_TARGET=str(target),
+    )
+    assert (status == 0) == (not faulty) and message in err, err
+    installed = {path.stem for path in target.glob("*.py")}
+    assert installed == {"": {"of_build", "of_cpu"}, "cpu": {"of_build"}, "build": set()}[faulty]
+    assert (machine.venv / "mae_jax.run").exists() == (not faulty)
+
+
+# Adds a package to what is in the file it is to write.
+LOCKING_UV = """\
+printf 'uv %s\\n' "$*" >>"$FAKE/log"
+while [[ $1 != --output-file ]]; do shift; done
+if [[ -n ${FAKE_FAIL:-} && $2 == *"$FAKE_FAIL"* ]]; then exit 1; fi
+if [[ $2 == */all ]]; then cp "$2" "$FAKE/kept"; fi
+cat >/dev/null; printf 'new==1 \\\n' >>"$2"
+"""
+
+
+def test_lock_keeps_versions_unless_told_otherwise(machine: Machine) -> None:
+    machine.add_program("uv", LOCKING_UV)
+    for args in ((), ("--upgrade",)):
+        assert machine.run(*args, script="lock.sh")[0] == 0
+        first, *others = machine.calls()
+        assert ("--upgrade" in first) == bool(args) and "--generate-hashes" not in first
+        assert len(others) == len(LISTS)
+        assert all("--generate-hashes" in line and "/all" in line for line in others)
+        assert not any("--upgrade" in line for line in others)
+        assert {path.read_text() for path in machine.locks.iterdir()} == {"new==1 \\\n"}
+        if not args:
+            kept = (machine.folder / "kept").read_text().splitlines()
+            pins = {str(pin) for name in LISTS for pin, _ in locked(name)}
+            assert {str(Requirement(line)) for line in kept} == pins
+
+
+def test_lock_that_fails_changes_nothing(machine: Machine) -> None:
+    machine.add_program("uv", LOCKING_UV)
+    before = {path.name: path.read_text() for path in machine.locks.iterdir()}
+    assert machine.run(script="lock.sh", FAKE_FAIL="tpu.txt")[0] == 1
+    assert {path.name: path.read_text() for path in machine.locks.iterdir()} == before
 
 
 def wait_for(path: Path, *, seconds: float = 10) -> None:
