@@ -1,0 +1,108 @@
+"""The study command, with real runs of a tiny recipe."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mae_jax.errors import UsageError
+from mae_jax.tools import study
+
+REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TINY = [
+    "--study=configs/ablations/mask_ratio.py",
+    "--pretrain=configs/demo.py",
+    "--stages=",
+    "--rows=0.5,0.75",
+    "--config.epochs=0",
+    "--config.steps=60",
+    "--config.optim.warmup_epochs=0",
+    "--config.batch_size=8",
+    "--config.data.num_train=64",
+    "--config.data.num_eval=16",
+    "--config.model.image_size=(32,32)",
+    "--config.model.depth=1",
+    "--config.model.decoder_depth=1",
+    "--config.eval_every=60",
+    "--config.picture_every=0",
+    "--config.log_every=1",
+    "--config.checkpoint.every_steps=10",
+]
+
+
+def start(workdir, *more):
+    words = [sys.executable, "-m", "mae_jax.tools.study", *TINY, f"--workdir={workdir}", *more]
+    return subprocess.Popen(
+        words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_study_that_is_stopped_goes_on_and_gives_the_same_table(tmp_path):
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr
+    table = (tmp_path / "whole" / "mask_ratio.csv").read_text()
+    assert len(table.splitlines()) == 3 and table.splitlines()[2].startswith("0.75,0.")
+    assert (tmp_path / "whole" / "mask_ratio.md").read_text().startswith("## Masking ratio")
+    assert (tmp_path / "whole" / "mask_ratio.png").stat().st_size > 10_000
+
+    workdir = tmp_path / "stopped"
+    log = workdir / "base" / "pretrain" / "log.txt"  # 0.75, the second row
+    process = start(workdir)
+    while "step 3/60" not in (log.read_text() if log.exists() else ""):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate()
+    assert process.returncode == 75, messages
+    assert "the same command continues" in messages
+    assert not (workdir / "mask_ratio.csv").read_text().splitlines()[2].startswith("0.75,0.")
+
+    again = start(workdir)
+    _, messages = again.communicate()
+    assert again.returncode == 0, messages
+    assert "0.5, pretrain was done before" in messages
+    assert "continuing after step" in log.read_text()
+    assert (workdir / "mask_ratio.csv").read_text() == table
+
+    other = start(workdir, "--config.seed=1")
+    _, messages = other.communicate()
+    assert other.returncode == 2
+    assert "is done, with another configuration (seed: 0 -> 1): give another --work" in messages
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
+    in_the_way = tmp_path / "mask.ratio=0.5" / "pretrain" / "config.json"
+    in_the_way.mkdir(parents=True)
+    process = start(tmp_path)
+    _, messages = process.communicate()
+    assert process.returncode == 1, messages
+    assert "error: rows that failed: 0.5" in messages and "0.75, pretrain done in" in messages
+
+
+def test_the_commands_can_be_looked_at_and_split(tmp_path, capsys):
+    words = [*TINY, f"--workdir={tmp_path}", "--dry_run"]
+    assert study.main(words) == 0
+    both = capsys.readouterr().out.splitlines()
+    assert len(both) == 2 and "--config.mask.ratio=0.5" in both[0]
+    assert study.main([*words, "--cell=1"]) == 0
+    assert capsys.readouterr().out.splitlines() == both[1:]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("--cell=2", "has rows 0 to 1"),
+        ("--stages=pretrain", "pretrain is none of linprobe, finetune"),
+        ("--probe.epochs=2", "unknown argument '--probe.epochs=2'"),
+        ("--pretrain.mask.rato=2", "did you mean --config.mask.ratio"),
+        ("--rows=two", "must be a number"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path, word, message):
+    with pytest.raises(UsageError, match=message):
+        study.main([*TINY, f"--workdir={tmp_path}", word])
+    assert not list(tmp_path.iterdir())
