@@ -180,8 +180,8 @@ class Pretrained:
         model = self._autoencoder
         images = self._checked(images)
         if mask is not None:
-            given = (mask_ratio, mask_kind, priority) == (None, None, None)
-            require(given, "a mask says which patches are hidden: leave out its ratio and kind")
+            alone = all(x is None for x in (mask_ratio, mask_kind, priority))
+            require(alone, "a mask says which patches are hidden: leave out its ratio and kind")
             hidden = self._given(np.asarray(mask), len(images))
         else:
             require(

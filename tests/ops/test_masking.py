@@ -165,7 +165,7 @@ def border(masks):
 
 
 @pytest.mark.parametrize(
-    "grid, ratio", [((14, 14), 0.5), ((14, 14), 0.75), ((8, 12), 0.4), ((16, 16), 0.95)]
+    "grid, ratio", [((14, 14), 0.5), ((14, 14), 0.75), ((4, 12), 0.4), ((16, 16), 0.95)]
 )
 def test_blocks_are_distributed_as_in_plain_loops(grid, ratio):
     number, rng = 800, random.Random(0)
