@@ -106,7 +106,7 @@ PRETRAIN: dict[str, Rule] = {
     "model.decoder_depth": Whole("blocks of the decoder", 1, 1000),
     "model.decoder_num_heads": Whole("of the decoder", 1, 2**14),
     "mask.ratio": Number("share of hidden patches; some must be hidden", 0, 1, below=True),
-    "mask.kind": Choice("which patches are hidden", ("random",)),
+    "mask.kind": Choice("which patches are hidden", ("random", "block", "grid")),
     "target.kind": Choice("what is predicted", ("pixel",)),
     "target.normalize": Flag("each patch by its own mean and deviation"),
 }

@@ -155,6 +155,7 @@ class Pretrained:
         *,
         mask_ratio: float | None = None,
         mask: np.ndarray | None = None,
+        priority: np.ndarray | None = None,
         mask_kind: str | None = None,
         seed: int = 0,
     ) -> Reconstruction:
@@ -168,6 +169,8 @@ class Pretrained:
           mask_ratio: share of the patches that is hidden; None for that of the training.
           mask: or which patches are: 1 hides, 0 shows; [L], [rows, columns], or one for each image
             with as many hidden.
+          priority: or which are hidden first: numbers in the same shapes, highest first, equal ones
+            at random, until `mask_ratio` is hidden. `patches.patch_means` makes it of pixels.
           mask_kind: a key of `masking.NOISE`; None for that of the training.
           seed: of the masks; the same seed gives the same masks, image by image.
 
@@ -176,12 +179,16 @@ class Pretrained:
         """
         model = self._autoencoder
         images = self._checked(images)
-        if mask is None:
-            hidden = self._random(len(images), mask_ratio, mask_kind, seed)
-        else:
-            given = (mask_ratio, mask_kind) == (None, None)
-            require(given, "a mask says which patches are hidden: leave out its ratio and kind")
+        if mask is not None:
+            alone = all(x is None for x in (mask_ratio, mask_kind, priority))
+            require(alone, "a mask says which patches are hidden: leave out its ratio and kind")
             hidden = self._given(np.asarray(mask), len(images))
+        else:
+            require(
+                priority is None or mask_kind is None,
+                "a priority says which patches are hidden: leave out the kind of mask",
+            )
+            hidden = self._drawn(len(images), mask_ratio, mask_kind, priority, seed)
         if "reconstruct" not in self._compiled:
             target = self.target
             self._compiled["reconstruct"] = jax.jit(
@@ -210,8 +217,13 @@ class Pretrained:
     def _decoder_params(self) -> Any:
         return jax.device_put(self._model.variables()["params"])
 
-    def _random(
-        self, number: int, ratio: float | None, kind: str | None, seed: int
+    def _drawn(
+        self,
+        number: int,
+        ratio: float | None,
+        kind: str | None,
+        priority: np.ndarray | None,
+        seed: int,
     ) -> masking.Masking:
         trained = self.metadata["mask"]
         ratio = float(trained["ratio"] if ratio is None else ratio)
@@ -219,25 +231,36 @@ class Pretrained:
         known = ", ".join(masking.NOISE)
         require(kind in masking.NOISE, f"--mask_kind={kind} is not one of {known}")
         key = stream_key(seed, "picture_mask")
-        noise = masking.NOISE[kind](key, number, self.grid)
         try:
-            hidden = masking.from_noise(noise, ratio)
+            if priority is None:
+                hidden = masking.masks(key, number, self.grid, ratio, kind)
+            else:
+                values = self._of_patches(np.asarray(priority), number, "priority")
+                require(bool(np.isfinite(values).all()), "a priority must be finite numbers")
+                hidden = masking.from_priority(jnp.asarray(values), ratio, key)
         except ValueError as error:
-            raise UsageError(f"{error} (--mask_ratio)") from error
-        require(hidden.len_keep < noise.shape[1], f"--mask_ratio={ratio} hides no patch")
+            raise UsageError(f"{error} (--mask_ratio={ratio})") from error
+        require(
+            hidden.len_keep < hidden.ids_shuffle.shape[1], f"--mask_ratio={ratio} hides no patch"
+        )
         return hidden
 
-    def _given(self, mask: np.ndarray, number: int) -> masking.Masking:
+    def _of_patches(self, values: np.ndarray, number: int, name: str) -> np.ndarray:
+        """`values` of the patches of all images, [number, L]."""
         patches = self.grid[0] * self.grid[1]
-        if mask.shape in ((patches,), self.grid):
-            mask = np.broadcast_to(mask.reshape(1, patches), (number, patches))
+        if values.shape in ((patches,), self.grid):
+            values = np.broadcast_to(values.reshape(1, patches), (number, patches))
         require(
-            mask.shape in ((number, patches), (number, *self.grid)),
-            f"the mask is {mask.shape}; {number} images have {self.grid} patches each",
+            values.shape in ((number, patches), (number, *self.grid)),
+            f"the {name} is {values.shape}; {number} images have {self.grid} patches each",
         )
+        return values.reshape(number, patches)
+
+    def _given(self, mask: np.ndarray, number: int) -> masking.Masking:
+        mask = self._of_patches(mask, number, "mask")
         require(bool(np.isin(mask, (0, 1)).all()), "a mask holds 1 (hidden) and 0 (visible) alone")
-        mask = mask.reshape(number, patches).astype(np.int32)
-        hidden = mask.sum(axis=1)
+        mask = mask.astype(np.int32)
+        hidden, patches = mask.sum(axis=1), mask.shape[1]
         require(
             int(hidden.min()) == int(hidden.max()) and 0 < hidden[0] < patches,
             f"a mask must hide some of the {patches} patches and show some, as many of every "

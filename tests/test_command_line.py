@@ -41,7 +41,10 @@ def test_values_of_every_type_are_read():
         ("--config.model={}", "--config.model is a group of keys"),
         ("--config.data.mean[0]=1", "did you mean --config.data.mean?"),
         ("--config.mix.group=2", "the recipe has no key --config.mix.group"),
-        ("--config.mask.kind=randm", "=randm is not one of random; did you mean random?"),
+        (
+            "--config.mask.kind=randm",
+            "=randm is not one of random, block, grid; did you mean random?",
+        ),
         ("--config.batch_size=many", "batch_size='many' must be a whole number from 1 to 16777216"),
         ("--config.batch_size=1e3", "batch_size='1e3' must be a whole number"),
         ("--config.batch_size=", "batch_size='' must be a whole number"),

@@ -9,7 +9,7 @@ from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
 from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops import targets
-from mae_jax.ops.patches import patchify, to_float
+from mae_jax.ops.patches import patch_means, patchify, to_float
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -112,6 +112,22 @@ def test_masks_by_ratio_seed_and_hand(mae, images):
         np.testing.assert_array_equal(found, np.tile(mask.reshape(-1), (len(images), 1)))
 
 
+def test_masks_by_kind_and_priority(mae, images):
+    grid = hidden_patches(mae.reconstruct(images, mask_kind="grid")).reshape(-1, 8, 8)
+    assert not grid[:, ::2, ::2].any() and grid.sum() == len(images) * 48
+    # Pixels of which those of one patch are brighter than all others, those of another darker.
+    bright = np.full((len(images), 32, 32), 0.5)
+    bright[:, 4:8, 8:12], bright[:, 28:, 28:] = 0.9, 0.1
+    for priority in (patch_means(bright, (4, 4)), np.asarray(patch_means(bright, (4, 4)))[0]):
+        views = mae.reconstruct(images, priority=priority, mask_ratio=1 / 64)
+        assert (hidden_patches(views) == (np.arange(64) == 8 + 2)).all()
+        views = mae.reconstruct(images, priority=priority, mask_ratio=63 / 64)
+        assert (hidden_patches(views) == (np.arange(64) != 63)).all()
+        half = hidden_patches(mae.reconstruct(images, priority=priority, mask_ratio=0.5, seed=1))
+        assert (half.sum(axis=1) == 32).all() and half[:, 10].all() and not half[:, 63].any()
+        assert len(np.unique(half, axis=0)) == len(images)  # ties
+
+
 def test_bad_calls_are_explained(folder, mae, images):
     for call, error in (
         (lambda: mae.features(images[:, :16]), r"the model takes \[N, 32, 32, 3\]"),
@@ -132,6 +148,14 @@ def test_bad_calls_are_explained(folder, mae, images):
         (lambda: mae.reconstruct(images, mask=np.ones(64)), "must hide some of the 64"),
         (lambda: mae.reconstruct(images, mask=np.full(64, 0.5)), "1 .hidden. and 0"),
         (lambda: mae.reconstruct(images, mask_kind="spiral"), "--mask_kind=spiral"),
+        (
+            lambda: mae.reconstruct(images, mask_kind="grid", mask_ratio=0.5),
+            r"16 of 64, not 32: its mask ratio is 0.75 \(--mask_ratio=0.5\)",
+        ),
+        (lambda: mae.reconstruct(images, priority=np.ones(9)), r"the priority is \(9,\)"),
+        (lambda: mae.reconstruct(images, priority=np.full(64, np.nan)), "finite numbers"),
+        (lambda: mae.reconstruct(images, priority=np.ones(64), mask_kind="block"), "the kind"),
+        (lambda: mae.reconstruct(images, priority=np.ones(64), mask=np.ones(64)), "leave out"),
         (
             lambda: mae.reconstruct(images[:2], mask=np.stack([np.arange(64) < n for n in (3, 4)])),
             "as many of every image",

@@ -1,12 +1,20 @@
-"""Which patches the encoder sees (paper section 3, "Masking").
+"""Which patches the encoder sees (paper section 3, "Masking"; kinds: table 1f, figure 6).
 
-Every sampler returns a `Masking` with the same, static number of visible patches for each image, so
-that shapes stay static under jit.
+A kind of mask is a distribution of noise: the patches of lowest noise stay. Every `Masking` has the
+same, static number of visible patches for each image, so that shapes stay static under jit.
 """
+
+import math
+from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+# Block-wise masks, as BEiT draws them (Bao et al., 2106.08254, algorithm 1).
+LEAST_BOX = 16 / 196  # smallest area of a box: 16 of the 14 x 14 patches, in proportion elsewhere
+WIDEST = 1 / 0.3  # a box is at most so many times wider than high, or higher than wide
+TRIES = 10  # for each box
 
 
 @flax.struct.dataclass
@@ -66,10 +74,118 @@ def from_mask(mask: jax.Array, len_keep: int) -> Masking:
     return Masking(jnp.argsort(mask, axis=1), len_keep)
 
 
-def random_noise(key: jax.Array, batch: int, grid: tuple[int, int]) -> jax.Array:
-    """Uniform noise float32 [batch, L]: a mask of its own for every image (random sampling)."""
+def from_priority(priority: jax.Array, mask_ratio: float, key: jax.Array) -> Masking:
+    """Hides the patches of highest `priority`, [B, L] or [L] of a single image.
+
+    Patches of equal priority are hidden at random: with 0 and 1, say, some of the ones if there are
+    more of them than are to be hidden, and all of them and some of the zeros if there are fewer.
+    A map of pixels becomes one of patches by `patches.patch_means`.
+    """
+    priority = jnp.atleast_2d(priority)
+    shuffled = jnp.argsort(jax.random.uniform(key, priority.shape), axis=1)
+    order = jnp.argsort(jnp.take_along_axis(priority, shuffled, axis=1), axis=1, stable=True)
+    ids = jnp.take_along_axis(shuffled, order, axis=1)
+    return Masking(ids, num_keep(priority.shape[1], mask_ratio))
+
+
+# The kinds: functions of (key, batch, (rows, columns), len_keep), which give noise float32 [B, L].
+
+
+def random_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
+    """Uniform noise: any patches, a mask of its own for every image (random sampling)."""
+    del len_keep
     return jax.random.uniform(key, (batch, grid[0] * grid[1]))
 
 
-# A sampler is a distribution of noise: sorting it decides which patches stay.
-NOISE = {"random": random_noise}
+def block_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
+    """Noise of 1 and more in boxes drawn as BEiT does, less elsewhere (block-wise sampling).
+
+    A box has an area between `LEAST_BOX` and what remains to be hidden, uniformly, and height /
+    width between 1 / `WIDEST` and `WIDEST`, uniformly in the logarithm; its sides are rounded. It
+    counts if it is smaller than the grid in both directions and hides 1 to as many further patches
+    as remain; the `TRIES`th in a row that does not count ends the drawing. What then remains (less
+    than 5 % of 14 x 14 patches at any ratio, 0.4 % at 0.75) is hidden at random, so that all images
+    keep `len_keep`.
+    """
+    boxes, rest = jax.random.split(key)
+    num_patches = grid[0] * grid[1]
+    draw = jax.vmap(lambda k: _draw_boxes(k, grid, num_patches - len_keep))
+    hidden = draw(jax.random.split(boxes, batch)).reshape(batch, num_patches)
+    return hidden + random_noise(rest, batch, grid, len_keep)
+
+
+def _draw_boxes(key: jax.Array, grid: tuple[int, int], number: int) -> jax.Array:
+    """bool [rows, columns]: at most `number` patches of one image that boxes hide."""
+    rows, columns = grid
+    row, column = jnp.arange(rows)[:, None], jnp.arange(columns)
+
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        hidden, _, failed = state
+        return (hidden.sum() < number) & (failed < TRIES)
+
+    def attempt(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        hidden, drawn, failed = state
+        remaining = number - hidden.sum()
+        size, shape, y, x = jax.random.uniform(jax.random.fold_in(key, drawn), (4,))
+        least = LEAST_BOX * rows * columns  # may be above what remains; boxes may overlap
+        area = least + (remaining - least) * size
+        aspect = jnp.exp(math.log(WIDEST) * (2 * shape - 1))
+        height, width = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+        top, left = jnp.floor(y * (rows - height + 1)), jnp.floor(x * (columns - width + 1))
+        inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+        new = (inside & ~hidden).sum()
+        counts = (height < rows) & (width < columns) & (new > 0) & (new <= remaining)
+        return hidden | (inside & counts), drawn + 1, jnp.where(counts, 0, failed + 1)
+
+    start = jnp.zeros(grid, bool), jnp.int32(0), jnp.int32(0)
+    return jax.lax.while_loop(unfinished, attempt, start)[0]
+
+
+def grid_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
+    """Noise that is low in the top left patch of every 2 x 2 cell, for all images (grid sampling).
+
+    Only where `check_kind` agrees are these patches those that stay.
+    """
+    del key, len_keep
+    visible = jnp.zeros(grid).at[::2, ::2].set(1)
+    return jnp.tile(1 - visible.reshape(1, -1), (batch, 1))
+
+
+NOISE: dict[str, Callable[[jax.Array, int, tuple[int, int], int], jax.Array]] = {
+    "random": random_noise,
+    "block": block_noise,
+    "grid": grid_noise,
+}
+
+
+def check_kind(kind: str, grid: tuple[int, int], len_keep: int) -> None:
+    """Whether masks of a kind fit a grid of patches and can leave `len_keep` of them visible.
+
+    Raises:
+      ValueError: "grid" needs even rows and columns and keeps a quarter; "block" needs two of each.
+    """
+    size, num_patches = f"{grid[0]} x {grid[1]} patches", grid[0] * grid[1]
+    if kind == "block" and min(grid) < 2:
+        raise ValueError(f"mask kind block: there is no room for boxes in {size}")
+    if kind != "grid":
+        return
+    rule = "mask kind grid keeps one patch of every 2 x 2 cell"
+    if grid[0] % 2 or grid[1] % 2:
+        raise ValueError(f"{rule}: {size} are not even numbers")
+    if 4 * len_keep != num_patches:
+        raise ValueError(
+            f"{rule}, {num_patches // 4} of {num_patches}, not {len_keep}: its mask ratio is 0.75"
+        )
+
+
+def masks(
+    key: jax.Array, batch: int, grid: tuple[int, int], mask_ratio: float, kind: str
+) -> Masking:
+    """Masks of a kind of `NOISE`, for `batch` images of `grid` patches (rows, columns).
+
+    Raises:
+      ValueError: see `num_keep` and `check_kind`.
+    """
+    keep = num_keep(grid[0] * grid[1], mask_ratio)
+    check_kind(kind, grid, keep)
+    return from_noise(NOISE[kind](key, batch, grid, keep), mask_ratio)

@@ -50,6 +50,11 @@ def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int,
     )
 
 
+def patch_means(pixels: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
+    """A map of pixels [B, H, W] as one of patches: the mean over each, float32 [B, L]."""
+    return patchify(pixels[..., None].astype(jnp.float32), patch_size).mean(axis=2)
+
+
 def gather(x: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows `ids` [B, K] of each example of `x` [B, N, D] -> [B, K, D]."""
     return jnp.take_along_axis(x, ids[:, :, None], axis=1)

@@ -104,19 +104,27 @@ def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> 
     return model
 
 
-def visible_patches(model: MaskedAutoencoder, mask_ratio: float) -> int:
-    """Number of patches the encoder sees.
+def visible_patches(model: MaskedAutoencoder, mask: Any) -> int:
+    """Number of patches the encoder sees with masks as `config.mask` describes them.
 
     Raises:
-      UsageError: the ratio hides all patches, or none.
+      UsageError: the ratio hides all patches, or none, or is impossible for the kind of mask.
     """
     num_patches = model.grid[0] * model.grid[1]
     try:
-        keep = masking.num_keep(num_patches, mask_ratio)
+        keep = masking.num_keep(num_patches, mask.ratio)
     except ValueError as error:
         raise UsageError(f"{error} (--config.mask.ratio)") from error
     require(
         keep < num_patches,
-        f"--config.mask.ratio={mask_ratio} hides none of {num_patches} patches: nothing to learn",
+        f"--config.mask.ratio={mask.ratio} hides none of {num_patches} patches: nothing to learn",
     )
+    try:
+        masking.check_kind(mask.kind, model.grid, keep)
+    except ValueError as error:
+        raise UsageError(
+            f"{error} (--config.mask.kind={mask.kind}, --config.mask.ratio={mask.ratio}, "
+            f"--config.model.image_size={model.image_size}, "
+            f"--config.model.patch_size={model.patch_size})"
+        ) from error
     return keep

@@ -46,7 +46,7 @@ class Pretrain(ImageTask):
             attention=config.model.attention,
             remat=config.model.remat,
         )
-        self.num_keep = build.visible_patches(self.model, config.mask.ratio)
+        self.num_keep = build.visible_patches(self.model, config.mask)
         super().__init__(config, workdir, image_size=self.model.image_size)
         self.target = kind.make(self, frame)
         self.require_held_out()
@@ -81,7 +81,7 @@ class Pretrain(ImageTask):
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         sample = masking.NOISE[self.config.mask.kind]
-        noise = sample(key, batch["image"].shape[0], self.model.grid)
+        noise = sample(key, batch["image"].shape[0], self.model.grid, self.num_keep)
         return {"image": batch["image"], "noise": noise}
 
     def loss(
@@ -132,7 +132,7 @@ class Pretrain(ImageTask):
         key = rng.stream_key(self.config.seed, "eval_mask")
         sample = masking.NOISE[self.config.mask.kind]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        return jax.vmap(lambda k: sample(k, 1, self.model.grid)[0])(keys)
+        return jax.vmap(lambda k: sample(k, 1, self.model.grid, self.num_keep)[0])(keys)
 
     def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images with masks that never change, and what the model makes of them."""

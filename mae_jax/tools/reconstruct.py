@@ -1,4 +1,4 @@
-"""Pictures of what a model makes of images with hidden patches (paper figures 2 to 4).
+"""Pictures of what a model makes of images with hidden patches (paper figures 2 to 4, 6).
 
 python -m mae_jax.tools.reconstruct --checkpoint X --images 'DIR/*.jpg' --out FILE.png
 
@@ -7,10 +7,12 @@ X is a run, one of its steps, or weights of any kind with a decoder (docs/weight
 
 import argparse
 import glob
+import itertools
 import os
 import sys
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from mae_jax import pictures, pretrained
@@ -19,6 +21,7 @@ from mae_jax.console import run_command, setup_logging
 from mae_jax.data import load_images
 from mae_jax.errors import UsageError
 from mae_jax.ops import masking
+from mae_jax.ops.patches import patch_means
 
 _BLACK, _MOST_GREY = 48, 0.2  # edges of what is painted are grey, the rest is not
 
@@ -28,41 +31,46 @@ def picture(
     files: Sequence[str],
     *,
     ratios: Sequence[float | None] = (None,),
+    kinds: Sequence[str | None] = (None,),
     mask: np.ndarray | None = None,
-    mask_kind: str | None = None,
+    priority: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """uint8 [H, W, 3]: a row for each file; for each ratio, what was seen and what was made of it.
+    """uint8 [H, W, 3]: a row for each file; for each kind of mask and each ratio, what was seen and
+    what was made of it.
 
     Args:
       model: with a decoder.
       files: image files.
-      ratios: mask ratios; None is the one the model was trained with.
-      mask, mask_kind, seed: see `Pretrained.reconstruct`.
+      ratios, kinds: of the masks; None is what the model was trained with.
+      mask, priority, seed: see `Pretrained.reconstruct`.
 
     Raises:
       UsageError: an image cannot be read, a ratio or mask is impossible, there is no decoder.
     """
     images = model.load_images(files)
     columns: list[tuple[str, np.ndarray]] = []
-    for ratio in ratios:
+    pairs = list(itertools.product(kinds, ratios))
+    for kind, ratio in pairs:
         views = model.reconstruct(
-            images, mask_ratio=ratio, mask=mask, mask_kind=mask_kind, seed=seed
+            images, mask_ratio=ratio, mask=mask, priority=priority, mask_kind=kind, seed=seed
         )
         original, masked, predicted, pasted = (
             pictures.to_display(np.asarray(view), np.asarray(views.original)) for view in views
         )
         if not columns:
             columns.append(("original", original))
-        columns += [(_title(model, ratio, mask), masked), ("reconstruction", predicted)]
-        if len(ratios) == 1:
+        columns += [(_title(model, kind, ratio, mask), masked), ("reconstruction", predicted)]
+        if len(pairs) == 1:
             columns.append(("with visible", pasted))
     return pictures.grid(columns, model.target.caption)
 
 
-def _title(model: pretrained.Pretrained, ratio: float | None, mask: np.ndarray | None) -> str:
+def _title(
+    model: pretrained.Pretrained, kind: str | None, ratio: float | None, mask: np.ndarray | None
+) -> str:
     share = mask.mean() if mask is not None else ratio or model.metadata["mask"]["ratio"]
-    return f"masked {100 * share:.3g} %"
+    return f"{kind or 'masked'} {100 * share:.3g} %"
 
 
 def read_mask(path: str, model: pretrained.Pretrained) -> np.ndarray:
@@ -78,21 +86,56 @@ def read_mask(path: str, model: pretrained.Pretrained) -> np.ndarray:
       UsageError: it cannot be read.
     """
     if path.endswith(".npy"):
-        try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"--mask: {path} cannot be read: {error}") from error
-    height, width = model.image_size
-    options = model.metadata["config"]["data"] | {"dtype": "uint8", "mean": (0.5,) * 3}
-    picture = load_images([path], image_size=(height, width), channels=3, data_config=options)
+        return _read_array(path, "--mask")
+    picture = _read_grey(path, model)
     grey = ((picture > _BLACK) & (picture < 255 - _BLACK)).mean()
     require(
         grey < _MOST_GREY,
-        f"--mask: {path} looks like a photo: a mask is white where it hides, black elsewhere",
+        f"--mask: {path} looks like a photo: a mask is white where it hides, black elsewhere "
+        "(a photo can be a --priority)",
     )
-    rows, columns = model.grid
-    cells = picture[0].mean(axis=2).reshape(rows, height // rows, columns, width // columns)
-    return (cells.mean(axis=(1, 3)) >= 127.5).astype(np.int32)
+    return (_of_patches(picture, model) >= 127.5).astype(np.int32)
+
+
+def read_priority(path: str, model: pretrained.Pretrained) -> np.ndarray:
+    """Numbers of patches from a file; the highest are hidden first.
+
+    Args:
+      path: .npy of numbers, in the shapes of `read_mask`; or a picture, brighter where it is to be
+        hidden first. It is resized and cut as the images are; the mean of a patch counts.
+      model: whose grid and transform count.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    if path.endswith(".npy"):
+        return _read_array(path, "--priority")
+    return _of_patches(_read_grey(path, model), model)
+
+
+def _read_array(path: str, flag: str) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{flag}: {path} cannot be read: {error}") from error
+    numbers = np.issubdtype(array.dtype, np.number) or array.dtype == bool
+    require(
+        numbers and not np.iscomplexobj(array), f"{flag}: {path} holds {array.dtype}, not numbers"
+    )
+    return array
+
+
+def _read_grey(path: str, model: pretrained.Pretrained) -> np.ndarray:
+    """A picture, resized and cut as the images of the model: float [1, H, W, 3] from 0 to 255."""
+    options = model.metadata["config"]["data"] | {"dtype": "uint8", "mean": (0.5,) * 3}
+    return load_images([path], image_size=model.image_size, channels=3, data_config=options)
+
+
+def _of_patches(picture: np.ndarray, model: pretrained.Pretrained) -> np.ndarray:
+    """Mean brightness [rows, columns] of a picture [1, H, W, 3] in each patch."""
+    height, width = (size // n for size, n in zip(model.image_size, model.grid, strict=True))
+    means = patch_means(jnp.asarray(picture.mean(axis=3)), (height, width))
+    return np.asarray(means).reshape(model.grid)
 
 
 def find_images(pattern: str) -> list[str]:
@@ -122,7 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mask_ratio", type=float, nargs="+", help="one or more; default: as in training"
     )
     parser.add_argument(
-        "--mask_kind", choices=sorted(masking.NOISE), help="default: as in training"
+        "--mask_kind",
+        choices=sorted(masking.NOISE),
+        nargs="+",
+        help="one or more; default: as in training",
     )
     parser.add_argument(
         "--mask",
@@ -130,14 +176,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=".npy of patches, 1 hides, or a picture that is white where it hides (half a patch "
         "or more), black elsewhere",
     )
+    parser.add_argument(
+        "--priority",
+        metavar="FILE",
+        help=".npy of patches, or a picture: the highest numbers, the brightest patches are hidden "
+        "first, as many as --mask_ratio says",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
     parser.add_argument("--max_images", type=int, default=16, help="use the first so many (16)")
     args = parser.parse_args(argv)
     setup_logging()
-    if args.mask and (args.mask_ratio or args.mask_kind):
+    if args.mask and (args.mask_ratio or args.mask_kind or args.priority):
         raise UsageError(
-            "--mask says which patches are hidden: leave out --mask_ratio, --mask_kind"
+            "--mask says which patches are hidden: leave out --mask_ratio, --mask_kind, --priority"
         )
+    if args.priority and args.mask_kind:
+        raise UsageError("--priority says which patches are hidden: leave out --mask_kind")
     endings = (".png", ".jpg", ".jpeg", ".webp")
     require(args.out.lower().endswith(endings), f"--out={args.out} must end in {endings}")
     found = find_images(args.images)
@@ -147,8 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         model,
         files,
         ratios=args.mask_ratio or (None,),
+        kinds=args.mask_kind or (None,),
         mask=read_mask(args.mask, model) if args.mask else None,
-        mask_kind=args.mask_kind,
+        priority=read_priority(args.priority, model) if args.priority else None,
         seed=args.seed,
     )
     pictures.save(args.out, image)

@@ -23,6 +23,18 @@ def test_unpatchify_undoes_patchify():
     np.testing.assert_array_equal(patches.unpatchify(out, (4, 2), (2, 6)), image)
 
 
+def test_means_of_a_map_over_each_patch():
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 4, 6), dtype=np.uint8)
+    found = np.asarray(patches.patch_means(jnp.asarray(pixels), (2, 3)))
+    assert found.shape == (2, 4) and found.dtype == np.float32
+    for image in range(2):
+        for row in range(2):
+            for column in range(2):
+                patch = pixels[image, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+                value = found[image, 2 * row + column]
+                np.testing.assert_allclose(value, patch.astype(float).mean(), rtol=1e-6)
+
+
 def test_gather_picks_per_example():
     x = jnp.arange(2 * 3 * 2).reshape(2, 3, 2)
     out = patches.gather(x, jnp.array([[2, 0], [1, 1]]))

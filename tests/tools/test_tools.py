@@ -143,6 +143,46 @@ def test_reconstruct_with_a_mask_of_patches_or_of_pixels(run, photos, tmp_path):
         reconstruct.main([*arguments[:-1], str(tmp_path / "out")])
 
 
+def test_reconstruct_with_kinds_of_masks(run, photos, tmp_path):
+    out = tmp_path / "out.png"
+    arguments = ["--checkpoint", run, "--images", str(photos / "*.png"), "--out", str(out)]
+    assert reconstruct.main([*arguments, "--mask_kind", "random", "block", "grid"]) == 0
+    picture = np.asarray(Image.open(out)).astype(int)
+    cell = 96 + 4
+    assert picture.shape[1] == 7 * cell + 4
+    grid = picture[18 : 18 + 96, 4 + 5 * cell : 4 + 5 * cell + 96].reshape(4, 24, 4, 24, 3)
+    grey = (np.abs(grid - 128) <= 1).all(axis=(1, 3, 4))
+    np.testing.assert_array_equal(grey, np.tile([[0, 1], [1, 1]], (2, 2)))
+    kinds = ["--mask_kind", "random", "grid", "--mask_ratio", "0.75", "0.5"]
+    with pytest.raises(UsageError, match=r"grid keeps one .* not 8.*\(--mask_ratio=0.5\)"):
+        reconstruct.main([*arguments, *kinds])
+
+
+def test_reconstruct_hides_what_has_priority(run, photos, tmp_path):
+    out = tmp_path / "out.png"
+    arguments = ["--checkpoint", run, "--images", str(photos / "*.png"), "--out", str(out)]
+    arguments += ["--mask_ratio", "0.5"]
+    priority = np.arange(16.0).reshape(4, 4)  # the lower half
+    np.save(tmp_path / "priority.npy", priority)
+    pixels = np.repeat(np.repeat(priority * 16, 40, axis=0), 40, axis=1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "priority.png")
+    model = pretrained.load(run)
+    read = reconstruct.read_priority(str(tmp_path / "priority.png"), model)
+    assert read.shape == (4, 4) and (np.diff(read.reshape(-1)) > 10).all()
+    for name in ("priority.npy", "priority.png"):
+        assert reconstruct.main([*arguments, "--priority", str(tmp_path / name)]) == 0
+        masked = np.asarray(Image.open(out)).astype(int)[18:114, 4 + 100 : 4 + 196]
+        assert (np.abs(masked[48:] - 128) <= 1).all()
+        assert (np.abs(masked[:48] - 128) > 1).any(axis=2).mean() > 0.9
+    with pytest.raises(UsageError, match="leave out --mask_kind"):
+        reconstruct.main([*arguments, "--priority", "x.npy", "--mask_kind", "grid"])
+    with pytest.raises(UsageError, match=r"--priority: x\.npy cannot be read"):
+        reconstruct.main([*arguments, "--priority", "x.npy"])
+    np.save(tmp_path / "text.npy", np.array(["a"] * 16))
+    with pytest.raises(UsageError, match=r"text\.npy holds <U1, not numbers"):
+        reconstruct.main([*arguments, "--priority", str(tmp_path / "text.npy")])
+
+
 def test_reconstruct_takes_any_weights_that_have_a_decoder(run, photos, tmp_path):
     out = tmp_path / "out.png"
     arguments = ["--images", str(photos / "*.png"), "--out", str(out)]
