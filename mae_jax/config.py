@@ -40,6 +40,7 @@ LATER = {
     "data.randaug_std": 0.5,
     "data.resident": False,  # not harmless: sums are rounded otherwise, so pixels may differ by 1
     "init_channels": "error",
+    "model.encoder_mask_tokens": False,
     "model.remat": "none",
     "optim.mu_dtype": "float32",
     "optim.name": "adamw",

@@ -44,7 +44,7 @@ COMMON: dict[str, Rule] = {
     "data.holdout": Whole("training images held out where there is no other split"),
     "data.num_train": Whole("shapes: images to train on", 1, 10**8),
     "data.num_eval": Whole("shapes: held-out images", 0, 10**8),
-    "data.augment": Choice("crops of training images", ("crop", "crop_once", "none")),
+    "data.augment": Choice("crops of training images", ("crop", "crop_once", "crop_fixed", "none")),
     "data.crop_scale": Numbers("share of the area", 0, 1, above=True, lengths=(2,), ordered=True),
     "data.crop_ratio": Numbers("width / height", 0.01, 100, lengths=(2,), ordered=True),
     "data.hflip": Flag("mirror half of the training images"),
@@ -103,8 +103,9 @@ MONITOR: dict[str, Rule] = {
 
 PRETRAIN: dict[str, Rule] = {
     "model.decoder_embed_dim": Whole("width of the decoder", 1, 2**14),
-    "model.decoder_depth": Whole("blocks of the decoder", 1, 1000),
+    "model.decoder_depth": Whole("blocks of the decoder; 0: a linear head", 0, 1000),
     "model.decoder_num_heads": Whole("of the decoder", 1, 2**14),
+    "model.encoder_mask_tokens": Flag("the encoder sees hidden patches too, as a learned token"),
     "mask.ratio": Number("share of hidden patches; some must be hidden", 0, 1, below=True),
     "mask.kind": Choice("which patches are hidden", ("random", "block", "grid")),
     "target.kind": Choice("what is predicted", ("pixel",)),

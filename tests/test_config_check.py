@@ -9,6 +9,7 @@ import pytest
 from configs import demo, vit_l
 from mae_jax import config_check, config_keys, config_rules
 from mae_jax.config import flatten
+from mae_jax.data import geometry
 from mae_jax.data.options import DataOptions
 from mae_jax.data.sources import ShapesSource
 from mae_jax.errors import UsageError
@@ -38,6 +39,7 @@ def test_the_table_has_the_names_that_code_looks_up():
         "model.attention": layers.ATTENTION,
         "model.remat": layers.REMAT,
         "mask.kind": masking.NOISE,
+        "data.augment": geometry.AUGMENTS,
     }.items():
         rule = config_keys.RULES[key]
         assert isinstance(rule, config_rules.Choice) and set(rule.options) == set(names)
@@ -175,6 +177,10 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ({"model__mlp_ratio": 0.01}, "mlp_ratio=0.01 of decoder_embed_dim=16 leaves the MLPs no"),
         ({"model__embed_dim": 25}, "embed_dim=25 must be a multiple of 4 and of num_heads=2"),
         ({"model__decoder_num_heads": 3}, "decoder_embed_dim=16 .* decoder_num_heads=3"),
+        (
+            {"model__decoder_depth": 0},
+            "decoder_depth=0 needs --config.model.encoder_mask_tokens=True",
+        ),
         ({"mask__ratio": 0.99}, "leaves none of 16 patches visible"),
         ({"mask__ratio": 0.0}, "hides none of 16 patches"),
         ({"optim__warmup_epochs": 9.0}, "warmup_epochs=9 is not shorter than the run, which has 3"),

@@ -80,6 +80,17 @@ def test_paper_recipes_are_table_8(name, size, patch):
     assert ablation.to_dict() == config.to_dict()
 
 
+def test_table_2_is_the_ablation_recipe_and_its_three_models():
+    module, base = load("configs.ablations.wall_clock"), load("configs.vit_l")
+    assert module.get_config().to_dict() == base.get_config("ablation").to_dict()
+    found = [module.get_config(row).model for row in module.ROWS]
+    assert [(m.encoder_mask_tokens, m.decoder_depth) for m in found] == [
+        (True, 8), (False, 8), (False, 1)
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="unknown row 'x': one of mask_tokens_8, mae_8, mae_1"):
+        module.get_config("x")
+
+
 def official(config):
     """What the tables of the paper and of the official code list, in their order."""
     optim, mix, model = config.optim, config.mix, config.model

@@ -82,10 +82,11 @@ def assert_same(ours, theirs, *, most=1, equal=0.99):
     [
         {},
         {"augment": "crop_once", "crop_scale": (0.08, 1.0)},
+        {"augment": "crop_fixed"},
         {"augment": "none"},
         {"hflip": False, "resize_antialias": False},
     ],
-    ids=["crop", "crop_once", "none", "plain"],
+    ids=["crop", "crop_once", "crop_fixed", "none", "plain"],
 )
 def test_batches_equal_the_host_s(options):
     source = MemorySource(ARRAYS)  # 48 rows of 23 examples: two epoch ends

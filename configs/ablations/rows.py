@@ -1,17 +1,15 @@
 """How a row of an ablation changes a recipe; shared by the files of this folder."""
 
-from typing import Any
-
 import ml_collections
 
 
-def apply(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+def apply(config: ml_collections.ConfigDict, changes: dict) -> ml_collections.ConfigDict:
     """Sets dotted keys of `config` and returns it."""
     config.update_from_flattened_dict(changes)
     return config
 
 
-def choose(rows: dict[str, dict[str, Any]], row: str) -> dict[str, Any]:
+def choose(rows: dict[str, dict], row: str) -> dict:
     """What a row changes.
 
     Raises:

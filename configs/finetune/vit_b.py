@@ -17,7 +17,7 @@ import ml_collections
 
 from configs import vit_b
 
-DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "encoder_mask_tokens")
 
 
 def get_config() -> ml_collections.ConfigDict:

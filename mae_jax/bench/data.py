@@ -37,6 +37,10 @@ def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
     """
     if against == "pil" and config.task != "pretrain":
         raise UsageError("--against=pil knows the transforms of pre-training alone")
+    if against == "pil" and config.data.augment != "crop":
+        raise UsageError(
+            f"--against=pil knows --config.data.augment=crop alone, not {config.data.augment}"
+        )
     task = TASKS[config.task](config, "")
     turns, per_turn = min(repeats, 5), max(1, repeats // 5)
     images = per_turn * config.batch_size

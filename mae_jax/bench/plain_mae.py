@@ -100,14 +100,21 @@ def forward(
     keep = int(length * (1 - ratio))
     shuffle = jnp.argsort(noise, axis=1)
     restore = jnp.argsort(shuffle, axis=1)
-    x = _pick(x, shuffle[:, :keep])
+    mask = (restore >= keep).astype(jnp.float32)
+    if model.encoder_mask_tokens:  # table 1c: nothing is dropped
+        table = position_table(model.embed_dim, model.grid)[1:].astype(dtype)
+        hidden = params["encoder_mask_token"].astype(dtype) + table
+        x = jnp.where(mask[:, :, None] > 0, hidden, x)
+    else:
+        x = _pick(x, shuffle[:, :keep])
     x = jnp.concatenate([jnp.tile(params["cls_token"].astype(dtype), (b, 1, 1)), x], axis=1)
     for p in _stack(params, "blocks"):
         x = _block(p, x, model.num_heads)
     x = _linear(params["decoder_embed"], _norm(params["norm"], x))
-    tokens = jnp.tile(params["mask_token"].astype(dtype), (b, length - keep, 1))
-    patches = _pick(jnp.concatenate([x[:, 1:], tokens], axis=1), restore)
-    x = jnp.concatenate([x[:, :1], patches], axis=1)
+    if not model.encoder_mask_tokens:
+        tokens = jnp.tile(params["mask_token"].astype(dtype), (b, length - keep, 1))
+        patches = _pick(jnp.concatenate([x[:, 1:], tokens], axis=1), restore)
+        x = jnp.concatenate([x[:, :1], patches], axis=1)
     x = x + position_table(model.decoder_embed_dim, model.grid).astype(dtype)
     for p in _stack(params, "decoder_blocks"):
         x = _block(p, x, model.decoder_num_heads)
@@ -119,6 +126,5 @@ def forward(
         centred = target - target.mean(-1, keepdims=True)
         variance = (centred**2).sum(-1, keepdims=True) / (target.shape[-1] - 1)
         target = centred / jnp.sqrt(variance + 1e-6)
-    mask = (restore >= keep).astype(jnp.float32)
     loss = (((pred - target) ** 2).mean(-1) * mask).sum() / mask.sum()
     return loss, pred, mask

@@ -116,6 +116,12 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
     if against and config.task != "pretrain":
         raise UsageError(f"--against={against} is pre-training: take a pre-training recipe")
     task = make_task(config)
+    fields = getattr(task, "fields", {})
+    if against in ("torch", "official") and fields.get("encoder_mask_tokens"):
+        raise UsageError(
+            f"--against={against}: the PyTorch step has no --config.model.encoder_mask_tokens; "
+            "--against=plain has"
+        )
     result: dict[str, Any] = {}
     if options.find_batch:
         result["largest_batch"] = memory.find_batch(config)
@@ -128,21 +134,21 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
             if not compiled or options.torch_compile:
                 steps[name] = TorchProcess(task, config, options.torch_python, compiled)
     try:
-        times = _take_turns(steps, options.repeats)
+        times = take_turns(steps, options.repeats)
     finally:
         for step in steps.values():
             if isinstance(step, TorchProcess):
                 step.close()
     for name, step in steps.items():
-        result[name] = _numbers(times[name], step, config.batch_size, task.flops_per_image)
+        result[name] = numbers_of(times[name], step, config.batch_size, task.flops_per_image)
         if name != "ours":
             pairs = zip(times["ours"], times[name], strict=True)
             result[f"speed_up_over_{name}"] = round(statistics.median(b / a for a, b in pairs), 3)
     return result
 
 
-def _take_turns(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, one of each in turn; the first turn warms up."""
+def take_turns(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each of several steps, one of each in turn; the first turn warms up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -150,7 +156,7 @@ def _take_turns(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
     return {name: values[1:] for name, values in times.items()}
 
 
-def _numbers(times: list[float], step: Any, batch_size: int, flops: float) -> dict[str, Any]:
+def numbers_of(times: list[float], step: Any, batch_size: int, flops: float) -> dict[str, Any]:
     """Median and spread; rates; utilisation by the official algorithm's FLOPs."""
     median = statistics.median(times)
     rate, devices = batch_size / median, jax.device_count()

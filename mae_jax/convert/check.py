@@ -55,8 +55,11 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
     kind = model.get("kind")
     _require(isinstance(kind, str) and kind in MODELS, f"kind is {kind!r}")
     counts = _ENCODER + (_DECODER if kind == "mae" else ())
+    mask_tokens = model.get("encoder_mask_tokens", False)
+    _require(isinstance(mask_tokens, bool), f"encoder_mask_tokens is {mask_tokens!r}")
     for key in counts:
-        _require(_is_count(model.get(key)), f"{key} is {model.get(key)!r}")
+        low = 0 if key == "decoder_depth" and mask_tokens else 1  # 0 blocks: a linear head
+        _require(_is_count(model.get(key), low), f"{key} is {model.get(key)!r}")
     for part in ("", "decoder_") if kind == "mae" else ("",):
         dim, heads = model[f"{part}embed_dim"], model[f"{part}num_heads"]
         _require(dim % heads == 0, f"{heads} heads of {part}width {dim}")
@@ -86,8 +89,8 @@ def _impossible(what: str) -> UsageError:
     return UsageError(f"what the file says of the model is impossible: {what[:200]}")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
+def _is_count(value: Any, low: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST
 
 
 def _is_pair(value: Any) -> bool:

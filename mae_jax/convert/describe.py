@@ -122,9 +122,11 @@ def _decoder(arrays: Arrays, facts: Facts) -> dict[str, Any]:
         )
     dim = bias.size
     heads = facts.assume("decoder_num_heads", 16 if dim == 512 else None, " (as all official ones)")
-    return {
+    mask_tokens = "encoder_mask_token" in arrays
+    linear = mask_tokens and not any(name.startswith("decoder_blocks_") for name in arrays)
+    return ({"encoder_mask_tokens": True} if mask_tokens else {}) | {
         "decoder_embed_dim": dim,
-        "decoder_depth": _depth(arrays, "decoder_blocks_"),
+        "decoder_depth": 0 if linear else _depth(arrays, "decoder_blocks_"),
         "decoder_num_heads": _known_heads(heads, dim, "decoder_num_heads"),
     }
 

@@ -13,11 +13,17 @@ def mae_config(model: Model) -> dict[str, Any]:
     """config.json of a `ViTMAEForPreTraining`.
 
     Raises:
-      UsageError: no decoder; or images or patches that are not square, which it cannot run.
+      UsageError: no decoder; or an encoder with mask tokens, or images or patches that are not
+        square, which it cannot run.
     """
     if model.kind != "mae":
         raise UsageError("no decoder weights: --format=hf_vit writes the encoder alone")
     fields = model.fields
+    if fields.get("encoder_mask_tokens"):
+        raise UsageError(
+            "Hugging Face's ViTMAE has no mask tokens in its encoder: --format=hf_vit writes the "
+            "encoder alone"
+        )
     for key in ("image_size", "patch_size"):
         if fields[key][0] != fields[key][1]:
             raise UsageError(

@@ -55,6 +55,7 @@ MODULES = (
     Module("head", "head", "classifier", LINEAR, ("head.1",)),
     Module("batch_norm", "head.0", "", STATISTICS),
     Module("mask_token", "mask_token", "decoder.mask_token", TOKEN),
+    Module("encoder_mask_token", "encoder_mask_token", "", TOKEN),  # ours alone
     Module("decoder_pos_embed", "decoder_pos_embed", "decoder.decoder_pos_embed", TOKEN),
     Module(
         "decoder_embed",

@@ -11,7 +11,7 @@ from mae_jax.convert.model import Model, make_report
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.models.posemb import resize_matrix, resize_table, sincos_2d
-from mae_jax.models.vit import BN_EPS
+from mae_jax.models.vit import BN_EPS, VisionTransformer
 from mae_jax.ops.patches import grid_size
 
 POLICIES = ("error", "mean", "repeat", "select:I,J,...")
@@ -19,8 +19,8 @@ STATISTICS = "batch_norm/"
 
 
 def of_decoder(name: str) -> bool:
-    """Whether a parameter is the decoder's."""
-    return name.startswith(("decoder_", "mask_token"))
+    """Whether a parameter is of pre-training alone: the decoder's, or a mask token."""
+    return name.startswith(("decoder_", "mask_token", "encoder_mask_token"))
 
 
 def encoder_only(model: Model) -> Model:
@@ -35,7 +35,8 @@ def encoder_only(model: Model) -> Model:
     if model.kind == "mae":
         grid = grid_size(tuple(old["image_size"]), tuple(old["patch_size"]))
         params["pos_embed"] = sincos_2d(old["embed_dim"], grid)[None].astype(np.float32)
-        metadata["model"] = {k: v for k, v in old.items() if not k.startswith("decoder_")} | {
+        kept = {"size", *VisionTransformer.__dataclass_fields__}
+        metadata["model"] = {k: v for k, v in old.items() if k in kept} | {
             "kind": "vit",
             "pool": "cls",
             "head_std": 0.02,

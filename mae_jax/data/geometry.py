@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mae_jax.data.options import DataOptions
 
+CROP = 224 / 256  # share of a resized image's short side that is seen
 TRIES = 10
 NUM_DRAWS = 2 * TRIES + 3  # area and ratio of each try; top, left, flip
 FLIP = 2 * TRIES + 2
@@ -51,11 +52,15 @@ def choose_view(
         # torchvision's CenterCrop: int(round(gap / 2)), where halves go to the even number.
         offset = round((full[0] - target[0]) / 2), round((full[1] - target[1]) / 2)
         return View((0, 0), (height, width), full, offset, False)
+    mirror = options.hflip and draws[FLIP] < 0.5
+    if options.augment == "crop_fixed":
+        full = cover_size(height, width, target, CROP)
+        return View((0, 0), (height, width), full, _place(target, full, draws), mirror)
     choose = BOXES[options.augment]
     top, left, h, w = choose(
         height, width, draws, scale=options.crop_scale, ratio=options.crop_ratio
     )
-    return View((top, left), (h, w), target, (0, 0), options.hflip and draws[FLIP] < 0.5)
+    return View((top, left), (h, w), target, (0, 0), mirror)
 
 
 def random_box(height: int, width: int, draws: Draws, *, scale: Range, ratio: Range) -> Box:
@@ -72,7 +77,7 @@ def random_box(height: int, width: int, draws: Draws, *, scale: Range, ratio: Ra
     for k in range(TRIES):
         tall, wide = _sides(height, width, draws[k], draws[TRIES + k], scale=scale, ratio=ratio)
         if 0 < tall <= height and 0 < wide <= width:
-            return _placed(tall, wide, height, width, draws)
+            return *_place((tall, wide), (height, width), draws), tall, wide
     # No try fits: the whole image, cut to the nearest allowed ratio about its centre.
     tall = max(1, min(height, round(width / ratio[0])))
     wide = max(1, min(width, round(height * ratio[1])))
@@ -86,7 +91,8 @@ def random_box_once(height: int, width: int, draws: Draws, *, scale: Range, rati
     takes the first. Reference: `RandomResizedCrop` of facebookresearch/mae, util/crop.py.
     """
     tall, wide = _sides(height, width, draws[0], draws[TRIES], scale=scale, ratio=ratio)
-    return _placed(min(max(tall, 1), height), min(max(wide, 1), width), height, width, draws)
+    tall, wide = min(max(tall, 1), height), min(max(wide, 1), width)
+    return *_place((tall, wide), (height, width), draws), tall, wide
 
 
 def _sides(
@@ -99,13 +105,16 @@ def _sides(
     return round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
 
 
-def _placed(tall: int, wide: int, height: int, width: int, draws: Draws) -> Box:
-    top = int(draws[2 * TRIES] * (height - tall + 1))
-    return top, int(draws[2 * TRIES + 1] * (width - wide + 1)), tall, wide
+def _place(part: Pair, whole: Pair, draws: Draws) -> Pair:
+    """Top and left of a part of some size, anywhere in the whole."""
+    top = int(draws[2 * TRIES] * (whole[0] - part[0] + 1))
+    return top, int(draws[2 * TRIES + 1] * (whole[1] - part[1] + 1))
 
 
-# `config.data.augment` -> how a training image is cropped.
+# `config.data.augment` -> how a box of random size is chosen, which is then resized.
 BOXES = {"crop": random_box, "crop_once": random_box_once}
+# Others: the image is resized as a whole, and a box of fixed size is cut out or none is.
+AUGMENTS = (*BOXES, "crop_fixed", "none")
 
 
 def eval_size(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
@@ -117,7 +126,11 @@ def eval_size(height: int, width: int, target: tuple[int, int]) -> tuple[int, in
 
     Reference: `build_transform` of facebookresearch/mae, util/datasets.py.
     """
-    crop = 224 / 256 if min(target) <= 224 else 1.0
+    return cover_size(height, width, target, CROP if min(target) <= 224 else 1.0)
+
+
+def cover_size(height: int, width: int, target: Pair, crop: float) -> Pair:
+    """Size of an image that just covers the target divided by `crop`, in the image's own shape."""
     cover_h, cover_w = int(target[0] / crop), int(target[1] / crop)
     if cover_h * width >= cover_w * height:  # the height is what limits
         return cover_h, cover_h * width // height

@@ -24,7 +24,8 @@ class DataOptions:
         They do not depend on the run's seed and are never trained on. 0 = no evaluation source.
       num_train, num_eval: size of the two splits of `shapes`.
       augment: `crop` (torchvision's random resized crop), `crop_once` (one draw, cut to the image:
-        linear probing) or `none` (the evaluation transform).
+        linear probing), `crop_fixed` (a random place of the image, resized to 256/224 of the size)
+        or `none` (the evaluation transform, never mirrored).
       crop_scale: range of the crop's share of the image area.
       crop_ratio: range of the crop's width / height.
       hflip: mirror half of the training images.

@@ -3,6 +3,8 @@
 Only visible patches are embedded; the decoder keeps the shuffled order, since attention with the
 position added does not care about order; and its last block, norm and prediction are computed for
 masked patches alone. `mae_jax.bench.plain_mae` is the order of the paper, and equal to this.
+
+The encoder of table 1c, which sees a token for every masked patch too, is kept for comparison.
 """
 
 from typing import Any
@@ -25,6 +27,10 @@ class MaskedAutoencoder(nn.Module):
     parameters. Patch vectors are float, ordered as in `ops.patches`, with P = ph*pw*C entries.
 
     Attributes:
+      encoder_mask_tokens: the encoder gets all patches, a learned token in place of each masked
+        one, and the decoder has none of its own (table 1c). The paper says no more; positions are
+        added to these tokens as to all others.
+      decoder_depth: blocks of the decoder; 0 is a linear head, and needs `encoder_mask_tokens`.
       pred_dim: numbers that the decoder predicts for each patch; 0: P, its pixels.
     """
 
@@ -39,6 +45,7 @@ class MaskedAutoencoder(nn.Module):
     decoder_depth: int = 8
     decoder_num_heads: int = 16
     pred_dim: int = 0
+    encoder_mask_tokens: bool = False
     dtype: layers.Dtype = jnp.float32
     attention: str = "xla"
     remat: str = "none"
@@ -64,7 +71,11 @@ class MaskedAutoencoder(nn.Module):
         ]
         self.norm = layers.layer_norm(self.dtype)
         self.decoder_embed = layers.dense(self.decoder_embed_dim, self.dtype)
-        self.mask_token = self.param("mask_token", token_init, (1, 1, self.decoder_embed_dim))
+        if self.encoder_mask_tokens:
+            shape = (1, 1, self.embed_dim)
+            self.encoder_mask_token = self.param("encoder_mask_token", token_init, shape)
+        else:
+            self.mask_token = self.param("mask_token", token_init, (1, 1, self.decoder_embed_dim))
         self.decoder_blocks = [
             block(self.decoder_num_heads, self.mlp_ratio, self.dtype, self.attention)
             for _ in range(self.decoder_depth)
@@ -84,11 +95,28 @@ class MaskedAutoencoder(nn.Module):
           [B, L - K, pred_dim] in the order of `masking.ids_masked`, or [B, L, pred_dim] in that of
           `masking.ids_shuffle`.
         """
-        return self.decode(self.encode(visible, masking.ids_keep), masking, every)
+        hidden = masking.ids_masked if self.encoder_mask_tokens else None
+        return self.decode(self.encode(visible, masking.ids_keep, hidden), masking, every)
 
-    def encode(self, patches: jax.Array, ids: jax.Array) -> jax.Array:
-        """Latent [B, 1 + K, D] (class token first) of `patches` [B, K, P] at grid indices `ids`."""
+    def encode(
+        self, patches: jax.Array, ids: jax.Array, hidden: jax.Array | None = None
+    ) -> jax.Array:
+        """Latent (class token first) of patches.
+
+        Args:
+          patches: patch vectors [B, K, P].
+          ids: their grid indices [B, K].
+          hidden: grid indices [B, M] where a mask token stands (`encoder_mask_tokens`); None: none.
+
+        Returns:
+          [B, 1 + K, D], or [B, 1 + K + M, D].
+        """
         x = self.patch_embed(patches) + self.positions(self.embed_dim, ids)
+        if hidden is not None:
+            tokens = self.encoder_mask_token.astype(x.dtype) + self.positions(
+                self.embed_dim, hidden
+            )
+            x = jnp.concatenate([x, tokens], axis=1)
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([cls, x], axis=1)  # its position is zero: nothing to add
         for block in self.blocks:
@@ -99,7 +127,7 @@ class MaskedAutoencoder(nn.Module):
         """Predictions for the masked patches, or for every patch, in shuffled order.
 
         Args:
-          latent: [B, 1 + K, D] from `encode`.
+          latent: from `encode`: [B, 1 + K, D], or [B, 1 + L, D] with `encoder_mask_tokens`.
           masking: the masking `latent` was made with.
           every: predict visible patches too (pictures need that, training hardly ever).
 
@@ -109,13 +137,18 @@ class MaskedAutoencoder(nn.Module):
         x = self.decoder_embed(latent)
         positions = self.positions(self.decoder_embed_dim, masking.ids_shuffle)
         seen, hidden = positions[:, : masking.len_keep], positions[:, masking.len_keep :]
-        x = jnp.concatenate(
-            [x[:, :1], x[:, 1:] + seen, self.mask_token.astype(x.dtype) + hidden], axis=1
-        )
+        if self.encoder_mask_tokens:
+            x = jnp.concatenate([x[:, :1], x[:, 1:] + positions], axis=1)
+        else:
+            x = jnp.concatenate(
+                [x[:, :1], x[:, 1:] + seen, self.mask_token.astype(x.dtype) + hidden], axis=1
+            )
+        wanted = (positions if every else hidden).shape[1]
         for block in self.decoder_blocks[:-1]:
             x = block(x, None)
-        x = self.decoder_blocks[-1](x, (positions if every else hidden).shape[1])
-        return self.decoder_pred(self.decoder_norm(x))
+        for block in self.decoder_blocks[-1:]:
+            x = block(x, wanted)
+        return self.decoder_pred(self.decoder_norm(x[:, -wanted:]))
 
     def predict(self, visible: jax.Array, masking: Masking) -> jax.Array:
         """Predictions [B, L, pred_dim] for every patch, in image order."""
@@ -144,10 +177,11 @@ def train_flops(model: MaskedAutoencoder, num_visible: int) -> float:
 
     num_patches = model.grid[0] * model.grid[1]
     width = model.decoder_embed_dim
+    encoded = 1 + (num_patches if model.encoder_mask_tokens else num_visible)
     macs = (
         num_patches * model.patch_dim * model.embed_dim
-        + model.depth * block_macs(num_visible + 1, model.embed_dim, model.mlp_ratio)
-        + (num_visible + 1) * model.embed_dim * width
+        + model.depth * block_macs(encoded, model.embed_dim, model.mlp_ratio)
+        + encoded * model.embed_dim * width
         + model.decoder_depth * block_macs(num_patches + 1, width, model.mlp_ratio)
         + (num_patches + 1) * width * (model.pred_dim or model.patch_dim)
     )

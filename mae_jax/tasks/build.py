@@ -44,7 +44,12 @@ def mae_fields(model: Any) -> dict[str, Any]:
     """The same for the whole masked autoencoder; what it predicts is not among them."""
     decoder = {key: model[key] for key in model if key.startswith("decoder_")}
     _check_blocks(decoder, "decoder_", model.mlp_ratio)
-    return encoder_fields(model) | decoder
+    require(
+        model.decoder_depth > 0 or model.encoder_mask_tokens,
+        "--config.model.decoder_depth=0 needs --config.model.encoder_mask_tokens=True: without "
+        "attention in the decoder, its mask tokens see nothing of the image",
+    )
+    return encoder_fields(model) | decoder | {"encoder_mask_tokens": model.encoder_mask_tokens}
 
 
 def frame(fields: dict[str, Any], data: Any) -> Frame:

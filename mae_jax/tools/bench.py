@@ -2,6 +2,8 @@ r"""How fast the train step and the input pipeline are, and what the compiler sa
 
     python -m mae_jax.tools.bench step --config=configs/vit_b.py --config.batch_size=8 \
         --against=official
+    python -m mae_jax.tools.bench step --config=configs/vit_b.py --config.batch_size=8 \
+        --rows=configs/ablations/wall_clock.py
     python -m mae_jax.tools.bench data --config=configs/folder.py --config.data.root=DIR \
         --against=pil
     python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --devices=64
@@ -9,7 +11,8 @@ r"""How fast the train step and the input pipeline are, and what the compiler sa
 `step` runs the real train step of any recipe on a batch that lies on the devices. `--against=plain`
 alternates it with the paper's order of steps in plain JAX, `--against=torch` with a PyTorch step
 (`--torch_python=` names an interpreter that has torch, `--torch_compile` adds torch.compile);
-`official` is both. `--find_batch` takes the largest batch that fits.
+`official` is both. `--find_batch` takes the largest batch that fits. `--rows=FILE` alternates
+variants of the recipe instead: those that the file, one of configs/ablations, calls ROWS.
 `data` reads real batches, and times each stage by itself; `--against=pil` alternates it with a
 Pillow + NumPy loop in one thread that does the same transforms to the same files: compare it with
 --config.data.workers=1.
@@ -31,6 +34,7 @@ from mae_jax import command_line
 from mae_jax.bench.compile import bench_compile, fake_devices, topology_devices
 from mae_jax.bench.data import bench_data
 from mae_jax.bench.report import table
+from mae_jax.bench.rows import bench_rows, read_rows
 from mae_jax.bench.step import BASELINES, Options, bench_step, make_task
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import UsageError
@@ -42,6 +46,13 @@ def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() == "cpu":
         keep_freed_memory()
+    if values.rows:
+        if values.against or values.find_batch:
+            raise UsageError(
+                "--rows compares with its own first row: not with --against=, and at "
+                "the batch size of the recipe, without --find_batch"
+            )
+        return bench_rows(config, read_rows(values.rows), values.repeats) | _machine()
     options = Options(**{name: getattr(values, name) for name in Options._fields})
     return bench_step(config, options) | _machine()
 
@@ -87,6 +98,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("against", "", "Baseline to alternate with.", flag_values=values)
     flags.DEFINE_integer("repeats", 20, "Timed steps or batches.", flag_values=values)
     flags.DEFINE_bool("find_batch", False, "Take the largest batch that fits.", flag_values=values)
+    flags.DEFINE_string("rows", "", "File of variants to alternate.", flag_values=values)
     flags.DEFINE_string("torch_python", "", "Interpreter that has torch.", flag_values=values)
     flags.DEFINE_bool("torch_compile", False, "Race torch.compile too.", flag_values=values)
     flags.DEFINE_integer("devices", 1, "Fake devices to compile for.", flag_values=values)

@@ -164,6 +164,8 @@ HARMFUL = {
     "metadata: more blocks": (described({"model": {"depth": 10**6}}), "1,000,002 blocks"),
     "metadata: image": (described({"model": {"image_size": [10**7] * 2}}), "image_size is"),
     "metadata: patches": (described({"model": {"image_size": [2**18] * 2}}), "patches"),
+    "metadata: linear head": (described({"model": {"decoder_depth": 0}}), "decoder_depth is 0"),
+    "metadata: mask tokens": (described({"model": {"encoder_mask_tokens": 1}}), "tokens is 1"),
     "metadata: text": (described({"model": {"embed_dim": "48"}}), "embed_dim is '48'"),
     "metadata: kind": (described({"model": {"kind": "__class__"}}), "kind is '__class__'"),
     "metadata: unknown": (described({"model": {"dropout": 1}}), "'dropout'"),

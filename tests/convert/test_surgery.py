@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mae_jax import convert
 from mae_jax.convert import surgery, timm
@@ -60,6 +61,50 @@ def test_the_encoder_alone_is_the_autoencoders(tiny, encoder):
     patches = patchify(jnp.asarray(images), (4, 4))
     expected = mae.apply(tiny.variables(), patches, ids, method=mae.encode)
     np.testing.assert_allclose(tokens(encoder, images), expected, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=[2, 0], ids=["decoder", "linear head"])
+def mask_tokens(request, tiny):
+    """The autoencoder of table 1c, of the same encoder."""
+    depth = request.param
+    params = {n: x for n, x in tiny.params.items() if n != "mask_token"}
+    params = {n: x for n, x in params.items() if depth or not n.startswith("decoder_blocks")}
+    params["encoder_mask_token"] = random_images(1, 1, 48)
+    fields = tiny.metadata["model"] | {"encoder_mask_tokens": True, "decoder_depth": depth}
+    return dataclasses.replace(tiny, params=params, metadata=tiny.metadata | {"model": fields})
+
+
+def test_the_encoder_with_mask_tokens_leaves_them_behind(mask_tokens, encoder):
+    alone = surgery.encoder_only(mask_tokens)
+    alone.report.check()
+    assert alone.fields == encoder.fields and alone.params.keys() == encoder.params.keys()
+    np.testing.assert_array_equal(
+        *(tokens(model, random_images(1, 32, 32, 3)) for model in (alone, encoder))
+    )
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz", "out.safetensors"])
+def test_mask_tokens_of_the_encoder_go_out_and_come_in_again(mask_tokens, name, tmp_path):
+    convert.save(mask_tokens, str(tmp_path / name))
+    again = convert.load(str(tmp_path / name))
+    again.report.check()
+    assert again.fields == mask_tokens.fields
+    for key, x in mask_tokens.params.items():
+        np.testing.assert_array_equal(x, again.params[key], err_msg=key)
+
+
+def test_a_file_without_metadata_shows_its_mask_tokens(mask_tokens, tmp_path):
+    path, bare = str(tmp_path / "out.safetensors"), str(tmp_path / "bare.safetensors")
+    convert.save(mask_tokens, path)
+    save_file(load_file(path), bare)
+    hints = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
+    assert convert.load(bare, hints=hints).fields == mask_tokens.fields
+
+
+def test_mask_tokens_of_the_encoder_are_nothing_for_hugging_face(mask_tokens, tmp_path):
+    with pytest.raises(UsageError, match="no mask tokens in its encoder: --format=hf_vit"):
+        convert.save(mask_tokens, str(tmp_path / "out"), format="hf")
+    convert.save(mask_tokens, str(tmp_path / "vit"), format="hf_vit")
 
 
 def seen(model, images):

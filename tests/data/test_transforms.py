@@ -151,6 +151,58 @@ def draws_for(count):
     )
 
 
+@pytest.mark.parametrize(
+    ("target", "full"),
+    [
+        ((224, 224), (256, 339)),  # int(256 * 240 / 181)
+        ((384, 384), (438, 580)),  # int(384 * 256 / 224): above 224 too, unlike evaluation
+        ((32, 32), (36, 47)),
+        ((64, 160), (137, 182)),  # the width limits
+    ],
+)
+def test_fixed_crops_are_those_of_the_plain_rule(target, full):
+    image = picture(3, 181, 240)
+    whole = Image.fromarray(image).resize(full[::-1], Image.Resampling.BICUBIC)
+    transform = transforms.view_transform(
+        DataOptions(augment="crop_fixed"), image_size=target, train=True
+    )
+    seen = set()
+    for draws in draws_for(12):
+        top = math.floor(draws[2 * geometry.TRIES] * (full[0] - target[0] + 1))
+        left = math.floor(draws[2 * geometry.TRIES + 1] * (full[1] - target[1] + 1))
+        expected = np.asarray(whole)[top : top + target[0], left : left + target[1]]
+        if draws[geometry.FLIP] < 0.5:
+            expected = expected[:, ::-1]
+        ours = transform(image, draws)
+        assert_close(ours, expected, mean=0.3, most=8)
+        np.testing.assert_array_equal(ours, transform(image, draws))
+        seen.add((top, left))
+    assert len(seen) > 6
+
+
+def test_fixed_crops_reach_every_place_and_stay_inside():
+    options, target = DataOptions(augment="crop_fixed"), (32, 32)
+    views = [
+        geometry.choose_view(60, 45, row, options=options, target=target, train=True)
+        for row in draws_for(2000).tolist()
+    ]
+    tops, lefts = ({view.offset[axis] for view in views} for axis in (0, 1))
+    assert {view.full for view in views} == {(48, 36)}
+    assert tops == set(range(48 - 32 + 1)) and lefts == set(range(36 - 32 + 1))
+    assert 0.45 < np.mean([view.mirror for view in views]) < 0.55
+    tiny = geometry.choose_view(1, 1, [0.999] * 23, options=options, target=target, train=True)
+    assert tiny.full == (36, 36) and tiny.offset == (4, 4)
+
+
+def test_no_augmentation_is_the_evaluation_view_and_never_mirrored():
+    options = DataOptions(augment="none", hflip=True)
+    evaluation = geometry.choose_view(60, 45, [], options=options, target=(32, 32), train=False)
+    for row in draws_for(20).tolist():
+        row[geometry.FLIP] = 0.0
+        view = geometry.choose_view(60, 45, row, options=options, target=(32, 32), train=True)
+        assert view == evaluation and not view.mirror
+
+
 def test_flips_half_of_the_images_or_none():
     ramp = np.repeat(np.arange(0, 250, 5, np.uint8)[None, :, None], 50, axis=0).repeat(3, axis=2)
     for hflip, low, high in ((True, 30, 70), (False, 0, 0)):

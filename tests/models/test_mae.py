@@ -46,6 +46,12 @@ CASES = {
         True,
     ),
     "one-block decoder": (official.TINY | {"decoder_depth": 1, "channels": 1}, 0.9, False),
+    "mask tokens in the encoder": (official.TINY | {"encoder_mask_tokens": True}, 0.6, True),
+    "mask tokens, linear head": (
+        official.TINY | {"encoder_mask_tokens": True, "decoder_depth": 0},
+        0.75,
+        False,
+    ),
 }
 
 
@@ -93,6 +99,7 @@ def test_equals_the_paper_order_formulation(case):
     for (path, a), b in zip(
         jax.tree_util.tree_flatten_with_path(grads)[0], jax.tree.leaves(expected_grads), strict=True
     ):
+        assert jnp.abs(b).max() > 0, f"no gradient reaches {path}"
         scale = max(float(jnp.abs(b).max()), 1e-3)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=str(path))
 
@@ -129,6 +136,32 @@ COUNTS = {
 }
 
 
+def test_mask_tokens_of_the_encoder_take_the_place_of_the_decoder_s():
+    plain, other = (sized("B", encoder_mask_tokens=tokens) for tokens in (False, True))
+    ours, theirs = (jax.eval_shape(lambda m=m: init(m)) for m in (plain, other))
+    assert ours.keys() - theirs.keys() == {"mask_token"}
+    assert theirs.keys() - ours.keys() == {"encoder_mask_token"}
+    assert theirs["encoder_mask_token"].shape == (1, 1, 768)
+    linear = jax.eval_shape(lambda: init(sized("B", encoder_mask_tokens=True, decoder_depth=0)))
+    assert theirs.keys() - linear.keys() == {f"decoder_blocks_{i}" for i in range(8)}
+    wide = official.TINY | {"embed_dim": 768, "encoder_mask_tokens": True}
+    token = jax.jit(lambda: init(MaskedAutoencoder(**wide))["encoder_mask_token"])()
+    assert float(token.std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_whole_images_are_encoded_without_mask_tokens():
+    fields = official.TINY | {"encoder_mask_tokens": True}
+    model, plain = MaskedAutoencoder(**fields), MaskedAutoencoder(**official.TINY)
+    params = jax.jit(lambda: init(model))()
+    patches = jax.random.normal(jax.random.key(0), (2, 64, 48))
+    ids = jnp.broadcast_to(jnp.arange(64), (2, 64))
+    other = params | {"mask_token": jnp.zeros((1, 1, official.TINY["decoder_embed_dim"]))}
+    ours = model.apply({"params": params}, patches, ids, method=model.encode)
+    theirs = plain.apply({"params": other}, patches, ids, method=plain.encode)
+    assert ours.shape == (2, 65, official.TINY["embed_dim"])
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_official_ones(name):
     model = sized(name)
@@ -148,6 +181,40 @@ def test_training_flops_are_those_of_the_published_arithmetic(name, giga):
     model = sized(name)
     keep = masking.num_keep(model.grid[0] * model.grid[1], 0.75)
     assert train_flops(model, keep) / 1e9 == pytest.approx(giga, rel=2e-3)
+
+
+@pytest.mark.parametrize("name, giga, ratio", [("B", 22.99, 2.35), ("L", 67.01, 3.23),
+                                               ("H", 174.55, 3.59)])  # fmt: skip
+def test_mask_tokens_in_the_encoder_cost_what_the_arithmetic_says(name, giga, ratio):
+    plain, other = sized(name), sized(name, encoder_mask_tokens=True)
+    keep = masking.num_keep(plain.grid[0] * plain.grid[1], 0.75)
+    assert train_flops(other, keep) / 6e9 == pytest.approx(giga, abs=0.01)
+    assert train_flops(other, keep) / train_flops(plain, keep) == pytest.approx(ratio, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "key, row",
+    [
+        ("decoder_depth", {1: 16.1, 2: 16.8, 4: 18.1, 8: 20.8, 12: 23.4}),
+        ("decoder_embed_dim", {128: 15.8, 256: 16.8, 512: 20.8, 768: 27.2, 1024: 36.1}),
+        ("ratio", {0.1: 60.6, 0.4: 41.9, 0.5: 35.9, 0.75: 20.8, 0.8: 17.7, 0.9: 11.6}),
+    ],
+)
+def test_decoders_and_mask_ratios_of_the_paper_cost_what_the_arithmetic_says(key, row):
+    for value, giga in row.items():
+        ratio = value if key == "ratio" else 0.75
+        model = sized("L", **({} if key == "ratio" else {key: value}))
+        assert train_flops(model, masking.num_keep(196, ratio)) / 6e9 == pytest.approx(
+            giga, abs=0.06
+        )
+
+
+@pytest.mark.parametrize("width", [128, 256, 512, 768, 1024])
+def test_sixteen_heads_divide_every_width_of_the_paper(width):
+    model = sized("Ti", depth=1, decoder_depth=1, decoder_embed_dim=width)
+    shapes = jax.eval_shape(lambda: init(model))
+    assert model.decoder_num_heads == 16
+    assert shapes["decoder_blocks_0"]["attn"]["qkv"]["kernel"].shape == (width, 3 * width)
 
 
 def test_initial_values_of_vit_b_have_the_official_statistics():

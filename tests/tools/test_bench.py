@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mae_jax.bench.rows import speed_up
 from mae_jax.errors import UsageError
 from mae_jax.tools import bench
 from tests import tiny
@@ -33,9 +34,54 @@ def test_any_task_that_trains_can_be_timed(capsys):
             bench.main([*arguments, "--against=" + ("plain" if what == "step" else "pil")])
 
 
+def test_rows_take_turns(capsys, tmp_path):
+    rows = tmp_path / "rows.py"
+    rows.write_text(
+        "ROWS = {'tokens': {'model.encoder_mask_tokens': True}, 'default': {},"
+        " 'half': {'batch_size': 8}}"
+    )
+    assert bench.main(["step", *tiny.flags(), f"--rows={rows}", "--repeats=2"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    tokens, default, half = (result[name] for name in ("tokens", "default", "half"))
+    assert tokens["speed_up"] == tokens["flop_ratio"] == half["flop_ratio"] / default["flop_ratio"]
+    assert default["flop_ratio"] > 1.2  # fewer tokens in the encoder
+    for numbers in (tokens, default, half):
+        assert numbers["speed_up"] > 0 and numbers["train_gflop_per_image"] >= 0
+    assert half["images_per_s"] == pytest.approx(8000 / half["step_ms"], rel=1e-2)
+
+
+def test_speed_up_is_of_images_and_turn_by_turn():
+    assert speed_up([1.0, 2.0, 30.0], [0.5, 1.0, 1.0], images=0.5) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("ROWS = {}", "has no ROWS"),
+        ("ROWS = {'a': {'model.detph': 3}}", "did you mean --config.model.depth"),
+        ("ROWS = {'a': {'model.depth': -1}}", "--config.model.depth=-1 must be"),
+        ("import nothing_of_this_name", "ModuleNotFoundError"),
+    ],
+)
+def test_bad_rows_are_explained(text, message, tmp_path):
+    (tmp_path / "rows.py").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        bench.main(["step", *tiny.flags(), f"--rows={tmp_path / 'rows.py'}"])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["step", *tiny.flags(), "--rows=nowhere.py"], "--rows=nowhere.py: FileNotFoundError"),
+        (["step", *tiny.flags(), "--rows=x.py", "--against=plain"], "--rows compares with its own"),
+        (
+            ["step", *tiny.flags(model__encoder_mask_tokens=True), "--against=torch"],
+            "the PyTorch step has no --config.model.encoder_mask_tokens",
+        ),
+        (
+            ["data", *tiny.flags(data__augment="none"), "--against=pil"],
+            "--against=pil knows --config.data.augment=crop alone, not none",
+        ),
         ([], "say what to measure"),
         (["speed"], "say what to measure"),
         (["step", "--config=configs/demo.py", "--against=pil"], "--against is one of"),
