@@ -37,7 +37,8 @@ def encoder_only(model: Model) -> Model:
     if model.kind == "mae":
         grid = grid_size(tuple(old["image_size"]), tuple(old["patch_size"]))
         params["pos_embed"] = sincos_2d(old["embed_dim"], grid)[None].astype(np.float32)
-        metadata["model"] = {k: v for k, v in old.items() if not k.startswith("decoder_")} | {
+        decoder = ("decoder_", "pred_dim")
+        metadata["model"] = {k: v for k, v in old.items() if not k.startswith(decoder)} | {
             "kind": "vit",
             "pool": "cls",
             "head_std": 0.02,

@@ -36,8 +36,12 @@ def run(workdir, config, **options):
     return train.run(Pretrain(config, workdir), config, workdir, **options)
 
 
+def saved(workdir):
+    return checkpoint.load_arrays(str(workdir), ("params", "opt_state", "model_state"))
+
+
 def target_arrays(workdir):
-    return checkpoint.load_arrays(str(workdir))["model_state"]["target"]
+    return saved(workdir)["model_state"]["target"]
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +184,12 @@ def test_a_run_that_goes_on_has_the_arrays_of_its_checkpoint(tmp_path, monkeypat
     assert run(tmp_path / "parts", config)
     resumed = pca_config(eval_every=20, resume=str(tmp_path / "parts" / "checkpoints" / "7"))
     assert run(tmp_path / "elsewhere", resumed)
-    whole = checkpoint.load_arrays(str(tmp_path / "whole"))
+    whole = saved(tmp_path / "whole")
     for name in ("parts", "elsewhere"):
         for split in ("train", "eval"):
             lines = tiny.metric_lines(tmp_path / "whole", split)
             assert tiny.metric_lines(tmp_path / name, split)[-1] == lines[-1]
-        other = checkpoint.load_arrays(str(tmp_path / name))
+        other = saved(tmp_path / name)
         for x, y in zip(*map(jax.tree.leaves, (whole, other)), strict=True):
             np.testing.assert_array_equal(x, y)
     for x, y in zip(*map(jax.tree.leaves, (before, whole["model_state"]["target"])), strict=True):
