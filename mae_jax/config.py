@@ -45,6 +45,9 @@ LATER = {
     "optim.mu_dtype": "float32",
     "optim.name": "adamw",
     "optim.momentum": 0.9,
+    "target.components": 96,
+    "target.fit_images": 4096,
+    "target.loss_on": "masked",
 }
 
 

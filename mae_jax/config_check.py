@@ -107,6 +107,8 @@ def check_together(config: Any, num_devices: int) -> None:
         f"takes sides of {LEAST_SHAPES} or more",
     )
     channels = config.model.channels
+    if config.task == "pretrain":
+        _check_target(config.target, sizes[1], channels)
     for key in ("mean", "std"):
         values = config.data[key]
         require(
@@ -118,4 +120,21 @@ def check_together(config: Any, num_devices: int) -> None:
         channels == 3 or not (config.data.randaug_magnitude or config.data.color_jitter),
         f"RandAugment and colour jitter need 3 channels, not {channels}: set "
         "--config.data.randaug_magnitude=0 and --config.data.color_jitter=0",
+    )
+
+
+def _check_target(target: Any, patch: tuple[int, int], channels: int) -> None:
+    if target.kind != "pca":
+        return
+    require(
+        not target.normalize,
+        "--config.target.kind=pca takes the pixels as they are: set "
+        "--config.target.normalize=False",
+    )
+    numbers = patch[0] * patch[1] * channels
+    require(
+        target.components <= numbers,
+        f"--config.target.components={target.components} is more than the {numbers} numbers of a "
+        f"patch of {patch[0]}x{patch[1]} pixels in {channels} channels: lower it to {numbers} or "
+        "less",
     )

@@ -9,7 +9,7 @@ import jax
 
 from mae_jax import convert
 from mae_jax.convert.released import UNKNOWN
-from mae_jax.convert.surgery import with_channels
+from mae_jax.convert.surgery import encoder_only, with_channels
 from mae_jax.errors import UsageError
 from mae_jax.models.vit import SIZES
 from mae_jax.params import named
@@ -43,6 +43,8 @@ def read_initial(config: Any) -> convert.Model:
     for line in found.report.lines():
         log.info("%s: %s", path, line)
     found.report.check(allow_missing=found.metadata.get("missing", ()))
+    if found.kind == "mae" and not decoder and not found.predicts_pixels:
+        found = encoder_only(found)  # its decoder could not follow a change of channels
     return with_channels(found, model.channels, config.init_channels)
 
 

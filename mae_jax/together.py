@@ -29,6 +29,31 @@ def of_first(values: list[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(np.resize(values or [0], size)).tolist()
 
 
+def arrays_of_first(
+    work: Callable[[], dict[str, np.ndarray]], like: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Arrays that process 0 makes, on every process.
+
+    Args:
+      work: makes them; called by process 0 alone.
+      like: arrays of the same names, shapes and dtypes.
+
+    Raises:
+      UsageError: on every process if on process 0.
+    """
+    if jax.process_count() == 1:
+        return work()
+    error = None
+    if jax.process_index() == 0:
+        try:
+            like = work()
+        except UsageError as caught:
+            error = caught
+    if any(everywhere(error is not None)):
+        raise error or UsageError("process 0 stopped: see what it printed last")
+    return multihost_utils.broadcast_one_to_all(like)
+
+
 def read(folder: str, work: Callable[[], _T]) -> _T:
     """Result of `work`, which reads `folder`, if it succeeds on every process.
 

@@ -25,7 +25,7 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
 
     def loss(trained: Any, frozen: Any, model_state: Any, batch: Batch):
         params = sharding.gather(mesh, merge(trained, frozen))
-        value, (aux, new) = task.loss(params, model_state, batch)
+        value, (aux, new) = task.loss(params, sharding.gather(mesh, model_state), batch)
         return value, ({"loss": value, **aux}, new)
 
     grad_fn = jax.grad(loss, has_aux=True)

@@ -69,6 +69,7 @@ def forward(
     model: MaskedAutoencoder,
     ratio: float,
     normalize: bool,
+    every: bool = False,
     dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The paper's loss, and what it is made of.
@@ -80,6 +81,7 @@ def forward(
       model: the autoencoder that is imitated.
       ratio: share of the patches that is removed.
       normalize: patches of the target by their own mean and deviation.
+      every: loss on visible patches too.
       dtype: of the arithmetic; norms, softmax and loss are float32.
 
     Returns:
@@ -126,5 +128,6 @@ def forward(
         centred = target - target.mean(-1, keepdims=True)
         variance = (centred**2).sum(-1, keepdims=True) / (target.shape[-1] - 1)
         target = centred / jnp.sqrt(variance + 1e-6)
-    loss = (((pred - target) ** 2).mean(-1) * mask).sum() / mask.sum()
+    weights = jnp.ones_like(mask) if every else mask
+    loss = (((pred - target) ** 2).mean(-1) * weights).sum() / weights.sum()
     return loss, pred, mask

@@ -17,6 +17,7 @@ from mae_jax.state import TrainState, abstract_state, create_state
 from mae_jax.tasks import TASKS
 from mae_jax.tasks.pretrain import Pretrain
 
+FIT_IMAGES = 256  # drawn for what a target learns: enough for its shapes
 BASELINES = ("plain", "torch", "official")  # official: both
 
 
@@ -51,6 +52,7 @@ class PlainPretrain(Pretrain):
             model=self.model,
             ratio=self.config.mask.ratio,
             normalize=self.config.target.normalize,
+            every=self.config.target.loss_on == "all",
             dtype=self.model.dtype,
         )
         return loss, ({}, model_state)
@@ -95,6 +97,8 @@ def make_task(config: Any, kind: Any = None) -> Any:
     config.data.source = "shapes"
     if "num_classes" in config.model:
         config.model.num_classes = 0
+    if "target" in config:
+        config.target.fit_images = min(config.target.fit_images, FIT_IMAGES)
     return (kind or TASKS[config.task])(config, "")
 
 
@@ -115,6 +119,8 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
     against = options.against
     if against and config.task != "pretrain":
         raise UsageError(f"--against={against} is pre-training: take a pre-training recipe")
+    if against:
+        _check_comparable(config.target, against)
     task = make_task(config)
     fields = getattr(task, "fields", {})
     if against in ("torch", "official") and fields.get("encoder_mask_tokens"):
@@ -145,6 +151,17 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
             pairs = zip(times["ours"], times[name], strict=True)
             result[f"speed_up_over_{name}"] = round(statistics.median(b / a for a, b in pairs), 3)
     return result
+
+
+def _check_comparable(target: Any, against: str) -> None:
+    """Refuses targets that a baseline does not have."""
+    if target.kind != "pixel":
+        raise UsageError(f"--against={against} predicts pixels: set --config.target.kind=pixel")
+    if target.loss_on != "masked" and against != "plain":
+        raise UsageError(
+            f"--against={against} takes its loss on masked patches: set "
+            "--config.target.loss_on=masked"
+        )
 
 
 def take_turns(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mae_jax import targets
 from mae_jax.convert.model import Model
 from mae_jax.convert.released import UNKNOWN
 
@@ -67,7 +68,6 @@ def _facts(model: Model) -> dict[str, Any]:
     """What a person asks of weights; empty answers are left out."""
     metadata, fields = model.metadata, model.fields
     origin, target = metadata.get("provenance", {}), metadata.get("target", {})
-    pixels = {True: "normalised patches", False: "raw pixels", None: None}
     source = metadata["data"]["source"]
     facts = {
         "image size": "x".join(map(str, fields["image_size"])),
@@ -75,7 +75,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "channels": fields["channels"],
         "encoder": f"{fields['depth']} blocks, width {fields['embed_dim']}, "
         f"{fields['num_heads']} heads",
-        "target of pre-training": pixels[target.get("normalize")],
+        "target of pre-training": targets.describe(target) if target else None,
         "mean, deviation": f"{metadata['data']['mean']}, {metadata['data']['std']}",
         "data": source.get("name") or source.get("kind"),
         "steps": metadata.get("step") or None,

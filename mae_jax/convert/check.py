@@ -7,6 +7,9 @@ of a million pixels in width, would fill the memory before shapes could be compa
 import math
 from typing import Any
 
+import numpy as np
+
+from mae_jax import targets
 from mae_jax.errors import UsageError
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.vit import VisionTransformer
@@ -67,6 +70,8 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
         _require(_is_pair(model.get(key)), f"{key} is {model.get(key)!r}")
     for key in ("mean", "std"):
         _require(_are_numbers(data.get(key)), f"{key} is {data.get(key)!r}")
+    pred = model.get("pred_dim", 0)
+    _require(pred == 0 or _is_count(pred), f"pred_dim is {pred!r}")
     ratio = model.get("mlp_ratio")
     _require(isinstance(ratio, (int, float)) and 0 < ratio < 1000, f"mlp_ratio is {ratio!r}")
     unknown = model.keys() - MODELS[kind].__dataclass_fields__.keys() - {"kind", "size"}
@@ -78,6 +83,34 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
     _require(patches <= _LARGEST, f"it has {patches:,} patches")
     depth = model["depth"] + model.get("decoder_depth", 0)
     _require(depth <= num_arrays, f"{depth:,} blocks in {num_arrays:,} arrays")
+
+
+def check_target(metadata: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Checks that a decoder predicts what its target has, and that this comes with its arrays.
+
+    Args:
+      metadata: that `check_metadata` has seen.
+      arrays: of the target, by name.
+
+    Raises:
+      UsageError: it does not.
+    """
+    model, data = metadata["model"], metadata["data"]
+    decoder = model["kind"] == "mae"
+    if not decoder and "target" not in metadata:
+        return
+    sizes = {name: tuple(model[name]) for name in ("image_size", "patch_size")}
+    pixels = {name: tuple(data[name]) for name in ("mean", "std")}
+    frame = targets.Frame(**sizes, channels=model["channels"], **pixels)
+    width = model.get("pred_dim", 0) or frame.patch_dim
+    try:
+        targets.describe(metadata["target"])  # an encoder alone has nothing more of it
+        right = targets.restore(metadata["target"], frame, arrays).width if decoder else width
+    except ValueError as error:
+        raise _impossible(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise _impossible(f"its target ({type(error).__name__}: {error})") from error
+    _require(right == width, f"{width} numbers are predicted for a patch that has {right}")
 
 
 def _require(good: bool, what: str) -> None:

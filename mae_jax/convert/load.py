@@ -5,7 +5,7 @@ from typing import Any
 
 from mae_jax import checkpoint
 from mae_jax.convert import files, names, surgery
-from mae_jax.convert.check import check_metadata, check_stated
+from mae_jax.convert.check import check_metadata, check_stated, check_target
 from mae_jax.convert.describe import TABLES, add_hints, describe
 from mae_jax.convert.facts import Hints
 from mae_jax.convert.model import Model, make_report
@@ -67,6 +67,7 @@ def _checkpoint(path: str, ema: bool) -> Model:
     check_metadata(metadata, num_arrays=len(params))
     statistics = named(arrays["model_state"].get("batch_stats", {}))
     target = named(arrays["model_state"].get("target", {}))
+    check_target(metadata, target)
     report = make_report(params, metadata, kind="checkpoint")
     run, averaged = checkpoint.find(path).run, "ema" in parts
     return Model(params, statistics, metadata, report, target, run=run, averaged=averaged)
@@ -76,7 +77,9 @@ def _own_file(found: files.File) -> Model:
     """A file that carries our metadata; only its names may be the official code's."""
     metadata: Any = found.metadata
     check_metadata(metadata, num_arrays=len(found.arrays))
-    ours = names.Read(found.arrays, [], []) if found.kind == "npz" else names.to_ours(found.arrays)
+    target, others = _split_target(found.arrays)
+    check_target(metadata, target)
+    ours = names.Read(others, [], []) if found.kind == "npz" else names.to_ours(others)
     arrays = ours.arrays
     if metadata["model"]["kind"] == "mae":
         arrays = _without_tables(arrays)
@@ -85,7 +88,7 @@ def _own_file(found: files.File) -> Model:
     report = make_report(
         params, metadata, kind=kind, unused=ours.unused, notes=_parts(ours.incomplete)
     )
-    return Model(params, statistics, metadata, report)
+    return Model(params, statistics, metadata, report, target)
 
 
 def _foreign(path: str, found: files.File, hints: Hints, decoder: bool, license: str) -> Model:
@@ -126,6 +129,13 @@ def _split(arrays: Arrays) -> tuple[Arrays, Arrays]:
     """(parameters, statistics of BatchNorm)."""
     statistics = {n: x for n, x in arrays.items() if n.startswith(surgery.STATISTICS)}
     return {n: x for n, x in arrays.items() if n not in statistics}, statistics
+
+
+def _split_target(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """(arrays of the target without the prefix of their names, all others)."""
+    prefix = surgery.TARGET
+    target = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
+    return target, {n: x for n, x in arrays.items() if not n.startswith(prefix)}
 
 
 def _parts(incomplete: list[str]) -> list[str]:

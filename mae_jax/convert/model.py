@@ -94,6 +94,11 @@ class Model:
         return self.metadata["model"]["kind"]
 
     @property
+    def predicts_pixels(self) -> bool:
+        """Whether its decoder, or the one it was trained with, predicts pixels."""
+        return self.metadata.get("target", {}).get("kind", "pixel") == "pixel"
+
+    @property
     def fields(self) -> dict[str, Any]:
         """Constructor arguments of the model, but for what is chosen when it is run."""
         return fields(self.metadata)

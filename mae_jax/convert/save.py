@@ -12,15 +12,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from mae_jax import checkpoint
+from mae_jax import checkpoint, targets
 from mae_jax.convert import card, hugging_face, names, surgery, timm
 from mae_jax.convert.files import METADATA, SUFFIXES
-from mae_jax.convert.model import Model
+from mae_jax.convert.model import Model, tree
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.models.posemb import sincos_2d
 from mae_jax.ops.patches import grid_size
 
+_PIXELS_ONLY = ("hf", "official")  # of the formats that hold a decoder
 _ENDINGS = {"official": (".safetensors", ".pth"), "npz": (".npz",)}  # others are folders
 
 
@@ -43,6 +44,12 @@ def save(model: Model, path: str, *, format: str = "") -> str:
     missing = model.metadata.get("missing")
     if missing and format not in ("mae", "npz", "official"):
         raise UsageError(f"--format={format} needs all parameters; missing are {missing}")
+    if format in _PIXELS_ONLY and model.kind == "mae" and not model.predicts_pixels:
+        raise UsageError(
+            f"--format={format} has no place for a target of "
+            f"{targets.describe(model.metadata['target'])}: --format=mae and npz have, and "
+            "--encoder_only leaves the decoder out"
+        )
     root, ending = os.path.splitext(path)
     ending = ending if ending in SUFFIXES else ""  # a folder's name may have a dot
     endings = _ENDINGS.get(format, ("",))
@@ -88,15 +95,19 @@ def _format_of(path: str) -> str:
 def _ours(model: Model, path: str) -> str:
     """A folder of weights for Orbax: what every command of this project takes."""
     state = model.variables()
-    checkpoint.save_weights(path, state.pop("params"), state, model.metadata)
+    params = state.pop("params")
+    state |= {"target": tree(model.target)} if model.target else {}
+    checkpoint.save_weights(path, params, state, model.metadata)
     return f"a folder of weights of mae_jax, {len(model.params)} arrays"
 
 
 def _npz(model: Model, path: str) -> str:
     text = np.array(json.dumps(model.metadata))
+    target = {surgery.TARGET + name: x for name, x in model.target.items()}
+    arrays = model.params | model.statistics | target
     with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **model.params, **model.statistics, **{METADATA: text})
-    return f"{len(model.params) + len(model.statistics)} arrays under the names of mae_jax"
+        np.savez(file, allow_pickle=False, **arrays, **{METADATA: text})
+    return f"{len(arrays)} arrays under the names of mae_jax"
 
 
 def _official(model: Model, path: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mae_jax import targets
 from mae_jax.convert.model import Model, make_report
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
@@ -16,6 +17,7 @@ from mae_jax.ops.patches import grid_size
 
 POLICIES = ("error", "mean", "repeat", "select:I,J,...")
 STATISTICS = "batch_norm/"
+TARGET = "target/"
 
 
 def of_decoder(name: str) -> bool:
@@ -45,7 +47,7 @@ def encoder_only(model: Model) -> Model:
         }
     metadata["model"] |= {"num_classes": 0, "head_norm": False}
     metadata["classes"] = None
-    return _changed(model, params, metadata, statistics={})
+    return dataclasses.replace(_changed(model, params, metadata, statistics={}), target={})
 
 
 def with_fc_norm(model: Model) -> Model:
@@ -92,12 +94,18 @@ def with_channels(model: Model, channels: int, policy: str) -> Model:
         predicted follows. "error" refuses.
 
     Raises:
-      UsageError: the policy is "error" or does not exist, or selects what is not there.
+      UsageError: the policy is "error" or does not exist, or selects what is not there; or a
+        decoder predicts something else than pixels, which would have to be learnt anew.
     """
     old = model.metadata["model"]["channels"]
     if old == channels and not policy.startswith("select"):
         return model
     change = _channels(old, channels, policy)
+    if model.kind == "mae" and not model.predicts_pixels:
+        raise UsageError(
+            f"the decoder predicts {targets.describe(model.metadata['target'])} of {old} channels: "
+            "of other channels only the encoder is of use (--encoder_only)"
+        )
     metadata = copy.deepcopy(model.metadata)
     mean, std = (np.asarray(metadata["data"][key], np.float64) for key in ("mean", "std"))
     new_mean, new_std = change.makes @ mean, change.makes @ std

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from mae_jax.targets.base import Frame, Target
+from mae_jax.targets.pca import PcaTarget
 from mae_jax.targets.pixel import PixelTarget
 
-__all__ = ["Frame", "Target", "restore"]
+__all__ = ["Frame", "Target", "describe", "restore"]
 
 
 def restore(metadata: Mapping[str, Any], frame: Frame, arrays: dict[str, np.ndarray]) -> Target:
@@ -21,10 +22,22 @@ def restore(metadata: Mapping[str, Any], frame: Frame, arrays: dict[str, np.ndar
 
     Raises:
       KeyError: a kind of a later version.
+      ValueError: the arrays are not those of such a target.
     """
     return KINDS[metadata["kind"]](metadata, frame, arrays)
 
 
+def describe(metadata: Mapping[str, Any]) -> str:
+    """The target of a checkpoint in a few words."""
+    return _WORDS[metadata["kind"]](metadata)
+
+
 KINDS: dict[str, Any] = {
     "pixel": lambda metadata, frame, arrays: PixelTarget(frame, normalize=metadata["normalize"]),
+    "pca": lambda metadata, frame, arrays: PcaTarget(frame, metadata["components"], arrays),
+}
+
+_WORDS: dict[str, Any] = {
+    "pixel": lambda metadata: "normalised patches" if metadata["normalize"] else "raw pixels",
+    "pca": lambda metadata: f"{metadata['components']} PCA coefficients",
 }

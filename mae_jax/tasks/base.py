@@ -152,10 +152,14 @@ class ImageTask:
     def first_held_out(self, number: int) -> dict[str, np.ndarray]:
         """The same few held-out images on every process."""
         number = min(number, len(self.held_out))
-        devices = jax.local_device_count()  # batches that are made on the devices divide by them
-        options = self._data_options(-(-number // devices) * devices)
-        batch = next(iter(self._feed.eval_batches(self.held_out, **options, limit=number)))
+        batch = next(iter(self.own_batches(self.held_out, number, number)))
         return {name: np.asarray(values)[:number] for name, values in batch.items()}
+
+    def own_batches(self, source: Any, number: int, batch_size: int) -> Any:
+        """Evenly spaced examples in whole batches for this process; the same on every process."""
+        devices = jax.local_device_count()  # batches that are made on the devices divide by them
+        options = self._data_options(-(-batch_size // devices) * devices)
+        return self._feed.eval_batches(source, **options, limit=number)
 
     def _data_options(self, batch_size: int) -> dict[str, Any]:
         return {

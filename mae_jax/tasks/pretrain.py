@@ -21,6 +21,8 @@ from mae_jax.tasks.adopt import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask
 from mae_jax.tasks.monitor import Monitor
 
+_LAST = "decoder_pred/"
+
 
 class Pretrain(ImageTask):
     """The masked autoencoder as a task for the loop; `task.Task` says what each part is for.
@@ -35,7 +37,8 @@ class Pretrain(ImageTask):
 
     def __init__(self, config: Any, workdir: str):
         check_together(config, jax.device_count())
-        kind = make_target.KINDS[config.target.kind]
+        self._target_kind = kind = make_target.KINDS[config.target.kind]
+        self._every = config.target.loss_on == "all"
         self.fields = build.mae_fields(config.model)
         if width := kind.width(config.target):
             self.fields["pred_dim"] = width
@@ -67,7 +70,9 @@ class Pretrain(ImageTask):
         return params, {"target": arrays} if arrays else {}
 
     def given(self) -> dict[str, np.ndarray]:
-        return {f"target/{name}": x for name, x in self.target.arrays.items()}
+        learn, target = self._target_kind.learn, self.target
+        arrays = learn(self, target.frame) if learn else target.arrays
+        return {f"target/{name}": x for name, x in arrays.items()}
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
         if metadata["model"]["kind"] != "mae":
@@ -77,7 +82,13 @@ class Pretrain(ImageTask):
             )
         check_same_heads(metadata["model"], self.model.num_heads)
         warn_of_other_pixels(metadata["data"], self.pixels)
-        return Weights(weights)
+        kinds = {metadata["target"]["kind"], self.config.target.kind}
+        if kinds == {"pixel"}:
+            return Weights(weights)
+        # What the last layer says is of use with its own target alone.
+        kept = {name: x for name, x in weights.items() if not name.startswith(_LAST)}
+        unused = tuple(sorted(weights.keys() - kept.keys()))
+        return Weights(kept, fresh=(_LAST,), unused=unused)
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         sample = masking.NOISE[self.config.mask.kind]
@@ -97,8 +108,9 @@ class Pretrain(ImageTask):
         masked = masking.from_noise(noise, self.config.mask.ratio)
         visible = self.target.frame.patches(images, masked.ids_keep)
         arrays = model_state.get("target", {})
-        values = self.target.values(arrays, images, masked.ids_masked)
-        pred: Any = self.model.apply({"params": params}, visible, masked)
+        ids = masked.ids_shuffle if self._every else masked.ids_masked
+        values = self.target.values(arrays, images, ids)
+        pred: Any = self.model.apply({"params": params}, visible, masked, self._every)
         return self.target.loss(pred, values), self.target.baseline(values)
 
     def _encode(self, state: Any, images: jax.Array) -> jax.Array:

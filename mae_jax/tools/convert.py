@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax import convert
+from mae_jax import convert, targets
 from mae_jax.config import require
 from mae_jax.console import run_command
 from mae_jax.convert import surgery
@@ -121,7 +121,7 @@ def _describe(model: convert.Model) -> str:
         f"patches {patch}"
     )
     if model.kind == "mae":
-        target = "normalised patches" if model.metadata["target"]["normalize"] else "raw pixels"
+        target = targets.describe(model.metadata["target"])
         return f"{text}; decoder of {fields['decoder_depth']} blocks, target {target}"
     classes = fields["num_classes"]
     return f"{text}; {f'{classes} classes, ' * bool(classes)}pool {fields['pool']}"

@@ -20,7 +20,7 @@ import numpy as np
 from mae_jax import checkpoint, convert, step_folders, stored
 from mae_jax.config import flatten
 from mae_jax.console import run_command
-from mae_jax.convert import files
+from mae_jax.convert import files, surgery
 from mae_jax.errors import UsageError
 from mae_jax.params import named
 
@@ -49,12 +49,13 @@ def describe(path: str) -> dict[str, Any]:
         if own or not os.path.exists(path):
             raise
         return {"checkpoint": where, "why": str(error), "arrays": _arrays(files.read(path).arrays)}
+    target = {surgery.TARGET + name: x for name, x in model.target.items()}
     return {
         "checkpoint": where,
         "contents": _contents(model),
         "report": model.report._asdict(),
         "metadata": model.metadata,
-        "arrays": _arrays(model.params | model.statistics),
+        "arrays": _arrays(model.params | model.statistics | target),
         "parameters": sum(x.size for x in model.params.values()),
         "sha256": content_hash(model.params),
     }
