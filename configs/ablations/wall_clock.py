@@ -13,7 +13,7 @@ in table 1c; decoder of 8 blocks), `mae_8` (the default) and `mae_1` (decoder of
 
 Hardware: what the speed is wanted of; the three models lie in memory together (12 bytes for each
 parameter and row, beside the activations of one step). Training: as configs/vit_l.py.
-Cost: seconds on an accelerator, minutes on a CPU (docs/performance.md has what we measured).
+Cost of the timing: minutes, most of them compiling (docs/performance.md: ViT-B on a CPU).
 Training one row (arithmetic, not measured), 800 epochs of ViT-L: 4.1e20, 1.28e20 and 9.9e19 FLOP.
 Expect, from the paper (800 epochs on 128 TPU-v3 cores, TensorFlow), hours and speed-up: ViT-L 42.4,
 15.4 (2.8x), 11.6 (3.7x); ViT-H 119.6 (extrapolated from 10 epochs), 34.5 (3.5x), 29.3 (4.1x).
