@@ -56,8 +56,9 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.mask.kind = "random"
 
     config.target = ml_collections.ConfigDict()
-    config.target.kind = "pixel"
+    config.target.kind = "pixel"  # or tokens, of a tokenizer (configs/tokenizer.py)
     config.target.normalize = setting == "released"  # each patch by its own mean and deviation
+    config.target.tokenizer = ""  # tokens: where it is
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "adamw"

@@ -44,6 +44,7 @@ LATER = {
     "optim.mu_dtype": "float32",
     "optim.name": "adamw",
     "optim.momentum": 0.9,
+    "target.tokenizer": "",
 }
 
 

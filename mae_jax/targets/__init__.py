@@ -7,6 +7,7 @@ import numpy as np
 
 from mae_jax.targets.base import Frame, Target
 from mae_jax.targets.pixel import PixelTarget
+from mae_jax.targets.tokens import TokenTarget
 
 __all__ = ["Frame", "Target", "restore"]
 
@@ -27,4 +28,5 @@ def restore(metadata: Mapping[str, Any], frame: Frame, arrays: dict[str, np.ndar
 
 KINDS: dict[str, Any] = {
     "pixel": lambda metadata, frame, arrays: PixelTarget(frame, normalize=metadata["normalize"]),
+    "tokens": lambda metadata, frame, arrays: TokenTarget(frame, metadata["tokenizer"], arrays),
 }

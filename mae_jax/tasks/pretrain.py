@@ -14,6 +14,7 @@ from mae_jax.errors import UsageError
 from mae_jax.models.mae import init_params, train_flops
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patchify, to_float
+from mae_jax.params import tree
 from mae_jax.reconstruct import Reconstruction, reconstruct
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build, make_target
@@ -37,7 +38,7 @@ class Pretrain(ImageTask):
         check_together(config, jax.device_count())
         kind = make_target.KINDS[config.target.kind]
         self.fields = build.mae_fields(config.model)
-        if width := kind.width(config.target):
+        if width := kind.width(config, workdir):
             self.fields["pred_dim"] = width
         frame = build.frame(self.fields, config.data)
         self.model = build.build_mae(
@@ -64,7 +65,7 @@ class Pretrain(ImageTask):
     def init_variables(self) -> tuple[Any, Any]:
         params = init_params(self.model, rng.stream_key(self.config.seed, "init"))
         arrays = {name: jnp.zeros(x.shape, x.dtype) for name, x in self.target.arrays.items()}
-        return params, {"target": arrays} if arrays else {}
+        return params, {"target": tree(arrays)} if arrays else {}
 
     def given(self) -> dict[str, np.ndarray]:
         return {f"target/{name}": x for name, x in self.target.arrays.items()}
@@ -79,7 +80,7 @@ class Pretrain(ImageTask):
         warn_of_other_pixels(metadata["data"], self.pixels)
         return Weights(weights)
 
-    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+    def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         sample = masking.NOISE[self.config.mask.kind]
         noise = sample(key, batch["image"].shape[0], self.model.grid)
         return {"image": batch["image"], "noise": noise}
