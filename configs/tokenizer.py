@@ -52,16 +52,18 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
         config.optim.b1 = 0.9
         config.optim.warmup_epochs = 1.0
     else:
-        config.epochs = 2.0
+        config.epochs = 0.4  # of 45,000 images
         config.batch_size = 64
         config.tokenizer.vocab_size = 512
         config.tokenizer.hidden_dim = 32
         config.tokenizer.groups = 3
         config.tokenizer.blocks_per_group = 1
-        config.tokenizer.kl_weight = 1.0
+        config.tokenizer.kl_weight = 0.1
         config.optim.base_lr = 8e-3
         config.optim.b1 = 0.9
-        config.optim.warmup_epochs = 0.05
-        config.eval_every = 100
-        config.picture_every = 500
+        config.optim.warmup_epochs = 0.02
+        config.checkpoint.every_steps = 0
+        config.log_every = 10
+        config.eval_every = 70
+        config.picture_every = 140
     return config

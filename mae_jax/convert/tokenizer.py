@@ -12,18 +12,9 @@ from mae_jax import checkpoint
 from mae_jax.convert import files
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
-from mae_jax.models.dvae import DiscreteVAE, part_shapes
+from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
 from mae_jax.params import named
 
-# What describes a tokenizer, and how large it may be said to be before shapes are compared.
-SIZES = {
-    "channels": 1024,
-    "vocab_size": 2**16,
-    "hidden_dim": 2**12,
-    "groups": 8,
-    "blocks_per_group": 32,
-    "init_dim": 2**14,
-}
 _FOLDER = ("encoder.pkl", "decoder.pkl")  # of DALL-E
 _DALL_E_INIT_DIM = 128
 
@@ -157,13 +148,10 @@ def _sizes(arrays: Arrays) -> dict[str, Any]:
 
 
 def _check_sizes(sizes: dict[str, Any]) -> dict[str, int]:
-    for key, largest in SIZES.items():
-        value = sizes[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-            raise UsageError(f"no tokenizer can have {key} {value!r} (1 to {largest})"[:200])
-    if sizes["hidden_dim"] % 4:
-        raise UsageError(f"hidden_dim {sizes['hidden_dim']} is no multiple of 4")
-    return sizes
+    try:
+        return check_sizes(sizes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _checked(sizes: dict[str, int], arrays: Arrays) -> Tokenizer:

@@ -15,6 +15,15 @@ from mae_jax.models.layers import Dtype
 from mae_jax.ops.patches import grid_size
 from mae_jax.params import named
 
+# What describes a tokenizer, and how large it may be said to be before one is made.
+SIZES = {
+    "channels": 1024,
+    "vocab_size": 2**16,
+    "hidden_dim": 2**12,
+    "groups": 8,
+    "blocks_per_group": 32,
+    "init_dim": 2**14,
+}
 EPS = 0.1  # pixels are mapped into [EPS, 1 - EPS], where their logits are finite
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -203,6 +212,21 @@ def init_params(model: DiscreteVAE, key: jax.Array) -> Any:
     """Fresh parameters."""
     images = jnp.zeros((1, model.factor, model.factor, model.channels))
     return model.init(key, images)["params"]
+
+
+def check_sizes(sizes: dict[str, Any]) -> dict[str, int]:
+    """Arguments of `DiscreteVAE` as they are, if they can be: files are not trusted.
+
+    Raises:
+      ValueError: names the one that cannot.
+    """
+    for key, largest in SIZES.items():
+        value = sizes.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise ValueError(f"no tokenizer can have {key} {str(value)[:20]} (1 to {largest})")
+    if sizes["hidden_dim"] % 4:
+        raise ValueError(f"hidden_dim {sizes['hidden_dim']} of a tokenizer is no multiple of 4")
+    return sizes
 
 
 def part_shapes(model: DiscreteVAE, parts: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:

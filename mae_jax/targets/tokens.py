@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mae_jax.errors import UsageError
-from mae_jax.models.dvae import DiscreteVAE
+from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
 from mae_jax.ops.patches import grid_size, patchify, to_float
 from mae_jax.params import named, tree
 from mae_jax.targets.base import Frame
@@ -28,6 +28,7 @@ class TokenTarget:
 
     Raises:
       UsageError: its codes and the patches do not fit together.
+      ValueError: there is no such tokenizer, or its arrays are others.
     """
 
     def __init__(
@@ -40,12 +41,15 @@ class TokenTarget:
     ):
         self.frame, self.arrays, self._described = frame, arrays, tokenizer
         self.width = tokenizer["vocab_size"]
-        sizes = {k: x for k, x in tokenizer.items() if k not in ("parts", "sha256")}
+        sizes: dict[str, Any] = check_sizes({key: tokenizer[key] for key in SIZES})
         self._grid = grid_size(frame.image_size, frame.patch_size)
         factor = 2 ** (sizes["groups"] - 1)
         size = self._grid[0] * factor, self._grid[1] * factor
         self._model = DiscreteVAE(size, **sizes, dtype=dtype)
         self.draws = "decoder" in tokenizer["parts"]
+        wanted = part_shapes(self._model, tuple(tokenizer["parts"]))
+        if {k: x.shape for k, x in wanted.items()} != {k: x.shape for k, x in arrays.items()}:
+            raise ValueError(f"a tokenizer of {sizes} has other arrays than those that are there")
         self.caption = "tokens: shown as the tokenizer's decoder draws the likeliest ones"
         _check(frame, self._model)
 
