@@ -13,7 +13,7 @@ import scipy.stats
 from PIL import Image
 
 from configs import demo
-from mae_jax import checkpoint, sharding, train
+from mae_jax import checkpoint, convert, pretrained, sharding, train
 from mae_jax.bench.step import make_task
 from mae_jax.convert import tokenizer
 from mae_jax.errors import UsageError
@@ -181,6 +181,9 @@ def test_a_run_goes_on_without_the_folder_of_its_tokenizer(tmp_path, monkeypatch
     assert metadata["target"]["tokenizer"]["sha256"] == kept.sha256
     json.dumps(metadata)
     assert Image.open(tmp_path / "parts/pictures/step_00000008.png").size[0] > 300
+    model = pretrained.load(str(tmp_path / "parts"))
+    views = model.reconstruct(np.zeros((2, 16, 16, 3), np.uint8))
+    assert views.predicted.shape == (2, 16, 16, 3) and np.isfinite(views.predicted).all()
     settings.resume = str(tmp_path / "parts")
     assert Pretrain(settings, str(tmp_path / "third")).target.width == 16
     settings.resume = ""
@@ -218,6 +221,19 @@ def test_another_run_is_no_tokenizer(tmp_path):
     checkpoint.save_weights(str(tmp_path / "x"), {"a": np.zeros(2)}, {}, metadata)
     with pytest.raises(UsageError, match="a run of task classify where a tokenizer is needed"):
         tokenizer.load(str(tmp_path / "x"))
+
+
+def test_a_tokenizer_is_no_autoencoder(path):
+    with pytest.raises(UsageError, match="holds a tokenizer and no autoencoder"):
+        convert.load(path)
+
+
+def test_sizes_of_a_checkpoint_are_not_believed(path):
+    found = tokenizer.load(path)
+    for key, value in (("groups", 10**9), ("vocab_size", "16"), ("hidden_dim", 12)):
+        metadata = found.metadata() | {key: value}
+        with pytest.raises(ValueError, match="no tokenizer can have|other arrays"):
+            restore({"kind": "tokens", "tokenizer": metadata}, FRAME, found.arrays)
 
 
 def test_the_benchmark_takes_it(path):

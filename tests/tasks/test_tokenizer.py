@@ -70,7 +70,8 @@ def test_it_learns_and_resumes_bit_equal_and_can_be_used(tmp_path, monkeypatch):
         lines = [tiny.metric_lines(tmp_path / name, split) for name in ("whole", "parts")]
         assert lines[0] == lines[1]
     before, *_, after = lines[0]
-    assert after["loss"] < before["loss"] and after["mse"] < 0.8 * before["mse"]
+    assert after["loss"] < before["loss"] - 0.05
+    assert after["mse"] < before["mse"]
     assert after["count"] == 20 and 1 / 16 <= after["used_codes"] <= 1
     assert 1 <= after["perplexity"] <= 16
     whole, parts = (checkpoint.load_arrays(str(tmp_path / n))["params"] for n in ("whole", "parts"))
