@@ -57,11 +57,12 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.mask.kind = "random"
 
     config.target = ml_collections.ConfigDict()
-    config.target.kind = "pixel"  # or pca: the largest PCA coefficients of each patch
+    config.target.kind = "pixel"  # or pca, or tokens of a tokenizer
     config.target.normalize = setting == "released"  # each patch by its own mean and deviation
     config.target.components = 96  # pca: coefficients of a patch
     config.target.fit_images = 4096  # pca: training images that it is learnt from
     config.target.loss_on = "masked"  # or all: visible patches too
+    config.target.tokenizer = ""  # tokens: where it is (configs/tokenizer.py makes one)
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "adamw"

@@ -48,6 +48,7 @@ LATER = {
     "target.components": 96,
     "target.fit_images": 4096,
     "target.loss_on": "masked",
+    "target.tokenizer": "",
 }
 
 

@@ -12,7 +12,7 @@ STEPS = "steps between two, 0: never"
 
 # What every task has.
 COMMON: dict[str, Rule] = {
-    "task": Choice("what is done", ("pretrain", "classify", "knn")),
+    "task": Choice("what is done", ("pretrain", "classify", "knn", "tokenizer")),
     "seed": Whole("decides every random draw", 0, 2**32 - 1),
     "epochs": Number("length of the run"),
     "steps": Whole("length of the run in updates; 0: by `epochs`"),
@@ -108,11 +108,21 @@ PRETRAIN: dict[str, Rule] = {
     "model.encoder_mask_tokens": Flag("the encoder sees hidden patches too, as a learned token"),
     "mask.ratio": Number("share of hidden patches; some must be hidden", 0, 1, below=True),
     "mask.kind": Choice("which patches are hidden", ("random", "block", "grid")),
-    "target.kind": Choice("what is predicted", ("pixel", "pca")),
+    "target.kind": Choice("what is predicted", ("pixel", "pca", "tokens")),
     "target.normalize": Flag("pixel: each patch by its own mean and deviation"),
     "target.components": Whole("pca: coefficients, at most as many as numbers of a patch", 1),
     "target.fit_images": Whole("pca: training images that it is learnt from", 1),
     "target.loss_on": Choice("patches that the loss is taken on", ("masked", "all")),
+    "target.tokenizer": Text("tokens: a run of task tokenizer, or DALL-E's encoder.pkl"),
+}
+
+TOKENIZER: dict[str, Rule] = {
+    "tokenizer.vocab_size": Whole("number of codes", 2, 2**16),
+    "tokenizer.hidden_dim": Whole("width of the first group, doubled in each", 4, 2**12),
+    "tokenizer.groups": Whole("a code stands for 2^(groups - 1) pixels of a side", 1, 8),
+    "tokenizer.blocks_per_group": Whole("residual blocks", 1, 32),
+    "tokenizer.temperature": Numbers("of relaxed codes: first, last", 1e-3, 100, lengths=(2,)),
+    "tokenizer.kl_weight": Number("of the divergence from uniform codes; 1: the bound", 0, 1e3),
 }
 
 CLASSIFY: dict[str, Rule] = {
@@ -140,8 +150,9 @@ NEEDED: dict[str, dict[str, Rule]] = {
     "pretrain": COMMON | PRETRAIN | OPTIM | MONITOR,
     "classify": COMMON | CLASSIFY | OPTIM,
     "knn": COMMON | MONITOR,
+    "tokenizer": COMMON | TOKENIZER | OPTIM,
 }
-RULES: dict[str, Rule] = COMMON | PRETRAIN | OPTIM | MONITOR | CLASSIFY
+RULES: dict[str, Rule] = COMMON | PRETRAIN | OPTIM | MONITOR | CLASSIFY | TOKENIZER
 GROUPS = sorted({key.split(".")[0] for key in RULES if "." in key})
 
 

@@ -17,6 +17,11 @@ def named(params: Any) -> dict[str, Any]:
     return {path_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
+def tree(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts of arrays by name; undoes `named`."""
+    return unflatten_dict({tuple(name.split("/")): x for name, x in arrays.items()})
+
+
 def by_name(params: Any, function: Callable[[str, Any], Any]) -> Any:
     """Tree shaped like `params` of `function(name, parameter)`."""
     return jax.tree_util.tree_map_with_path(lambda path, x: function(path_name(path), x), params)

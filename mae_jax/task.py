@@ -74,8 +74,11 @@ class Task(Protocol):
         """
         ...
 
-    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
-        """Adds what is random to a whole global batch, before it is cut into micro-batches."""
+    def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
+        """Adds what is random to a whole global batch, before it is cut into micro-batches.
+
+        `step` is the number of steps before, for what changes in the course of a run.
+        """
         ...
 
     def loss(

@@ -49,7 +49,7 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
         return jax.tree.map(lambda x: x / grad_accum, total), model_state
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
-        batch = task.prepare(batch, rng.stream_key(seed, "train", state.step))
+        batch = task.prepare(batch, rng.stream_key(seed, "train", state.step), state.step)
         trained, frozen = split(state.params, task.trainable)
         (grads, values), model_state = gradients(trained, frozen, state.model_state, batch)
         # Summed over devices and split at once: each device updates its part of the parameters.

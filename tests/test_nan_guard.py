@@ -55,8 +55,8 @@ class Faulty(Pretrain):
     def train_batches(self, start_step):
         return FaultyBatches(super().train_batches(start_step), self.faults, start_step)
 
-    def prepare(self, batch, key):
-        return super().prepare(batch, key) | {"fault": batch["fault"]}
+    def prepare(self, batch, key, step):
+        return super().prepare(batch, key, step) | {"fault": batch["fault"]}
 
     def loss(self, params, model_state, batch):
         fault = batch["fault"][0]

@@ -109,10 +109,14 @@ def test_accumulation_and_sharding_give_the_update_of_the_big_batch(tmp_path):
 def test_every_step_has_its_own_masks(tmp_path):
     task = Pretrain(tiny.config(), str(tmp_path))
     batch = {"image": jnp.zeros((4, 16, 16, 3), jnp.uint8)}
-    noise = [task.prepare(batch, rng.stream_key(0, "train", step))["noise"] for step in (0, 1, 1)]
+
+    def prepared(seed, step):
+        return task.prepare(batch, rng.stream_key(seed, "train", step), jnp.int32(step))["noise"]
+
+    noise = [prepared(0, step) for step in (0, 1, 1)]
     assert not np.array_equal(noise[0], noise[1])
     np.testing.assert_array_equal(noise[1], noise[2])
-    assert not np.array_equal(noise[0], task.prepare(batch, rng.stream_key(1, "train", 0))["noise"])
+    assert not np.array_equal(noise[0], prepared(1, 0))
 
 
 def test_changed_config_is_refused_unless_harmless_or_allowed(tmp_path):

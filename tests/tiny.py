@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import demo
+from configs import demo, tokenizer
 from mae_jax import stopping, train
 
 TIMING = ("images_per_s", "images_per_s_per_device", "data_wait_ms", "data_wait", "mfu")
@@ -48,6 +48,24 @@ def classify_config(kind: str = "finetune", **changes: Any) -> ml_collections.Co
     """configs/<kind>/demo.py, tiny; `changes` use `__` for a dot."""
     out = importlib.import_module(f"configs.{kind}.demo").get_config()
     small = {k: v for k, v in CHANGES.items() if "decoder" not in k}
+    wanted = {key.replace("__", "."): value for key, value in changes.items()}
+    out.update_from_flattened_dict(small | wanted)
+    return out
+
+
+def tokenizer_config(**changes: Any) -> ml_collections.ConfigDict:
+    """configs/tokenizer.py, tiny: 8 x 8 codes of 16; `changes` use `__` for a dot."""
+    out = tokenizer.get_config()
+    small = {k: v for k, v in CHANGES.items() if "decoder" not in k} | {
+        "model.patch_size": (2, 2),
+        "data.source": "shapes",
+        "tokenizer.vocab_size": 16,
+        "tokenizer.hidden_dim": 8,
+        "tokenizer.groups": 2,
+        "tokenizer.blocks_per_group": 1,
+        "optim.base_lr": 0.1,
+        "optim.warmup_epochs": 0.1,
+    }
     wanted = {key.replace("__", "."): value for key, value in changes.items()}
     out.update_from_flattened_dict(small | wanted)
     return out

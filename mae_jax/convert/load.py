@@ -59,6 +59,10 @@ def load(
 
 def _checkpoint(path: str, ema: bool) -> Model:
     metadata, parts = checkpoint.load_metadata(path), checkpoint.parts(path)
+    if metadata.get("task") == "tokenizer":
+        raise UsageError(
+            f"{path} holds a tokenizer and no autoencoder: it is for --config.target.tokenizer"
+        )
     if ema and "ema" not in parts:
         raise UsageError(f"--ema: {path} kept no averaged weights (--config.optim.ema)")
     wanted = ("params", "model_state", "ema") if ema else ("params", "model_state")

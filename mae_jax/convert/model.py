@@ -7,13 +7,12 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
-from flax.traverse_util import unflatten_dict
 
 from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.models import mae, vit
 from mae_jax.ops.patches import grid_size
-from mae_jax.params import named
+from mae_jax.params import named, tree
 
 
 class Report(NamedTuple):
@@ -102,11 +101,6 @@ class Model:
     def fields(self) -> dict[str, Any]:
         """Constructor arguments of the model, but for what is chosen when it is run."""
         return fields(self.metadata)
-
-
-def tree(arrays: Arrays) -> dict[str, Any]:
-    """Nested dicts of arrays by name."""
-    return unflatten_dict({tuple(name.split("/")): x for name, x in arrays.items()})
 
 
 def fields(metadata: dict[str, Any]) -> dict[str, Any]:

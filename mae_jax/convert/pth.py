@@ -33,12 +33,26 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+# Modules that a whole pickled model of `dall_e` is made of (its encoder.pkl and decoder.pkl).
+_MODULES = (
+    ("dall_e.encoder", "Encoder"),
+    ("dall_e.encoder", "EncoderBlock"),
+    ("dall_e.decoder", "Decoder"),
+    ("dall_e.decoder", "DecoderBlock"),
+    ("dall_e.utils", "Conv2d"),
+    ("torch.nn.modules.activation", "ReLU"),
+    ("torch.nn.modules.container", "Sequential"),
+    ("torch.nn.modules.linear", "Identity"),
+    ("torch.nn.modules.pooling", "MaxPool2d"),
+    ("torch.nn.modules.upsampling", "Upsample"),
+)
 # Of a training file: as large as the weights twice, and of no use here.
 _LEFT_OUT = ("optimizer", "optimizer_state_dict")
 # Beginning of a file of before PyTorch 1.6: a pickle of this number, of a version, of the machine.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
+_LONGEST_NAME = 100  # of a parameter or part of a module
 # Entries of a tensor that may be one number many times (`expand`), which a small file can hold.
 _LARGEST_REPEATED = 2**24
 # What the tensors of a file may take together, for each of its bytes and besides: they may share
@@ -53,7 +67,8 @@ Load = Callable[[str, np.dtype, int], np.ndarray]
 def read(path: str) -> Any:
     """The object in a file, with NumPy arrays for tensors and dicts for `argparse.Namespace`.
 
-    The state of an optimiser is left out.
+    The state of an optimiser is left out. A module (of those that are known) comes as what its
+    `state_dict` would be: its parameters by their names, and no others of its attributes.
 
     Raises:
       UsageError: not a file of PyTorch, a damaged one, or one that wants to run something.
@@ -95,6 +110,9 @@ def _callables() -> dict[tuple[str, str], Any]:
     class Namespace:
         """Stands for `argparse.Namespace`: settings that a training script left in its file."""
 
+    class Module:
+        """Stands for a module: its attributes, which nothing looks at but for parameters."""
+
     def tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
         if not isinstance(storage, _Storage):
             raise UsageError("refused: a tensor without numbers")
@@ -119,6 +137,7 @@ def _callables() -> dict[tuple[str, str], Any]:
         ("torch", "Size"): tuple,
         ("torch", "device"): device,
         **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+        **dict.fromkeys(_MODULES, Module),
     }
 
 
@@ -130,6 +149,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding="utf-8")
         self._known = _callables()
         self.namespace = self._known["argparse", "Namespace"]
+        self.module = self._known[_MODULES[0]]
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -141,7 +161,9 @@ class _Unpickler(pickle.Unpickler):
                 "plain container. If you trust it, load it with torch and save its weights alone"
             ) from None
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module" and pid[1] is self.module:  # of before PyTorch 1.6, with its source
+            return self.module
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or dtype not in _STORAGES.values() or any(view):
             raise UsageError(f"refused: unknown reference {kind!r} in the file")
@@ -163,8 +185,9 @@ def _check_numbering(file: IO[bytes]) -> None:
 class _Resolver:
     """Turns what was unpickled into plain containers and arrays, shared ones once."""
 
-    def __init__(self, load: Load, namespace: type, size: int):
-        self._load, self._namespace = load, namespace
+    def __init__(self, load: Load, unpickler: _Unpickler, size: int):
+        self._load = load
+        self._namespace, self._module = unpickler.namespace, unpickler.module
         self._left = _SHARED * size + _BESIDES
         self._numbers: dict[str, np.ndarray] = {}
         self._done: dict[int, Any] = {}
@@ -177,6 +200,8 @@ class _Resolver:
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, _Tensor):
             return self._array(value)
+        if isinstance(value, self._module):
+            return self._parameters(value)
         if isinstance(value, self._namespace):
             value = vars(value)
         if isinstance(value, dict):
@@ -184,6 +209,18 @@ class _Resolver:
         if isinstance(value, (list, tuple)):
             return type(value)([self(item) for item in value])
         return value
+
+    def _parameters(self, module: Any) -> dict[str, np.ndarray]:
+        found = {name: self(x) for name, x in vars(module)["_parameters"].items()}
+        parts = vars(module)["_modules"].items()
+        # Long names, or parts of parts that are used again and again, would make names without end.
+        if any(len(name) > _LONGEST_NAME for name in (*found, *dict(parts))):
+            raise UsageError("refused: a module with names that are too long")
+        for name, part in parts:
+            if id(part) in self._done:
+                raise UsageError("refused: a module that is part of several")
+            found |= {f"{name}.{key}": x for key, x in self(part).items()}
+        return found
 
     def _array(self, tensor: _Tensor) -> np.ndarray:
         storage, offset, shape, strides = tensor
@@ -223,7 +260,7 @@ def _read_zip(path: str) -> Any:
 
         unpickler = _Unpickler(io.BytesIO(archive.read(names[0])))
         found = _without_optimizer(unpickler.load())
-        return _Resolver(load, unpickler.namespace, size_of_file)(found)
+        return _Resolver(load, unpickler, size_of_file)(found)
 
 
 def _read_legacy(file: IO[bytes], size_of_file: int) -> Any:
@@ -241,7 +278,7 @@ def _read_legacy(file: IO[bytes], size_of_file: int) -> Any:
         if size * dtype.itemsize > size_of_file - file.tell():
             raise UsageError("it ends within its numbers: the file is cut short")
         contents[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype, size)
-    resolve = _Resolver(lambda key, *_: contents[key], unpickler.namespace, size_of_file)
+    resolve = _Resolver(lambda key, *_: contents[key], unpickler, size_of_file)
     return resolve(found)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from mae_jax.targets.base import Frame, Target
 from mae_jax.targets.pca import PcaTarget
 from mae_jax.targets.pixel import PixelTarget
+from mae_jax.targets.tokens import TokenTarget
 
 __all__ = ["Frame", "Target", "describe", "restore"]
 
@@ -35,9 +36,11 @@ def describe(metadata: Mapping[str, Any]) -> str:
 KINDS: dict[str, Any] = {
     "pixel": lambda metadata, frame, arrays: PixelTarget(frame, normalize=metadata["normalize"]),
     "pca": lambda metadata, frame, arrays: PcaTarget(frame, metadata["components"], arrays),
+    "tokens": lambda metadata, frame, arrays: TokenTarget(frame, metadata["tokenizer"], arrays),
 }
 
 _WORDS: dict[str, Any] = {
     "pixel": lambda metadata: "normalised patches" if metadata["normalize"] else "raw pixels",
     "pca": lambda metadata: f"{metadata['components']} PCA coefficients",
+    "tokens": lambda metadata: f"{metadata['tokenizer']['vocab_size']} tokens",
 }

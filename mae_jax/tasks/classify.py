@@ -118,7 +118,7 @@ class Classify(ImageTask):
         warn_of_other_pixels(metadata["data"], self.pixels)
         return adopt_encoder(self.model, self.classes, weights, metadata)
 
-    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+    def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         config, images = self.config, batch["image"]
         erase_key, mix_key, path_key = jax.random.split(key, 3)
         targets = smooth_one_hot(batch["label"], len(self.classes), config.label_smoothing)

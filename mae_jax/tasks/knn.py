@@ -74,7 +74,7 @@ class Knn(ImageTask):
 
     # There are no steps, so nothing of what follows is ever asked for.
 
-    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+    def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         return batch
 
     def loss(

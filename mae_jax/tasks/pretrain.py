@@ -14,6 +14,7 @@ from mae_jax.errors import UsageError
 from mae_jax.models.mae import init_params, train_flops
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patchify, to_float
+from mae_jax.params import tree
 from mae_jax.reconstruct import Reconstruction, reconstruct
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build, make_target
@@ -40,7 +41,7 @@ class Pretrain(ImageTask):
         self._target_kind = kind = make_target.KINDS[config.target.kind]
         self._every = config.target.loss_on == "all"
         self.fields = build.mae_fields(config.model)
-        if width := kind.width(config.target):
+        if width := kind.width(config, workdir):
             self.fields["pred_dim"] = width
         frame = build.frame(self.fields, config.data)
         self.model = build.build_mae(
@@ -67,7 +68,7 @@ class Pretrain(ImageTask):
     def init_variables(self) -> tuple[Any, Any]:
         params = init_params(self.model, rng.stream_key(self.config.seed, "init"))
         arrays = {name: jnp.zeros(x.shape, x.dtype) for name, x in self.target.arrays.items()}
-        return params, {"target": arrays} if arrays else {}
+        return params, {"target": tree(arrays)} if arrays else {}
 
     def given(self) -> dict[str, np.ndarray]:
         learn, target = self._target_kind.learn, self.target
@@ -90,7 +91,7 @@ class Pretrain(ImageTask):
         unused = tuple(sorted(weights.keys() - kept.keys()))
         return Weights(kept, fresh=(_LAST,), unused=unused)
 
-    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+    def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         sample = masking.NOISE[self.config.mask.kind]
         noise = sample(key, batch["image"].shape[0], self.model.grid, self.num_keep)
         return {"image": batch["image"], "noise": noise}

@@ -202,13 +202,15 @@ def test_batches_are_erased_mixed_and_smoothed_anew_at_every_step():
         "image": jax.random.randint(jax.random.key(0), (16, 16, 16, 3), 0, 255).astype(jnp.uint8),
         "label": jnp.arange(16) % 12,
     }
-    steps = [jax.jit(task.prepare)(batch, rng.stream_key(0, "train", step)) for step in (0, 1, 1)]
+    prepare = jax.jit(task.prepare)
+    steps = [prepare(batch, rng.stream_key(0, "train", step), step) for step in (0, 1, 1)]
     for key in ("image", "target", "noise"):
         assert not np.array_equal(steps[0][key], steps[1][key])
         np.testing.assert_array_equal(steps[1][key], steps[2][key])
     np.testing.assert_allclose(steps[0]["target"].sum(1), 1, rtol=1e-5)
     assert steps[0]["noise"].shape == (16, 2, 2)
-    plain = Classify(classify("linprobe", init_from=""), "").prepare(batch, rng.stream_key(0, "t"))
+    plain = Classify(classify("linprobe", init_from=""), "")
+    plain = plain.prepare(batch, rng.stream_key(0, "t"), jnp.int32(0))
     np.testing.assert_array_equal(plain["image"], batch["image"])
     np.testing.assert_array_equal(plain["target"], np.eye(12)[batch["label"]])
 

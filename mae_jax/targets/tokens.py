@@ -1,0 +1,112 @@
+"""Discrete tokens of a frozen tokenizer, as in BEiT (paper table 1d and table 7)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mae_jax.errors import UsageError
+from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
+from mae_jax.ops.patches import grid_size, patchify, to_float
+from mae_jax.params import named, tree
+from mae_jax.targets.base import Frame
+
+
+class TokenTarget:
+    """The code that a tokenizer gives to the place of each patch; see `base.Target`.
+
+    The tokenizer sees the same augmented image as the autoencoder, in [0, 1] and resized to one
+    code for each patch (Lanczos; 224 -> 112 for patches of 16 and codes of 8 pixels). BEiT cuts
+    the same region out of the photo a second time instead, which is sharper by a hair.
+
+    Args:
+      frame: how images are cut and scaled.
+      tokenizer: `DiscreteVAE` sizes, `parts` and `sha256` of the tokenizer.
+      arrays: its parameters by name; never trained.
+      dtype: of its arithmetic; logits are float32.
+
+    Raises:
+      UsageError: its codes and the patches do not fit together.
+      ValueError: there is no such tokenizer, or its arrays are others.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        tokenizer: dict[str, Any],
+        arrays: dict[str, Any],
+        *,
+        dtype: Any = jnp.float32,
+    ):
+        self.frame, self.arrays, self._described = frame, arrays, tokenizer
+        self.width = tokenizer["vocab_size"]
+        sizes: dict[str, Any] = check_sizes({key: tokenizer[key] for key in SIZES})
+        self._grid = grid_size(frame.image_size, frame.patch_size)
+        factor = 2 ** (sizes["groups"] - 1)
+        size = self._grid[0] * factor, self._grid[1] * factor
+        self._model = DiscreteVAE(size, **sizes, dtype=dtype)
+        self.draws = "decoder" in tokenizer["parts"]
+        wanted = part_shapes(self._model, tuple(tokenizer["parts"]))
+        if {k: x.shape for k, x in wanted.items()} != {k: x.shape for k, x in arrays.items()}:
+            raise ValueError(f"a tokenizer of {sizes} has other arrays than those that are there")
+        self.caption = "tokens: shown as the tokenizer's decoder draws the likeliest ones"
+        _check(frame, self._model)
+
+    def metadata(self) -> dict[str, Any]:
+        return {"kind": "tokens", "tokenizer": self._described}
+
+    def values(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
+        """Tokens int32 [B, M]; no gradient goes through them."""
+        variables = {"params": jax.lax.stop_gradient(tree(named(arrays)))}
+        tokens: Any = self._model.apply(variables, self._resized(images), method="codes")
+        return jnp.take_along_axis(tokens.reshape(tokens.shape[0], -1), ids, axis=1)
+
+    def loss(self, pred: jax.Array, values: jax.Array) -> jax.Array:
+        """Cross-entropy."""
+        logits = pred.astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, values).mean(axis=1)
+
+    def baseline(self, values: jax.Array) -> jax.Array:
+        """A guess that knows how frequent each token is among these, and nothing else.
+
+        Their mean is the entropy of those frequencies. Where these tokens are not many times the
+        vocabulary it is too low: a bar too high.
+        """
+        counts = jnp.zeros(self.width, jnp.float32).at[values].add(1.0)
+        return jnp.log(values.size / counts[values]).mean(axis=1)
+
+    def pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
+        if not self.draws:
+            raise UsageError("this tokenizer has no decoder: its tokens cannot be drawn")
+        tokens = pred.argmax(axis=-1).reshape(-1, *self._grid)
+        variables = {"params": tree(named(arrays))}
+        drawn: Any = self._model.apply(variables, tokens, method="decode_codes")
+        shape = (*drawn.shape[:1], *self.frame.image_size, self.frame.channels)
+        drawn = jax.image.resize(drawn, shape, "linear")
+        return to_float(patchify(drawn, self.frame.patch_size), self.frame.mean, self.frame.std)
+
+    def _resized(self, images: jax.Array) -> jax.Array:
+        """Images in [0, 1], float32, of the size that the tokenizer makes a code a patch of."""
+        floats = images.astype(jnp.float32)
+        if images.dtype == jnp.uint8:
+            floats = floats / 255
+        if images.shape[1:3] == self._model.image_size:
+            return floats
+        shape = (images.shape[0], *self._model.image_size, images.shape[3])
+        return jnp.clip(jax.image.resize(floats, shape, "lanczos3"), 0, 1)
+
+
+def _check(frame: Frame, model: DiscreteVAE) -> None:
+    factor, (height, width) = model.factor, frame.patch_size
+    if model.channels != frame.channels:
+        raise UsageError(
+            f"the tokenizer is for images of {model.channels} channels, not "
+            f"--config.model.channels={frame.channels}"
+        )
+    if height != width or height < factor:
+        raise UsageError(
+            f"one code of the tokenizer stands for {factor} x {factor} pixels, which patches of "
+            f"{height} x {width} (--config.model.patch_size) cannot be shrunk to: take square "
+            f"patches of {factor} pixels or more, or another tokenizer (--config.tokenizer.groups)"
+        )

@@ -1,0 +1,49 @@
+"""The tokenizer of a run: that of the checkpoint it continues, or `config.target.tokenizer`."""
+
+import contextlib
+import logging
+from typing import Any
+
+from mae_jax import checkpoint, step_folders
+from mae_jax.config import require
+from mae_jax.convert import tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def find(config: Any, workdir: str) -> tokenizer.Tokenizer:
+    """The tokenizer; where a checkpoint will bring its arrays, only their shapes.
+
+    Raises:
+      UsageError: there is none, or it is damaged, not whole, or something else.
+    """
+    if kept := _kept(config, workdir):
+        return tokenizer.described(kept)
+    found = tokenizer.load(config.target.tokenizer)
+    log.info("tokenizer %s: sha256 %s", config.target.tokenizer, found.sha256)
+    return found
+
+
+def vocab_size(config: Any, workdir: str) -> int:
+    """Its number of codes. Raises as `find`."""
+    if kept := _kept(config, workdir):
+        return tokenizer.described(kept).sizes["vocab_size"]
+    require(
+        config.target.tokenizer != "",
+        "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
+        "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/recipes.md)",
+    )
+    return tokenizer.vocab_size(config.target.tokenizer)
+
+
+def _kept(config: Any, workdir: str) -> dict[str, Any] | None:
+    """What the checkpoint that a run will continue says of its tokenizer."""
+    metadata: dict[str, Any] = {}
+    if workdir and checkpoint.exists(workdir):
+        for step in step_folders.steps(workdir):  # the newest that is not damaged
+            with contextlib.suppress(checkpoint.DamagedCheckpoint):
+                metadata = checkpoint.load_metadata(str(step_folders.folder_of(workdir, step)))
+    elif config.resume:
+        metadata = checkpoint.load_metadata(config.resume)
+    target = metadata.get("target", {})
+    return target["tokenizer"] if target.get("kind") == "tokens" else None

@@ -1,0 +1,215 @@
+"""Training of a tokenizer: a discrete variational autoencoder (DALL-E, 2102.12092)."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax import evaluate as evaluation
+from mae_jax import pictures, rng, run_info
+from mae_jax.config import pair, require
+from mae_jax.config_check import check_together
+from mae_jax.models import dvae
+from mae_jax.task import Batch, Evaluator, Weights
+from mae_jax.tasks import build
+from mae_jax.tasks.base import ImageTask
+
+
+class Tokenizer(ImageTask):
+    """The discrete autoencoder as a task for the loop; `task.Task` says what each part is for.
+
+    Trained with the Gumbel-softmax relaxation: the decoder sees softmax((logits + noise) / T),
+    with T falling exponentially over the run. The loss is minus the evidence lower bound for each
+    number of an image, with `kl_weight` before the divergence from the uniform distribution.
+
+    Args:
+      config: a configuration of configs/tokenizer.py.
+      workdir: folder of the run; "" when nothing is to be written.
+
+    Raises:
+      UsageError: the configuration or its data cannot work.
+    """
+
+    def __init__(self, config: Any, workdir: str):
+        check_together(config, jax.device_count())
+        self.fields = _fields(config)
+        self.model = dvae.DiscreteVAE(**self.fields, dtype=build.compute_dtype(config.model.dtype))
+        super().__init__(config, workdir, image_size=self.model.image_size)
+        self.require_held_out()
+        self.set_length()
+        self.set_recipe()
+        self.flops_per_image = 6 * dvae.forward_macs(self.model)
+        self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
+        self._eval_step: Any = None
+        self._picture_step: Any = None
+
+    def init_variables(self) -> tuple[Any, Any]:
+        return dvae.init_params(self.model, rng.stream_key(self.config.seed, "init")), {}
+
+    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+        raise NotImplementedError("refused at the start")
+
+    def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
+        # Seeds in place of the noise itself, which takes more room than the images.
+        rows = batch["image"].shape[0]
+        temperature = jnp.full(rows, self._temperature(step))
+        seeds = jax.random.bits(key, (rows,), jnp.uint32)
+        return {"image": batch["image"], "seed": seeds, "temperature": temperature}
+
+    def _temperature(self, step: jax.Array) -> jax.Array:
+        first, last = self.config.tokenizer.temperature
+        return first * (last / first) ** (step / self.num_steps)
+
+    def loss(
+        self, params: Any, model_state: Any, batch: Batch
+    ) -> tuple[jax.Array, tuple[Batch, Any]]:
+        images = batch["image"] / 255.0
+        logits: Any = self.model.apply({"params": params}, images, method="logits")
+        noise = jax.vmap(lambda s: jax.random.gumbel(jax.random.key(s), logits.shape[1:]))
+        soft = (logits + noise(batch["seed"])) / batch["temperature"][:, None, None, None]
+        statistics = self._apply(params, jax.nn.softmax(soft), "statistics")
+        reconstruction = dvae.logit_laplace_loss(images, statistics).mean()
+        kl = kl_to_uniform(logits).mean()
+        per_number = self.config.tokenizer.kl_weight / self._numbers
+        metrics = {
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "mse": jnp.square(dvae.pixels(statistics) - images).mean(),
+            "perplexity": _perplexity(logits),
+            "temperature": batch["temperature"].mean(),
+        }
+        return reconstruction + per_number * kl, (metrics, model_state)
+
+    @property
+    def _numbers(self) -> int:
+        """Of an image, for each code."""
+        return self.model.factor**2 * self.model.channels
+
+    def _apply(self, params: Any, x: jax.Array, method: str) -> jax.Array:
+        result: Any = self.model.apply({"params": params}, x, method=method)
+        return result
+
+    # What the user sees.
+
+    def evaluate(self, state: Any, mesh: Mesh) -> dict[str, float]:
+        """How well the likeliest codes describe held-out images, and how many codes that takes."""
+        if self._eval_step is None:
+            self._eval_step = evaluation.compile_eval_step(self._rows, mesh)
+        batches = self.eval_batches(self.held_out, limit=self.config.eval_images)
+        counts, sums = np.zeros(self.model.vocab_size), {}
+        for rows in evaluation.stream(self._eval_step, state.params, batches, mesh):
+            valid = rows.pop("valid")
+            counts += np.bincount(rows.pop("codes")[valid].ravel(), minlength=len(counts))
+            for name, values in rows.items():
+                sums[name] = sums.get(name, 0.0) + float(values[valid].sum(dtype=np.float64))
+        images = counts.sum() / math.prod(self.model.grid)
+        shares = counts[counts > 0] / counts.sum()
+        return {name: total / images for name, total in sums.items()} | {
+            "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+            "used_codes": len(shares) / len(counts),
+            "count": images,
+        }
+
+    def _rows(self, params: Any, batch: Batch) -> Batch:
+        """What `evaluate` counts of each image of a batch."""
+        images = batch["image"] / 255.0
+        codes = self._apply(params, images, "codes")
+        statistics = self._apply(params, jax.nn.one_hot(codes, self.model.vocab_size), "statistics")
+        loss = dvae.logit_laplace_loss(images, statistics)
+        own_mean = images.mean(axis=(1, 2), keepdims=True)
+        axes = (1, 2, 3)
+        return {
+            "codes": codes,
+            "loss": loss.mean(axis=axes),
+            "mse": jnp.square(dvae.pixels(statistics) - images).mean(axis=axes),
+            "baseline_mse": jnp.square(own_mean - images).mean(axis=axes),  # one colour each
+            "valid": batch["valid"],
+        }
+
+    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
+        """Held-out images, and what the decoder draws of their likeliest codes."""
+        if self._picture_step is None:
+            self._picture_step = evaluation.compile_eval_step(self._drawn, mesh)
+            batch = self.first_held_out(self.config.picture_images)
+            self._picture_batch = {"image": batch["image"]}
+        original = self._picture_batch["image"] / np.float32(255)
+        drawn = np.asarray(self._picture_step(state.params, self._picture_batch))
+        columns = [("original", original), ("reconstruction", drawn)]
+        return pictures.grid([(t, pictures.to_display(x, original)) for t, x in columns])
+
+    def _drawn(self, params: Any, batch: Batch) -> jax.Array:
+        codes = self._apply(params, batch["image"] / 255.0, "codes")
+        return self._apply(params, codes, "decode_codes")
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        return {**super().metadata(step), "model": {"kind": "dvae", **self.fields}}
+
+    def facts(self) -> dict[str, Any]:
+        """What a person checks before a long run."""
+        params, _ = jax.eval_shape(self.init_variables)
+        factor, (rows, columns) = self.model.factor, self.model.grid
+        return {
+            "model": f"dvae {self.fields}",
+            "parameters": run_info.parameter_counts(params, self.config.optim.weight_decay),
+            "codes": f"{rows} x {columns} of {self.model.vocab_size}, each for {factor} x {factor} "
+            "pixels",
+            **self.data_facts(),
+            **self.length_facts(),
+        }
+
+
+def kl_to_uniform(logits: jax.Array) -> jax.Array:
+    """Divergence of softmax(logits) [..., V] from the uniform distribution, in nats: [...]."""
+    logs = jax.nn.log_softmax(logits)
+    return (jnp.exp(logs) * logs).sum(axis=-1) + math.log(logits.shape[-1])
+
+
+def _perplexity(logits: jax.Array) -> jax.Array:
+    """As how many equally frequent codes the likeliest of these [B, h, w, V] are."""
+    counts = jnp.zeros(logits.shape[-1]).at[logits.argmax(axis=-1)].add(1.0)
+    shares = counts / counts.sum()
+    return jnp.exp(-(shares * jnp.log(jnp.maximum(shares, 1e-30))).sum())
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """Constructor arguments of the model."""
+    sizes = config.tokenizer
+    size, patch = (
+        pair(config.model[k], f"--config.model.{k}") for k in ("image_size", "patch_size")
+    )
+    factor = 2 ** (sizes.groups - 1)
+    require(
+        patch == (factor, factor),
+        f"--config.model.patch_size={patch} of a tokenizer is the square that one code stands for: "
+        f"--config.tokenizer.groups={sizes.groups} needs {factor}",
+    )
+    require(
+        not any(s % factor for s in size),
+        f"--config.model.image_size={size} is not divisible by the {factor} pixels that one code "
+        f"of --config.tokenizer.groups={sizes.groups} stands for",
+    )
+    require(
+        sizes.hidden_dim % 4 == 0,
+        f"--config.tokenizer.hidden_dim={sizes.hidden_dim} must be a multiple of 4",
+    )
+    require(
+        config.data.dtype == "uint8",
+        f"--config.data.dtype={config.data.dtype}: a tokenizer takes pixels in [0, 1], uint8",
+    )
+    require(
+        not config.init_from,
+        f"--config.init_from={config.init_from}: a tokenizer begins from scratch "
+        "(--config.resume continues another run)",
+    )
+    return {
+        "image_size": size,
+        "channels": config.model.channels,
+        "vocab_size": sizes.vocab_size,
+        "hidden_dim": sizes.hidden_dim,
+        "groups": sizes.groups,
+        "blocks_per_group": sizes.blocks_per_group,
+        "init_dim": dvae.DiscreteVAE.init_dim,
+    }
