@@ -1,43 +1,13 @@
 """Several variants of a recipe side by side; the command is `mae_jax.tools.bench`, `--rows`."""
 
-import os
-import runpy
 import statistics
 from typing import Any
 
 from mae_jax.bench.step import TimedStep, make_task, numbers_of, take_turns
-from mae_jax.command_line import REPO
-from mae_jax.config_check import check_name, check_value
 from mae_jax.errors import UsageError
 
-Rows = dict[str, dict[str, Any]]
 
-
-def read_rows(path: str) -> Rows:
-    """`ROWS` of a file of configs/ablations: for the name of each row, what it changes in a recipe.
-
-    A file is looked for where the path says, then in this repository.
-
-    Raises:
-      UsageError: it cannot be run, or has no such table, or that has a key that does not exist, or
-        a value out of range.
-    """
-    inside = os.path.join(REPO, path)
-    try:
-        found = runpy.run_path(path if os.path.exists(path) else inside).get("ROWS")
-    # A recipe is somebody's program, and may fail in any way.
-    except Exception as error:
-        raise UsageError(f"--rows={path}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, dict) or {type(v) for v in found.values()} != {dict}:
-        raise UsageError(f"--rows={path} has no ROWS: a dict of names and of what they change")
-    for changes in found.values():
-        for key, value in changes.items():
-            check_name(key)
-            check_value(key, value)
-    return found
-
-
-def bench_rows(config: Any, rows: Rows, repeats: int) -> dict[str, Any]:
+def bench_rows(config: Any, rows: dict[str, dict[str, Any]], repeats: int) -> dict[str, Any]:
     """Times the train step of each row, by turns, on batches that lie on the devices.
 
     All of them are in memory at once.

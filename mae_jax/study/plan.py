@@ -6,9 +6,9 @@ A study is a file of configs/ablations: `ROWS` names what each row changes in a 
 """
 
 import ast
-import importlib.util
 import os
 import re
+import runpy
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from absl import flags
 
 from mae_jax import command_line
 from mae_jax.config import flatten
+from mae_jax.config_check import check_name, check_value
 from mae_jax.config_keys import NEEDED
 from mae_jax.errors import UsageError
 
@@ -72,33 +73,33 @@ class Cell(NamedTuple):
     stages: list[Stage]
 
 
-def load(path: str) -> Study:
-    """The study that a file declares.
+def load(path: str, flag: str = "--study") -> Study:
+    """The study that a file declares: one where the path says, or else in this repository.
 
     Raises:
-      UsageError: there is no such file, or it declares none.
+      UsageError: there is no such file, it declares none, or a row's key or value is impossible.
     """
-    inside = os.path.join(command_line.REPO, path)
-    found = path if os.path.exists(path) else inside
-    if not os.path.isfile(found):
-        raise UsageError(f"--study={path}: no such file; studies are in configs/ablations")
+    found = path if os.path.exists(path) else os.path.join(command_line.REPO, path)
     if command_line.REPO not in sys.path:
-        sys.path.insert(0, command_line.REPO)
-    name = os.path.splitext(os.path.basename(found))[0]
-    spec = importlib.util.spec_from_file_location(f"study_{name}", found)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--study={path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, command_line.REPO)  # recipes import each other as `configs.<name>`
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # it is somebody's program
-        raise UsageError(f"--study={path} fails: {type(error).__name__}: {error}") from error
-    rows = getattr(module, "ROWS", None)
-    if not isinstance(rows, dict) or not rows:
-        raise UsageError(f"--study={path} declares no ROWS: see configs/ablations/mask_ratio.py")
-    title = (module.__doc__ or name).strip().splitlines()[0].rstrip(".")
-    more = [getattr(module, name, {}) for name in ("PAPER", "RECIPES")]
-    return Study(name, title, getattr(module, "KEY", ""), rows, more[0], STAGES | more[1])
+        declared = runpy.run_path(found)
+    except Exception as error:  # it is somebody's program, and may fail in any way
+        raise UsageError(f"{flag}={path}: {type(error).__name__}: {error}") from error
+    rows = declared.get("ROWS")
+    if not isinstance(rows, dict) or {type(changes) for changes in rows.values()} != {dict}:
+        raise UsageError(
+            f"{flag}={path} has no ROWS: a dict of names and of what they change, as in "
+            "configs/ablations/mask_ratio.py"
+        )
+    for changes in rows.values():
+        for key, value in changes.items():
+            check_name(key)
+            check_value(key, value)
+    title = (declared.get("__doc__") or path).strip().splitlines()[0].rstrip(".")
+    recipes = STAGES | declared.get("RECIPES", {})
+    name = os.path.splitext(os.path.basename(path))[0]
+    return Study(name, title, declared.get("KEY", ""), rows, declared.get("PAPER", {}), recipes)
 
 
 def choose(study: Study, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -34,11 +34,12 @@ from mae_jax import command_line
 from mae_jax.bench.compile import bench_compile, fake_devices, topology_devices
 from mae_jax.bench.data import bench_data
 from mae_jax.bench.report import table
-from mae_jax.bench.rows import bench_rows, read_rows
+from mae_jax.bench.rows import bench_rows
 from mae_jax.bench.step import BASELINES, Options, bench_step, make_task
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import UsageError
 from mae_jax.host_memory import keep_freed_memory
+from mae_jax.study import plan
 
 
 def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
@@ -52,7 +53,9 @@ def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
                 "--rows compares with its own first row: not with --against=, and at "
                 "the batch size of the recipe, without --find_batch"
             )
-        return bench_rows(config, read_rows(values.rows), values.repeats) | _machine()
+        return (
+            bench_rows(config, plan.load(values.rows, "--rows").rows, values.repeats) | _machine()
+        )
     options = Options(**{name: getattr(values, name) for name in Options._fields})
     return bench_step(config, options) | _machine()
 

@@ -58,7 +58,7 @@ def test_rows_of_fine_tuning_share_their_pretraining():
 def test_impossible_rows_are_refused_with_their_name():
     for changes, message in (
         ({"mask.ratio": 2.0}, "row a, pretrain: --config.mask.ratio=2.0 must be"),
-        ({"model.decoder_dept": 2}, "row a, finetune: .*did you mean"),
+        ({"trainable": "none"}, "row a, finetune: --config.trainable=none is not one of"),
     ):
         with pytest.raises(UsageError, match=message):
             cells({"a": changes})
@@ -74,11 +74,11 @@ def test_studies_are_files_that_declare_rows(tmp_path):
     }
     with pytest.raises(UsageError, match="--rows=0.5 is none of with, without"):
         plan.choose(plan.load("configs/ablations/mask_token.py"), ["0.5"])
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="--study=configs/ablations/none.py: FileNotFoundError"):
         plan.load("configs/ablations/none.py")
-    with pytest.raises(UsageError, match="declares no ROWS"):
+    with pytest.raises(UsageError, match="has no ROWS"):
         plan.load("configs/vit_l.py")
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")
-    with pytest.raises(UsageError, match="fails: ZeroDivisionError"):
+    with pytest.raises(UsageError, match="ZeroDivisionError: division by zero"):
         plan.load(str(broken))
