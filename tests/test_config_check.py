@@ -30,7 +30,11 @@ def test_the_table_has_the_keys_of_the_recipes_and_no_others():
     used["tokenizer"] = "tokenizer"
     for task, name in used.items():
         config = importlib.import_module(f"configs.{name}").get_config()
-        others = ("mask.", "target.", "eval.", "model.decoder_") if task == "tokenizer" else ("-",)
+        others = (
+            ("mask.", "target.", "eval.", "model.decoder_", "model.encoder_")
+            if task == "tokenizer"
+            else ("-",)
+        )
         mine = {key for key in flatten(config) if not key.startswith(others)}
         assert mine == config_keys.NEEDED[task].keys()
 
