@@ -11,7 +11,8 @@ Other recipes than the paper's, and other settings (--config.KEY of all stages, 
     --pretrain=configs/cifar10.py:laptop --linprobe=configs/linprobe/cifar10.py:laptop
     --stages=linprobe --config.data.root=DIR --pretrain.epochs=8 --rows=0.25,0.5,0.75
 
-Many machines, or tasks of a Slurm array: --cell=I runs row I alone, counted from 0.
+Many machines, or tasks of a Slurm array: --cell=I runs row I alone, counted from 0. --dry_run prints
+the commands. --stages= (nothing) is pre-training alone.
 
 Exit status: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal.
 """
@@ -22,6 +23,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from mae_jax import pictures, plots, workdir
@@ -80,11 +82,16 @@ def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
     done = {stage.folder: run.is_done(stage) for cell in cells for stage in cell.stages}
     table = report.rows(study, cells, done)
     text = report.markdown(study.title, table)
-    path = os.path.join(folder, study.name)
-    for end, content in ((".md", text), (".csv", report.comma_separated(table))):
-        with open(path + end, "w", encoding="utf-8") as file:
-            file.write(content)
-    pictures.save(path + ".png", plots.panels(study.title, *report.series(study, table)))
+    os.makedirs(folder, exist_ok=True)
+    # Tasks of an array write the same files: each is replaced whole.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as here:
+        path = os.path.join(here, study.name)
+        for end, content in ((".md", text), (".csv", report.comma_separated(table))):
+            with open(path + end, "w", encoding="utf-8") as file:
+                file.write(content)
+        pictures.save(path + ".png", plots.panels(study.title, *report.series(study, table)))
+        for name in os.listdir(here):
+            os.replace(os.path.join(here, name), os.path.join(folder, name))
     return text
 
 
