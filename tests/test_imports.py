@@ -34,6 +34,7 @@ FORBIDDEN = {
     "convert": ("tasks", "data", "optim", "train", "state", "task", "tools", "config"),
     "pretrained": ("main", "train", "tools", "optim", "state"),
     "tasks": ("main", "tools", "bench"),
+    "study": ("main", "tools", "tasks", "models", "data", "optim", "train", "checkpoint"),
     "bench": ("main", "tools", "convert"),
     "tools": ("main",),
 }

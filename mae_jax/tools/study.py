@@ -11,8 +11,8 @@ Other recipes than the paper's, and other settings (--config.KEY of all stages, 
     --pretrain=configs/cifar10.py:laptop --linprobe=configs/linprobe/cifar10.py:laptop
     --stages=linprobe --config.data.root=DIR --pretrain.epochs=8 --rows=0.25,0.5,0.75
 
-Many machines, or tasks of a Slurm array: --cell=I runs row I alone, counted from 0. --dry_run prints
-the commands. --stages= (nothing) is pre-training alone.
+Many machines, or tasks of a Slurm array: --cell=I runs row I alone, counted from 0. --stages= is
+pre-training alone. --dry_run prints the commands.
 
 Exit status: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal.
 """
