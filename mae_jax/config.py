@@ -51,6 +51,13 @@ LATER = {
     "target.tokenizer": "",
 }
 
+# Keys that mean something beside one value of another alone.
+ONLY_WITH = {
+    "target.components": ("target.kind", "pca"),
+    "target.fit_images": ("target.kind", "pca"),
+    "target.tokenizer": ("target.kind", "tokens"),
+}
+
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"model": {"size": "L"}} -> {"model.size": "L"}; tuples as lists, as JSON has them."""
@@ -71,6 +78,9 @@ def changes(old: Any, new: Any) -> list[str]:
         harmless = any(key == h or key.startswith(h + ".") for h in HARMLESS)
         if key == "grad_accum" and new.get("head.batch_norm"):
             harmless = False  # BatchNorm sees the parts of a batch, not the whole
+        other, value = ONLY_WITH.get(key, (key, None))
+        if key in ONLY_WITH and value not in (old.get(other), new.get(other)):
+            harmless = True
         if not harmless and old.get(key) != new.get(key):
             lines.append(f"{key}: {old.get(key)} -> {new.get(key)}")
     return lines

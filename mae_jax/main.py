@@ -67,7 +67,9 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
             closing.callback(dog.close)
             task = TASKS[config.task](config, folder)
             changes = FLAGS.allow_config_change
-            same = {"--allow_config_change": changes, **task.metadata(0)["data"]}
+            described = task.metadata(0)
+            same = {"--allow_config_change": changes, **described["data"]}
+            same["--config.target"] = described.get("target")  # a tokenizer's hash is part of it
         agreement.check(config, folder, same)
         return train.run(task, config, folder, allow_config_change=changes, stop=stop)
 

@@ -235,7 +235,7 @@ class Pretrained:
             if priority is None:
                 hidden = masking.masks(key, number, self.grid, ratio, kind)
             else:
-                values = self._of_patches(np.asarray(priority), number, "priority")
+                values = self._of_patches(np.asarray(priority, np.float32), number, "priority")
                 require(bool(np.isfinite(values).all()), "a priority must be finite numbers")
                 hidden = masking.from_priority(jnp.asarray(values), ratio, key)
         except ValueError as error:

@@ -137,7 +137,7 @@ class _Loop:
             if self.saving.due(step) or ending:
                 self._flush()
                 self._save(state, step, ending=ending, looked=looked)
-            if stopping and step < last:
+            if stopping and (step < last or not looked):
                 return self._stopped(step)
         self.progress.message(f"done: {self.workdir}")
         return True

@@ -8,7 +8,7 @@ import pytest
 
 from configs import demo, vit_l
 from mae_jax import config_check, config_keys, config_rules
-from mae_jax.config import flatten
+from mae_jax.config import changes, flatten
 from mae_jax.data import geometry
 from mae_jax.data.options import DataOptions
 from mae_jax.data.sources import ShapesSource
@@ -220,3 +220,13 @@ def test_checking_needs_no_jax():
                 for line in file
                 if line.startswith(("import ", "from "))
             }
+
+
+def test_what_means_nothing_beside_another_value_may_change():
+    old = tiny.config()
+    new = tiny.config(target__tokenizer="x", target__components=5)
+    assert changes(old, new) == []
+    for kind, key in (("tokens", "target.tokenizer"), ("pca", "target.components")):
+        old, new = tiny.config(target__kind=kind), tiny.config(target__kind=kind)
+        new.update_from_flattened_dict({key: {"tokens": "x", "pca": 5}[kind]})
+        assert [line.split(":")[0] for line in changes(old, new)] == [key]

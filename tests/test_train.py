@@ -222,6 +222,21 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     assert os.path.exists(tmp_path / "parts" / "pictures" / "step_00000004.png")
 
 
+def test_a_signal_in_the_last_evaluation_does_not_make_a_run_done(tmp_path, monkeypatch):
+    config = tiny.config(steps=4, eval_every=4)
+    request, evaluate = StopRequest(), evaluation.evaluate
+
+    def asked(step, params, batches, mesh):
+        request._asked |= len(tiny.metric_lines(tmp_path, "eval")) == 1  # of step 0
+        return evaluate(step, params, batches, mesh)
+
+    monkeypatch.setattr(evaluation, "evaluate", asked)
+    assert not run(tmp_path, config, stop=request)
+    monkeypatch.undo()
+    assert run(tmp_path, config)
+    assert [line["step"] for line in tiny.metric_lines(tmp_path, "eval")] == [0, 4]
+
+
 def test_what_a_run_leaves_behind(tmp_path):
     config = tiny.config(steps=4, eval_every=2, picture_every=2, checkpoint__every_steps=2)
     run(tmp_path, config)

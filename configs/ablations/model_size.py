@@ -12,8 +12,7 @@
 
 Hardware: as configs/vit_l.py.
 Cost (arithmetic): 1.2e20 (B), 2.55e20 (L), 5.97e20 FLOP (H) of pre-training.
-Expect: the figures above, ImageNet-1K. The recipe of fine-tuning differs by size: run --rows=B with
---finetune=configs/finetune/vit_b.py, --rows=H with vit_h.py.
+Expect: the figures above, ImageNet-1K, each size probed and fine-tuned by its own recipe.
 """
 
 import ml_collections
@@ -26,6 +25,10 @@ ROWS = {
     "B": {"model.size": "B"} | _LONG,
     "L": {"model.size": "L"} | _LONG,
     "H": {"model.size": "H", "model.patch_size": (14, 14)} | _LONG,
+}
+RECIPES = {
+    stage: {size: f"configs/{stage}/vit_{size.lower()}.py" for size in ROWS}
+    for stage in ("linprobe", "finetune")
 }
 PAPER = {
     "finetune": {"B": 83.6, "L": 85.9, "H": 86.9},

@@ -1,6 +1,6 @@
 """Partial fine-tuning: how many of the last blocks are trained (paper figure 9).
 
-    launch/local.sh --config=configs/ablations/partial.py:4 --config.init_from=runs/vit_l
+    launch/local.sh --config=configs/ablations/partial.py:4 --config.init_from=runs/vit_l_ablation
     python -m mae_jax.tools.study --study=configs/ablations/partial.py --stages=finetune
 
 | blocks     | 0.5  | 1    | 2    | 4    | 6    | 12   | 18   | 24   |

@@ -37,6 +37,10 @@ ROWS = {
     for size in _SIZES
     for target in _TARGETS
 }
+RECIPES = {
+    stage: {row: f"configs/{stage}/vit_{row[0].lower()}.py" for row in ROWS}
+    for stage in ("linprobe", "finetune")
+}
 PAPER = {
     "finetune": dict(zip(ROWS, (83.3, 83.6, 83.6, 85.1, 85.9, 85.7, 86.2, 86.9, 86.9), strict=True))
 }

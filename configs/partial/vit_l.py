@@ -21,12 +21,7 @@ from configs.finetune import vit_l
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe."""
-    config = vit_l.get_config()
-    config.init_from = "runs/vit_l_ablation"
+    config = vit_l.get_config("ablation")
     config.trainable = "last"
     config.trainable_blocks = 4.0
-    # Table 9, which was tuned for these encoders.
-    config.head.pool = "cls"
-    config.erase_prob = 0.0
-    config.model.drop_path = 0.1
     return config

@@ -114,7 +114,7 @@ def _read_pth(path: str) -> File:
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no weights but a {type(content).__name__}")
     weights = next((content[k] for k in _INSIDE if isinstance(content.get(k), dict)), content)
-    arrays = {str(k): x for k, x in weights.items() if isinstance(x, np.ndarray)}
+    arrays = {k: x for k, x in weights.items() if isinstance(k, str) and isinstance(x, np.ndarray)}
     if not arrays:
         raise UsageError(f"{path} holds no weights under any of {_INSIDE} (it has {list(content)})")
     arguments = content.get("args")

@@ -213,13 +213,14 @@ class _Resolver:
     def _parameters(self, module: Any) -> dict[str, np.ndarray]:
         found = {name: self(x) for name, x in vars(module)["_parameters"].items()}
         parts = vars(module)["_modules"].items()
-        # Long names, or parts of parts that are used again and again, would make names without end.
-        if any(len(name) > _LONGEST_NAME for name in (*found, *dict(parts))):
-            raise UsageError("refused: a module with names that are too long")
         for name, part in parts:
             if id(part) in self._done:
                 raise UsageError("refused: a module that is part of several")
+            _check_name(name)
             found |= {f"{name}.{key}": x for key, x in self(part).items()}
+        # Long names, or parts of parts that are used again and again, would make names without end.
+        for name in found:
+            _check_name(name)
         return found
 
     def _array(self, tensor: _Tensor) -> np.ndarray:
@@ -241,6 +242,11 @@ class _Resolver:
             raise UsageError("refused: its tensors take many times the size of the file")
         steps = [s * values.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        raise UsageError("refused: a module with names that are too long, or none")
 
 
 def _read_zip(path: str) -> Any:

@@ -103,9 +103,9 @@ def block_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int
     A box has an area between `LEAST_BOX` and what remains to be hidden, uniformly, and height /
     width between 1 / `WIDEST` and `WIDEST`, uniformly in the logarithm; its sides are rounded. It
     counts if it is smaller than the grid in both directions and hides 1 to as many further patches
-    as remain; the `TRIES`th in a row that does not count ends the drawing. What then remains (less
-    than 5 % of 14 x 14 patches at any ratio, 0.4 % at 0.75) is hidden at random, so that all images
-    keep `len_keep`.
+    as remain; the `TRIES`th in a row that does not count ends the drawing. What then remains (of
+    14 x 14 patches 0.4 % at 0.75, less than 5 % at ratios from 0.1) is hidden at random, so that
+    all images keep `len_keep`.
     """
     boxes, rest = jax.random.split(key)
     num_patches = grid[0] * grid[1]

@@ -24,8 +24,9 @@ from mae_jax.errors import UsageError
 STAGES = {
     "pretrain": "configs/vit_l.py:ablation",
     "linprobe": "configs/linprobe/vit_l.py",
-    "finetune": "configs/finetune/vit_l.py",
+    "finetune": "configs/finetune/vit_l.py:ablation",
 }
+Recipe = str | dict[str, str]
 # What of the model all stages share: the encoder.
 _ENCODER = re.compile(r"model\.(size|image_size|patch_size|channels|embed_dim|depth|num_heads|mlp)")
 
@@ -39,7 +40,7 @@ class Study(NamedTuple):
       key: key whose value the rows are named after; "" where rows change several.
       rows: what each row changes: name -> key -> value.
       paper: what the paper prints: stage -> row -> accuracy in percent.
-      recipes: stage -> the paper's recipe; what comes after pre-training, and how.
+      recipes: stage -> the paper's recipe, or one for each row.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Study(NamedTuple):
     key: str
     rows: dict[str, dict[str, Any]]
     paper: dict[str, dict[str, float]]
-    recipes: dict[str, str]
+    recipes: dict[str, Recipe]
 
 
 class Stage(NamedTuple):
@@ -58,12 +59,14 @@ class Stage(NamedTuple):
       folder: its workdir.
       words: arguments of `mae_jax.main`, the workdir left out.
       config: what they mean.
+      base: those of the pre-training that it begins with; None for pre-training itself.
     """
 
     name: str
     folder: str
     words: list[str]
     config: Any
+    base: Any
 
 
 class Cell(NamedTuple):
@@ -126,7 +129,7 @@ def _value(text: str) -> Any:
 def cells(
     rows: dict[str, dict[str, Any]],
     *,
-    recipes: dict[str, str],
+    recipes: dict[str, Recipe],
     overrides: dict[str, list[str]],
     workdir: str,
 ) -> list[Cell]:
@@ -138,7 +141,7 @@ def cells(
 
     Args:
       rows: from `choose`.
-      recipes: stage -> recipe; the first is that of `pretrain`.
+      recipes: stage -> recipe, or one for each row; the first is that of `pretrain`.
       overrides: stage -> further arguments, `--config.key=value`.
       workdir: folder of the studies.
 
@@ -146,8 +149,9 @@ def cells(
       UsageError: an argument or a row is impossible.
     """
     found = []
-    base = flatten(_parse(recipes["pretrain"], overrides["pretrain"]))
     for row, changes in rows.items():
+        of_row = {s: r if isinstance(r, str) else r[row] for s, r in recipes.items()}
+        base = flatten(_parse(of_row["pretrain"], overrides["pretrain"]))
         of_pretrain = {k: v for k, v in changes.items() if k in NEEDED["pretrain"]}
         rest = {k: v for k, v in changes.items() if k not in of_pretrain}
         of_pretrain = {k: v for k, v in of_pretrain.items() if base.get(k) != _plain(v)}
@@ -155,7 +159,7 @@ def cells(
         folder = os.path.join(workdir, _label(of_pretrain) or "base")
         own = {"pretrain": of_pretrain, "linprobe": encoder, "finetune": encoder | rest}
         cell = Cell(row, [])
-        for stage, recipe in recipes.items():
+        for stage, recipe in of_row.items():
             words = [*overrides[stage]]
             if stage != "pretrain":
                 words.append(f"--config.init_from={cell.stages[0].folder}")
@@ -163,9 +167,26 @@ def cells(
             config = _parse(recipe, words, f"row {row}, {stage}: ")
             name = ",".join(filter(None, [stage, _label(rest) if stage == "finetune" else ""]))
             command = [f"--config={recipe}", *words]
-            cell.stages.append(Stage(stage, os.path.join(folder, name), command, config))
+            first = cell.stages[0].config if cell.stages else None
+            _check_same_encoder(first, config, f"row {row}, {stage}: ")
+            cell.stages.append(Stage(stage, os.path.join(folder, name), command, config, first))
         found.append(cell)
     return found
+
+
+def _check_same_encoder(first: Any, config: Any, where: str) -> None:
+    """Refuses a stage with another encoder than pre-training; images may have another size."""
+    if first is None:
+        return
+    trained, wanted = flatten(first), flatten(config)
+    for key in filter(_ENCODER.match, wanted):
+        old, new = trained[key], wanted[key]
+        by_size = 0 in (old, new)  # then `model.size` tells
+        if key != "model.image_size" and old != new and not by_size:
+            raise UsageError(
+                f"{where}--config.{key}={new}, but pre-training has {old}: choose a recipe of the "
+                "same encoder, or set it for all stages"
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -175,7 +196,7 @@ def _plain(value: Any) -> Any:
 
 def _label(changes: dict[str, Any]) -> str:
     """A folder's name for what is changed; "" for nothing."""
-    text = ",".join(f"{key}={value}" for key, value in changes.items())
+    text = ",".join(f"{key}={value}" for key, value in sorted(changes.items()))
     return re.sub(r"[^\w.=,+-]+", "-", text)
 
 

@@ -62,8 +62,11 @@ class Target(Protocol):
         """Loss of each image, float32 [B], of predictions [B, M, width]."""
         ...
 
-    def baseline(self, values: jax.Array) -> jax.Array:
-        """Loss [B] of a guess that knows nothing of the image's structure: the bar to beat."""
+    def baseline(self, values: jax.Array, valid: jax.Array) -> jax.Array:
+        """Loss [B] of a guess that knows nothing of the image's structure: the bar to beat.
+
+        `valid` float32 [B] is 0 for images that do not count.
+        """
         ...
 
     def pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:

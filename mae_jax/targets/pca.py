@@ -45,7 +45,7 @@ class PcaTarget:
     def loss(self, pred: jax.Array, values: jax.Array) -> jax.Array:
         return targets.reconstruction_loss(pred, values)
 
-    def baseline(self, values: jax.Array) -> jax.Array:
+    def baseline(self, values: jax.Array, valid: jax.Array) -> jax.Array:
         """Predicting the mean of all patches, whose coefficients are 0."""
         return jnp.square(values).mean(axis=(1, 2))
 

@@ -34,7 +34,7 @@ class PixelTarget:
     def loss(self, pred: jax.Array, values: jax.Array) -> jax.Array:
         return targets.reconstruction_loss(pred, values)
 
-    def baseline(self, values: jax.Array) -> jax.Array:
+    def baseline(self, values: jax.Array, valid: jax.Array) -> jax.Array:
         """Predicting each patch by its own mean."""
         return targets.baseline_loss(values)
 

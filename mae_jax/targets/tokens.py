@@ -67,14 +67,15 @@ class TokenTarget:
         logits = pred.astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, values).mean(axis=1)
 
-    def baseline(self, values: jax.Array) -> jax.Array:
+    def baseline(self, values: jax.Array, valid: jax.Array) -> jax.Array:
         """A guess that knows how frequent each token is among these, and nothing else.
 
         Their mean is the entropy of those frequencies. Where these tokens are not many times the
         vocabulary it is too low: a bar too high.
         """
-        counts = jnp.zeros(self.width, jnp.float32).at[values].add(1.0)
-        return jnp.log(values.size / counts[values]).mean(axis=1)
+        counts = jnp.zeros(self.width, jnp.float32).at[values].add(valid[:, None])
+        shares = counts[values] / jnp.maximum(counts.sum(), 1.0)
+        return jnp.where(valid[:, None] > 0, -jnp.log(shares), 0.0).mean(axis=1)
 
     def pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
         if not self.draws:

@@ -40,10 +40,16 @@ def _kept(config: Any, workdir: str) -> dict[str, Any] | None:
     """What the checkpoint that a run will continue says of its tokenizer."""
     metadata: dict[str, Any] = {}
     if workdir and checkpoint.exists(workdir):
-        for step in step_folders.steps(workdir):  # the newest that is not damaged
-            with contextlib.suppress(checkpoint.DamagedCheckpoint):
-                metadata = checkpoint.load_metadata(str(step_folders.folder_of(workdir, step)))
+        metadata = _newest(workdir)
     elif config.resume:
         metadata = checkpoint.load_metadata(config.resume)
     target = metadata.get("target", {})
     return target["tokenizer"] if target.get("kind") == "tokens" else None
+
+
+def _newest(workdir: str) -> dict[str, Any]:
+    """Metadata of the newest checkpoint that is not damaged, or {}."""
+    for step in reversed(step_folders.steps(workdir)):
+        with contextlib.suppress(checkpoint.DamagedCheckpoint):
+            return checkpoint.load_metadata(str(step_folders.folder_of(workdir, step)))
+    return {}

@@ -99,11 +99,17 @@ class Pretrain(ImageTask):
     def loss(
         self, params: Any, model_state: Any, batch: Batch
     ) -> tuple[jax.Array, tuple[Batch, Any]]:
-        loss, baseline = self._losses(params, model_state, batch["image"], batch["noise"])
+        images, noise = batch["image"], batch["noise"]
+        loss, baseline = self._losses(params, model_state, images, noise, jnp.ones(len(images)))
         return loss.mean(), ({"baseline_loss": baseline.mean()}, model_state)
 
     def _losses(
-        self, params: Any, model_state: Any, images: jax.Array, noise: jax.Array
+        self,
+        params: Any,
+        model_state: Any,
+        images: jax.Array,
+        noise: jax.Array,
+        valid: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """Loss, and loss of a guess that knows no structure, of each image: float32 [B] each."""
         masked = masking.from_noise(noise, self.config.mask.ratio)
@@ -112,7 +118,7 @@ class Pretrain(ImageTask):
         ids = masked.ids_shuffle if self._every else masked.ids_masked
         values = self.target.values(arrays, images, ids)
         pred: Any = self.model.apply({"params": params}, visible, masked, self._every)
-        return self.target.loss(pred, values), self.target.baseline(values)
+        return self.target.loss(pred, values), self.target.baseline(values, valid)
 
     def _encode(self, state: Any, images: jax.Array) -> jax.Array:
         """Latent [B, 1 + L, D] of whole images, nothing masked."""
@@ -133,8 +139,8 @@ class Pretrain(ImageTask):
 
     def _eval_sums(self, variables: tuple[Any, Any], batch: Batch) -> evaluation.Sums:
         noise = self._fixed_noise(batch["index"])
-        loss, baseline = self._losses(*variables, batch["image"], noise)
         valid = batch["valid"].astype(jnp.float32)
+        loss, baseline = self._losses(*variables, batch["image"], noise, valid)
         return {
             "loss": ((loss * valid).sum(), valid.sum()),
             "baseline_loss": ((baseline * valid).sum(), valid.sum()),

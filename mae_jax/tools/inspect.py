@@ -43,6 +43,8 @@ def describe(path: str) -> dict[str, Any]:
     """
     own = not convert.is_file(path)
     where = checkpoint.find(path).folder if own else os.path.abspath(path)
+    if own and (metadata := checkpoint.load_metadata(path)).get("task") == "tokenizer":
+        return _tokenizer(path, where, metadata)
     try:
         model = convert.load(path)
     except UsageError as error:
@@ -58,6 +60,18 @@ def describe(path: str) -> dict[str, Any]:
         "arrays": _arrays(model.params | model.statistics | target),
         "parameters": sum(x.size for x in model.params.values()),
         "sha256": content_hash(model.params),
+    }
+
+
+def _tokenizer(path: str, where: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    params = named(checkpoint.load_arrays(path)["params"])
+    return {
+        "checkpoint": where,
+        "contents": ["tokenizer: encoder and decoder"],
+        "metadata": metadata,
+        "arrays": _arrays(params),
+        "parameters": sum(x.size for x in params.values()),
+        "sha256": content_hash(params),
     }
 
 
@@ -99,7 +113,7 @@ def _print(info: dict[str, Any]) -> None:
 
 def _print_model(info: dict[str, Any]) -> None:
     print(f"  holds: {', '.join(info['contents'])}")
-    for line in convert.Report(**info["report"]).lines():
+    for line in convert.Report(**info["report"]).lines() if "report" in info else ():
         print(f"  {line}")
     metadata = dict(info["metadata"])
     config = metadata.pop("config", {})

@@ -58,16 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     done = {s.folder: run.is_done(s) for cell in cells for s in cell.stages}  # or refused: at once
     log.info("%d of %d runs are done", sum(done.values()), len(done))
-    return _run(study, cells, mine, folder)
+    with run.Stop().listening() as stop:
+        return _run(study, cells, mine, folder, stop)
 
 
 def _run(
-    study: plan.Study, cells: Sequence[plan.Cell], mine: Sequence[plan.Cell], folder: str
+    study: plan.Study,
+    cells: Sequence[plan.Cell],
+    mine: Sequence[plan.Cell],
+    folder: str,
+    stop: run.Stop,
 ) -> int:
     failed = []
     for cell in mine:
-        status = run.run_cell(cell, f"[{cells.index(cell) + 1}/{len(cells)}]")
-        if status == STOPPED:
+        status = run.run_cell(cell, f"[{cells.index(cell) + 1}/{len(cells)}]", stop)
+        if stop.heard:
             return STOPPED
         if status:
             failed.append(cell.row)

@@ -115,6 +115,13 @@ def pickled_modules(build):
 
 
 def test_modules_that_share_parts_or_have_endless_names_are_refused(tmp_path):
+    def deep(module):
+        made = module({})
+        made._parameters["w"] = None
+        for _ in range(20):
+            made = module({"x" * 90: made})
+        return made
+
     def shared(module):
         inner = module({})
         for _ in range(60):
@@ -130,6 +137,8 @@ def test_modules_that_share_parts_or_have_endless_names_are_refused(tmp_path):
         (shared, "part of several"),
         (circular, "damaged"),
         (lambda module: module({"x" * 10**6: module({})}), "names that are too long"),
+        (lambda module: module({("x",): module({})}), "names that are too long, or none"),
+        (deep, "names that are too long"),
     ):
         with pytest.raises(UsageError, match=message):
             pth.read(archive(tmp_path / "x.pkl", pickled_modules(build)))

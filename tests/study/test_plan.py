@@ -55,6 +55,27 @@ def test_rows_of_fine_tuning_share_their_pretraining():
     ]
 
 
+def test_a_folder_does_not_depend_on_the_order_of_changes():
+    one, other = {"epochs": 3.0, "mask.ratio": 0.5}, {"mask.ratio": 0.5, "epochs": 3.0}
+    assert folders(cells({"a": one})) == folders(cells({"a": other}))
+
+
+def test_a_stage_may_have_a_recipe_for_each_row():
+    study = plan.load("configs/ablations/model_size.py")
+    found = plan.cells(
+        study.rows, recipes=study.recipes, overrides=dict.fromkeys(RECIPES, []), workdir="/w"
+    )
+    assert [cell.stages[2].config.epochs for cell in found] == [100, 50, 50]
+    assert [cell.stages[2].config.model.size for cell in found] == ["B", "L", "H"]
+
+
+def test_stages_with_another_encoder_are_refused():
+    with pytest.raises(
+        UsageError, match="linprobe: --config.model.depth=4, but pre-training has 3"
+    ):
+        cells({"a": {}}, pretrain=["--config.model.depth=3"])
+
+
 def test_impossible_rows_are_refused_with_their_name():
     for changes, message in (
         ({"mask.ratio": 2.0}, "row a, pretrain: --config.mask.ratio=2.0 must be"),

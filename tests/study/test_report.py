@@ -17,7 +17,7 @@ def make_study(tmp_path):
         for name in ("pretrain", "linprobe"):
             folder = tmp_path / row / name
             folder.mkdir(parents=True)
-            stages.append(plan.Stage(name, str(folder), [], None))
+            stages.append(plan.Stage(name, str(folder), [], None, None))
             done[str(folder)] = name == "pretrain" or top1 is not None
             lines = [
                 {"step": 0, "epoch": 0, "split": "eval", "loss": 9.0, "baseline_loss": 1.0},

@@ -100,7 +100,7 @@ def test_what_is_lost_is_the_variance_of_the_directions_left_out(learnt):
     back = np.asarray(target.pixels(arrays, values, jnp.asarray(images)))
     lost = ((back - patches) ** 2).sum(axis=-1).mean()
     np.testing.assert_allclose(lost, fit.variance[N:].sum(), rtol=1e-4)
-    baseline = float(target.baseline(values).mean())
+    baseline = float(target.baseline(values, jnp.ones(len(values))).mean())
     np.testing.assert_allclose(baseline, fit.variance[:N].mean(), rtol=1e-4)
     np.testing.assert_allclose(target.loss(jnp.zeros_like(values), values).mean(), baseline)
     pred = np.random.default_rng(1).normal(size=values.shape).astype(np.float32)

@@ -99,9 +99,12 @@ def test_loss_and_baseline(path):
     logs = scipy.special.log_softmax(pred, axis=-1)
     expected = [-np.mean([logs[b, i, values[b, i]] for i in range(5)]) for b in range(3)]
     np.testing.assert_allclose(target.loss(jnp.asarray(pred), values), expected, rtol=1e-5)
-    baseline = target.baseline(jnp.asarray(values))
+    baseline = target.baseline(jnp.asarray(values), jnp.ones(3))
     entropy = scipy.stats.entropy(np.bincount(values.ravel()))
     assert baseline.shape == (3,) and float(baseline.mean()) == pytest.approx(entropy, rel=1e-5)
+    padded = np.concatenate([values, np.full((9, 5), 7)])  # what fills a batch up counts nowhere
+    valid = jnp.asarray([1.0] * 3 + [0.0] * 9)
+    np.testing.assert_allclose(target.baseline(padded, valid)[:3], baseline, rtol=1e-6)
 
 
 def test_a_prediction_is_drawn_by_the_decoder(path):
