@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+WAIT_SECONDS = 600  # for the slowest process to write its part
+READ_AGAIN, READ_SECONDS = 3, 10.0  # tries to read a checkpoint back, and the pause after each
 _NEVER_SPOILT = ("params", "opt_state", "model_state", "ema")
 
 
@@ -91,15 +94,16 @@ class Checkpointer:
         self._saving: _Saving | None = None
         self._failure: SaveFailed | None = None
         self._verified: int | None = None
-        if not read_only and jax.process_index() == 0:
+        self._attempts = 0
+        if not read_only:
             try:
-                step_folders.remove_unfinished(self.run)
+                together.on_first(lambda: step_folders.remove_unfinished(self.run))
             except OSError as error:
                 raise UsageError(f"--workdir={workdir} cannot be written to: {error}") from error
 
     def steps(self) -> list[int]:
         """Steps that were saved, oldest first, be they sound or damaged; what process 0 sees."""
-        return together.of_first(step_folders.steps(self.run))
+        return together.of_first(lambda: step_folders.steps(self.run))
 
     def latest_step(self) -> int | None:
         """Newest of them, or None."""
@@ -121,7 +125,11 @@ class Checkpointer:
         """
         self._settle()
         step = int(state.step)
-        if step in self.steps():
+        try:
+            if step in self.steps():
+                return
+        except OSError as error:
+            self._failure = SaveFailed(f"checkpoint {step} is not saved: {stored.line(error)}")
             return
         parts = _parts(state)
         record, spoilt = integrity.record(parts)
@@ -132,7 +140,16 @@ class Checkpointer:
             )
         args = _save_args(parts, metadata, record)
         # Orbax's remembers the errors of a failed save: every save has its own.
-        writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        # So do its barriers: a process that failed has not come to all of them.
+        self._attempts += 1
+        together_as = ocp.options.MultiprocessingOptions(
+            barrier_sync_key_prefix=f"save{self._attempts}"
+        )
+        writer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            timeout_secs=WAIT_SECONDS,
+            multiprocessing_options=together_as,
+        )
         tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts)
         saving = self._saving = _Saving(step, tree, writer)
         saving.attempt(lambda: self._begin(saving, args))
@@ -197,25 +214,20 @@ class Checkpointer:
 
     def set_aside(self, step: int, reason: str) -> None:
         """Renames a damaged step to corrupt-<step>, so that it is no longer one."""
-        if jax.process_index() == 0:
+
+        def rename() -> None:
             name = step_folders.set_aside(self.run, step)
             log.warning("checkpoint %d is damaged: %s; set aside as %s", step, reason, name)
-        together.everywhere(True)  # the others wait
+
+        together.on_first(rename)
 
     def _found(self, step: int) -> Found:
         return Found(str(step_folders.folder_of(self.run, step)), self.run, step)
 
     def _begin(self, saving: _Saving, args: Any) -> None:
         """Starts Orbax's part of a save, if process 0 can make folders: all fail, or none."""
-        error: OSError | None = None
-        if jax.process_index() == 0:
-            try:
-                step_folders.remove_unfinished(self.run)
-                step_folders.make_writable(self.run)
-            except OSError as found:
-                error = found
-        if any(together.everywhere(error is not None)):
-            raise error or OSError("process 0 cannot write there")
+        together.on_first(lambda: step_folders.remove_unfinished(self.run))
+        together.on_first(lambda: step_folders.make_writable(self.run))
         saving.writer.save(step_folders.folder_of(self.run, saving.step), args=args)
 
     def _finish(self, saving: _Saving) -> None:
@@ -225,13 +237,26 @@ class Checkpointer:
             return
         step = saving.step
         try:
-            stored.verify(self._found(step), saving.tree)
+            self._verify(step, saving.tree)
         except UsageError as error:
             name = step_folders.set_aside(self.run, step)
             raise OSError(
                 f"set aside as {name} after reading back: {stored.line(error)}"
             ) from error
         step_folders.prune(self.run, step, keep=self._keep, keep_every=self._keep_every)
+
+    def _verify(self, step: int, tree: Any) -> None:
+        """`stored.verify`; a disk or a machine in trouble is asked again."""
+        for _ in range(READ_AGAIN):
+            try:
+                stored.verify(self._found(step), tree)
+                return
+            except DamagedCheckpoint:
+                raise
+            except UsageError as error:
+                log.warning("%s; it is tried again", error)
+                time.sleep(READ_SECONDS)
+        stored.verify(self._found(step), tree)
 
     def _settle(self) -> None:
         """Waits for the save under way; all processes agree on how it went."""

@@ -54,6 +54,8 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
     compile_cache.enable(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     stop.several = jax.process_count() > 1
+    if not stop.several:
+        stop.listen_again()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     process = jax.process_index()

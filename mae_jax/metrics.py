@@ -1,11 +1,13 @@
 """Where numbers go: metrics.jsonl (the truth), TensorBoard, and one line or bar for the person."""
 
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +49,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str, start_step: int, *, active: bool = True):
-        self._active = active
+        self._active, self._told = active, False
         if not active:
             return
         path = os.path.join(workdir, "metrics.jsonl")
@@ -66,22 +68,48 @@ class MetricWriter:
             return
         values = {name: None if _not_finite(value) else value for name, value in values.items()}
         line = {"step": step, "split": split, **values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        with self.disk_may_be_full():
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        with self.disk_may_be_full():
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(f"{split}/{name}", value, step)
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a uint8 [H, W, 3] picture to TensorBoard."""
         if self._active:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            with self.disk_may_be_full():
+                self._board.add_image(name, image, step, dataformats="HWC")
+
+    @contextlib.contextmanager
+    def disk_may_be_full(self) -> Iterator[None]:
+        """Metrics and pictures that cannot be written do not end a run; the first is told."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                log.warning(
+                    "metrics or pictures cannot be written (%s); the run goes on without", error
+                )
+            self._told = True
 
     def close(self) -> None:
         """Flushes everything to disk."""
         if self._active:
-            self._file.close()
-            self._board.close()
+            with self.disk_may_be_full():
+                self._file.close()
+            with self.disk_may_be_full():
+                self._board.close()
+
+
+def parse_line(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if it is not whole: still being written, or cut off once."""
+    try:
+        values = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and {"step", "split"} <= values.keys() else None
 
 
 def _not_finite(value: Any) -> bool:
@@ -89,7 +117,7 @@ def _not_finite(value: Any) -> bool:
 
 
 def _truncate(path: str, last_step: int) -> None:
-    """Keeps the lines of steps up to `last_step`; a half-written last line goes too.
+    """Keeps the lines of steps up to `last_step`; what was written by halves goes.
 
     Without a step done nothing is kept: the line of step 0 is written again.
     """
@@ -98,7 +126,8 @@ def _truncate(path: str, last_step: int) -> None:
     kept = []
     with open(path, encoding="utf-8") as file:
         for line in file:
-            if last_step and line.endswith("\n") and json.loads(line)["step"] <= last_step:
+            values = parse_line(line)
+            if last_step and values and values["step"] <= last_step:
                 kept.append(line)
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         file.writelines(kept)

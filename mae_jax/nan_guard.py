@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from mae_jax import run_info
 
 REMEDIES = (
@@ -60,16 +62,20 @@ class NanGuard:
             )
         raise FloatingPointError(
             f"step {step}: {numbers}: not finite, for {self.streak} updates in a row; "
-            f"{self._last_finite}; {_saved(newest())}. The examples of these batches are listed "
-            f"in {self._report()}. Remedies: {REMEDIES}"
+            f"{self._last_finite}; {_saved(newest())}. The examples of these batches are "
+            f"{self._report()}. Remedies: {REMEDIES}"
         )
 
     def _report(self) -> str:
-        """Writes the examples of the skipped batches; returns the file's path."""
+        """Process 0 writes the examples of the skipped batches; says where they are."""
         steps = [bad | {"examples": self._examples(bad["step"])} for bad in self._bad]
         path = os.path.join(self._workdir, f"not_finite_{steps[-1]['step']:08d}.json")
-        run_info.write_json(path, steps)
-        return path
+        try:
+            if jax.process_index() == 0:
+                run_info.write_json(path, steps)
+        except OSError as error:
+            return f"not listed, since {path} cannot be written ({error})"
+        return f"listed in {path}"
 
 
 def _saved(step: int | None) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from typing import Any, NamedTuple
 
-from mae_jax import checkpoint, step_folders
+from mae_jax import checkpoint, step_folders, together
 from mae_jax import config as config_lib
 from mae_jax.errors import UsageError
 from mae_jax.init_from import load_initial, origin, read_initial
@@ -97,7 +97,9 @@ def start_state(
             "this one, or remove that folder to begin anew"
         )
     if config.resume:
-        _, run, step = checkpoint.find_run(config.resume)
+        run = together.read(config.resume, lambda: checkpoint.find_run(config.resume)).run
+        # That run may go on and save meanwhile: process 0 says which step.
+        step = together.of_first(lambda: [checkpoint.find_run(config.resume).step])[0]
         with contextlib.closing(checkpoint.Checkpointer(run, read_only=True)) as other:
             found = _continued(task, other, step, abstract, allow_change)
         log.info("continuing %s after step %d in a new workdir", run, step)

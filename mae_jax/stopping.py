@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = 75  # exit status: run the same command again to continue (EX_TEMPFAIL)
 START_GRACE = 5.0  # seconds to leave in good order when there is nothing to save
+LAST_WORDS = 2.0  # seconds for what is called before leaving at once
 REPEAT = 1.0  # schedulers send a signal to a process and to its group: within this it is one
 
 
@@ -43,6 +44,10 @@ class StopRequest:
     def working(self) -> None:
         """From now on there is something to save."""
         self._working = True
+
+    def listen_again(self) -> None:
+        """After `jax.distributed` took SIGTERM: with one process nobody would ask it."""
+        signal.signal(signal.SIGTERM, self._on_signal)
 
     def poll(self) -> bool:
         """True when the run should stop here, and ever after.
@@ -86,8 +91,10 @@ class StopRequest:
 
     def _leave(self, status: int, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
-        for call in self.before_leaving:
-            call()
+        # A disk that hangs may be the reason to leave: nothing on it is waited for long.
+        calls = threading.Thread(target=lambda: [c() for c in self.before_leaving], daemon=True)
+        calls.start()
+        calls.join(LAST_WORDS)
         os._exit(status)
 
 

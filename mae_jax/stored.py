@@ -23,7 +23,10 @@ ARRAYS = "arrays"  # key of the metadata
 _MARKER = "_CHECKPOINT_METADATA"  # what Orbax writes last
 _AT_ONCE = 2**26  # bytes, when a checkpoint is only looked at
 # Answers of a disk or a device that say nothing about the checkpoint.
-_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+_NOT_DAMAGE = (
+    *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"),
+    *("bad_alloc", "start new thread"),
+)
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 Read = Callable[[Callable[[str], bool]], Any]
@@ -73,7 +76,8 @@ def damage(folder: str) -> Iterator[None]:
         raise
     except Exception as error:
         number = getattr(error, "errno", None)
-        if (number and number not in _DAMAGE) or any(s in str(error) for s in _NOT_DAMAGE):
+        trouble = isinstance(error, MemoryError) or (number and number not in _DAMAGE)
+        if trouble or any(text in str(error) for text in _NOT_DAMAGE):
             raise UsageError(f"{folder} cannot be read: {line(error)}") from error
         raise DamagedCheckpoint(folder, line(error)) from error
 

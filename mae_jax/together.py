@@ -21,8 +21,31 @@ def everywhere(value: int) -> list[int]:
     return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
-def of_first(values: list[int]) -> list[int]:
-    """Process 0's list, on every process: a shared disk may show each another one."""
+def on_first(work: Callable[[], Any]) -> None:
+    """Does something on process 0 alone; what goes wrong there is raised on all.
+
+    Raises:
+      OSError: of `work`.
+      UsageError: the same.
+    """
+    error: OSError | UsageError | None = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except (OSError, UsageError) as caught:
+            error = caught
+    if any(everywhere(error is not None)):
+        raise error or OSError("process 0 could not do it: see what it printed last")
+
+
+def of_first(work: Callable[[], list[int]]) -> list[int]:
+    """Process 0's list, on every process: a shared disk may show each another one.
+
+    Raises:
+      OSError: of `work`, on all.
+    """
+    values: list[int] = []
+    on_first(lambda: values.extend(work()))
     if jax.process_count() == 1:
         return values
     size = everywhere(len(values))[0]

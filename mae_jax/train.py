@@ -234,7 +234,8 @@ class _Loop:
                 image = self.task.picture(state, self.mesh)
             self.writer.write_image(step, "picture", image)
             if jax.process_index() == 0:
-                self.progress.message(f"picture: {self.task.save_picture(image, step)}")
+                with self.writer.disk_may_be_full():
+                    self.progress.message(f"picture: {self.task.save_picture(image, step)}")
         self.watch.add_pause(time.perf_counter() - began)
         return True
 

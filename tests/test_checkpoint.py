@@ -221,7 +221,15 @@ def test_another_model_is_not_damage(run):
     saver.close()
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "no"), RuntimeError("RESOURCE_EXHAUSTED")])
+TROUBLE = [
+    PermissionError(13, "no"),
+    RuntimeError("RESOURCE_EXHAUSTED"),
+    RuntimeError("can't start new thread"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", TROUBLE, ids=repr)
 def test_a_machine_in_trouble_is_not_damage(run, monkeypatch, error):
     def refuse(*_, **__):
         raise error
@@ -407,7 +415,7 @@ def test_names_of_what_is_set_aside_never_collide(run):
 
 
 TWO = """
-import logging, os, sys
+import logging, os, resource, signal, sys
 import jax, numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from jax.experimental import multihost_utils
@@ -431,6 +439,22 @@ if first:
     os.remove(run + "/checkpoints")
 meet()
 save(1)
+# One process cannot write its part; nobody waits long, and the same step is saved when it can.
+checkpoint.WAIT_SECONDS = 5
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+if not first:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+meet()
+saver.save(make_state(2), {"step": 2})
+try:
+    saver.wait()
+    print("saved")
+except checkpoint.SaveFailed:
+    print("2 not saved")
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+checkpoint.WAIT_SECONDS = 60
+meet()
 save(2)
 mine = run + "/checkpoints/2"
 if first:
@@ -472,5 +496,5 @@ def test_two_processes_agree_on_failures_and_damage(tmp_path):
         lines = [line for line in output.splitlines() if "Gloo" not in line]
         assert process.returncode == 0, output + errors
         assert lines[0].startswith("1 checkpoint 1 is not saved: "), output
-        assert lines[1:] == ["1 None", "2 None", "damaged", "[1]", "done"], output
+        assert lines[1:] == ["1 None", "2 not saved", "2 None", "damaged", "[1]", "done"], output
     assert step_names(tmp_path) == ["1", "corrupt-2"]

@@ -76,3 +76,20 @@ def test_speed_leaves_pauses_out(monkeypatch):
     assert report["data_wait"] == pytest.approx(0.2)
     assert watch.window == pytest.approx((4, 2.0, 0.4))
     assert watch.report() == {}
+
+
+def test_a_full_disk_does_not_end_a_run_and_a_broken_line_no_restart(tmp_path, monkeypatch, caplog):
+    writer = metrics.MetricWriter(str(tmp_path), 0)
+    writer.write(1, "train", {"loss": 1.0})
+    real = writer._file
+    writer._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    for step in (2, 3):
+        writer.write(step, "train", {"loss": 1.0})
+    assert caplog.text.count("No space left on device") == 1
+    monkeypatch.setattr(writer, "_file", real)
+    writer.write(4, "train", {"loss": 1.0})
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\0" * 20 + "\n" + path.read_text() + '{"step": 5, "spl')
+    metrics.MetricWriter(str(tmp_path), 4).close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 4]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,3 +55,23 @@ def test_signals(before, body, pauses, status, said, number):
     assert process.returncode == (128 + number if status is None else status), output
     assert said in output
     assert ("released" in output) == (body == IN_C)  # else the main thread cleans up itself
+
+
+def test_a_single_process_hears_sigterm_though_jax_distributed_took_it():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = f"""
+import os, signal, time
+import jax
+from mae_jax.stopping import stop_on_signals
+with stop_on_signals() as stop:
+    jax.distributed.initialize("localhost:{port}", 1, 0)
+    stop.listen_again()
+    stop.working()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    print("asked", stop.poll())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "asked True" in done.stdout, done.stderr

@@ -2,11 +2,11 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mae_jax.metrics import parse_line
 from mae_jax.study.plan import Cell, Study
 
 # Of each stage: column -> (split, name) of metrics.jsonl; accuracies in percent.
@@ -30,8 +30,8 @@ def measured(stage: str, folder: str) -> dict[str, float]:
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             for line in file:
-                values = json.loads(line)
-                newest[values["split"]] = values
+                if values := parse_line(line):
+                    newest[values["split"]] = values
     found = {}
     for column, (split, name) in COLUMNS[stage].items():
         if split in newest:

@@ -7,7 +7,6 @@ A metric is SPLIT/NAME of metrics.jsonl: eval/top1, eval/loss, train/loss, knn/t
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple
 from mae_jax import pictures, plots
 from mae_jax.console import run_command
 from mae_jax.errors import UsageError
+from mae_jax.metrics import parse_line
 
 PREFERRED = ("eval/top1", "knn/top1", "eval/loss")
 LOWER_IS_BETTER = ("loss",)
@@ -41,9 +41,9 @@ def read_run(folder: str) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     with open(path, encoding="utf-8") as file:
         for line in file:
-            if not line.endswith("\n"):
-                continue  # a run that goes on is writing it
-            values = json.loads(line)
+            values = parse_line(line)
+            if values is None:
+                continue
             step, epoch, split = (values.pop(key) for key in ("step", "epoch", "split"))
             for name, value in values.items():
                 curve = curves.setdefault(f"{split}/{name}", Curve([], [], []))
