@@ -69,14 +69,15 @@ def _run(
     folder: str,
     stop: run.Stop,
 ) -> int:
-    failed = []
+    failed, table = [], ""
     for cell in mine:
         status = run.run_cell(cell, f"[{cells.index(cell) + 1}/{len(cells)}]", stop)
         if stop.heard:
             return STOPPED
         if status:
             failed.append(cell.row)
-        print(write(study, cells, folder))
+        table = write(study, cells, folder)
+    print(table)
     if failed:
         raise RunError(f"rows that failed: {', '.join(failed)}; the others are done")
     return 0
