@@ -1,6 +1,7 @@
 """Masks of every kind in the train step, on one device and on several."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,13 +25,13 @@ def test_a_step_with_the_same_masks_on_one_device_and_on_four(kind):
     batches = task.train_batches(0)
     batch = next(batches)
     batches.close()
-    found = []
+    found, of_step = [], rng.stream_key(config.seed, "train", 0)
     for number in (1, 4):
         mesh = sharding.make_mesh(devices=jax.devices()[:number])
         here = sharding.to_device(mesh, batch)
         # As a part of the step, from its key: noise that ends up split over the devices.
         prepare = jax.jit(
-            lambda batch: task.prepare(batch, rng.stream_key(config.seed, "train", 0))["noise"],
+            lambda batch: task.prepare(batch, of_step, jnp.int32(0))["noise"],
             out_shardings=sharding.batch_sharding(mesh),
         )
         noise = prepare(here)
