@@ -7,11 +7,7 @@ there are, whether they are sound and which may go is ours (`step_folders`, `sto
 
 import contextlib
 import dataclasses
-import functools
 import logging
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +19,7 @@ from mae_jax.errors import UsageError
 from mae_jax.integrity import Record
 from mae_jax.state import TrainState
 from mae_jax.step_folders import FOLDER, Found, exists, find, find_run
+from mae_jax.step_writer import SaveFailed, StepWriter
 from mae_jax.stored import DamagedCheckpoint, load_arrays, load_metadata, parts
 
 __all__ = [
@@ -42,32 +39,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 600  # for the slowest process to write its part
-READ_AGAIN, READ_SECONDS = 3, 10.0  # tries to read a checkpoint back, and the pause after each
 _NEVER_SPOILT = ("params", "opt_state", "model_state", "ema")
-
-
-class SaveFailed(Exception):
-    """A checkpoint that was begun did not come to be; the text is one line."""
-
-
-@dataclasses.dataclass
-class _Saving:
-    """A save under way; `tree` has the shapes and dtypes of what is written."""
-
-    step: int
-    tree: Any
-    writer: ocp.AsyncCheckpointer
-    thread: threading.Thread | None = None
-    error: SaveFailed | None = None
-
-    def attempt(self, work: Callable[[], None]) -> None:
-        """Does a part of the save; what goes wrong is kept for whoever asks."""
-        try:
-            work()
-        except Exception as error:
-            self.error = SaveFailed(f"checkpoint {self.step} is not saved: {stored.line(error)}")
-            self.error.__cause__ = error
 
 
 class Checkpointer:
@@ -91,9 +63,8 @@ class Checkpointer:
     ):
         self.run = step_folders.absolute(workdir)
         self._keep, self._keep_every = keep, keep_every
-        self._saving: _Saving | None = None
+        self._writer: StepWriter | None = None
         self._failure: SaveFailed | None = None
-        self._verified: int | None = None
         self._attempts = 0
         if not read_only:
             try:
@@ -108,10 +79,6 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """Newest of them, or None."""
         return max(self.steps(), default=None)
-
-    def verified_step(self) -> int | None:
-        """Newest step that was restored, or saved and read back, by this object."""
-        return self._verified
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts to write the state and its description; returns before it is done.
@@ -138,32 +105,14 @@ class Checkpointer:
             raise FloatingPointError(
                 f"the state after step {step} is not saved: not finite are {integrity.some(spoilt)}"
             )
-        args = _save_args(parts, metadata, record)
-        # Orbax's remembers the errors of a failed save: every save has its own.
-        # So do its barriers: a process that failed has not come to all of them.
         self._attempts += 1
-        together_as = ocp.options.MultiprocessingOptions(
-            barrier_sync_key_prefix=f"save{self._attempts}"
-        )
-        writer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
-            timeout_secs=WAIT_SECONDS,
-            multiprocessing_options=together_as,
-        )
-        tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts)
-        saving = self._saving = _Saving(step, tree, writer)
-        saving.attempt(lambda: self._begin(saving, args))
-        if not any(together.everywhere(saving.error is not None)):
-            finish = functools.partial(saving.attempt, lambda: self._finish(saving))
-            saving.thread = threading.Thread(target=finish, name="checkpoint")
-            saving.thread.start()
+        self._writer = StepWriter(self._found(step), parts, self._attempts)
+        self._writer.begin(_save_args(parts, metadata, record), then=lambda: self._prune(step))
 
     def failure(self) -> SaveFailed | None:
         """What went wrong with a save since last asked, once; does not wait for one under way."""
-        if self._saving:
-            thread = self._saving.thread
-            if not any(together.everywhere(thread is not None and thread.is_alive())):
-                self._settle()
+        if self._writer and not any(together.everywhere(self._writer.running)):
+            self._settle()
         failure, self._failure = self._failure, None
         return failure
 
@@ -180,10 +129,9 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits for the save under way. A failure that nobody asked for is logged."""
-        saving = self._saving
-        if saving and saving.thread:
-            saving.thread.join()
-        for failure in (self._failure, saving and saving.error):
+        if self._writer:
+            self._writer.join()
+        for failure in (self._failure, self._writer and self._writer.error):
             if failure:
                 log.error("%s", failure)
 
@@ -209,7 +157,6 @@ class Checkpointer:
             together.read(found.folder, lambda: _compare(found, record, restored))
         else:
             log.warning("checkpoint %d has no checksums (an earlier version): not verified", step)
-        self._verified = step
         return abstract.replace(**restored)
 
     def set_aside(self, step: int, reason: str) -> None:
@@ -224,52 +171,18 @@ class Checkpointer:
     def _found(self, step: int) -> Found:
         return Found(str(step_folders.folder_of(self.run, step)), self.run, step)
 
-    def _begin(self, saving: _Saving, args: Any) -> None:
-        """Starts Orbax's part of a save, if process 0 can make folders: all fail, or none."""
-        together.on_first(lambda: step_folders.remove_unfinished(self.run))
-        together.on_first(lambda: step_folders.make_writable(self.run))
-        saving.writer.save(step_folders.folder_of(self.run, saving.step), args=args)
-
-    def _finish(self, saving: _Saving) -> None:
-        """Waits until a step is written; process 0 then reads it back and deletes older ones."""
-        saving.writer.close()
-        if jax.process_index() != 0:
-            return
-        step = saving.step
-        try:
-            self._verify(step, saving.tree)
-        except UsageError as error:
-            name = step_folders.set_aside(self.run, step)
-            raise OSError(
-                f"set aside as {name} after reading back: {stored.line(error)}"
-            ) from error
+    def _prune(self, step: int) -> None:
         step_folders.prune(self.run, step, keep=self._keep, keep_every=self._keep_every)
-
-    def _verify(self, step: int, tree: Any) -> None:
-        """`stored.verify`; a disk or a machine in trouble is asked again."""
-        for _ in range(READ_AGAIN):
-            try:
-                stored.verify(self._found(step), tree)
-                return
-            except DamagedCheckpoint:
-                raise
-            except UsageError as error:
-                log.warning("%s; it is tried again", error)
-                time.sleep(READ_SECONDS)
-        stored.verify(self._found(step), tree)
 
     def _settle(self) -> None:
         """Waits for the save under way; all processes agree on how it went."""
-        saving, self._saving = self._saving, None
-        if saving is None:
+        writer, self._writer = self._writer, None
+        if writer is None:
             return
-        if saving.thread:
-            saving.thread.join()
-        if not any(together.everywhere(saving.error is not None)):
-            self._verified = saving.step
-        else:
-            other = SaveFailed(f"checkpoint {saving.step} is not saved: another process failed")
-            self._failure = saving.error or other
+        writer.join()
+        if any(together.everywhere(writer.error is not None)):
+            other = SaveFailed(f"checkpoint {writer.step} is not saved: another process failed")
+            self._failure = writer.error or other
 
 
 def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str, Any]) -> None:

@@ -1,12 +1,10 @@
-"""Several processes of one run: starting together, and agreeing."""
+"""Several processes of one run: starting together."""
 
 import glob
 import importlib.util
 import os
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from mae_jax.errors import UsageError
 
@@ -44,10 +42,3 @@ def _in_cluster() -> bool:
         return True
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
-
-
-def agree(value: bool) -> bool:
-    """Process 0's answer, on every process."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mae_jax import distributed
+from mae_jax import together
 from mae_jax.checkpoint import Checkpointer, SaveFailed
 from mae_jax.errors import RunError
 from mae_jax.state import TrainState
@@ -50,7 +50,8 @@ class Saving:
             return True
         if not options.every_minutes or not checking:
             return False
-        return distributed.agree(time.monotonic() - self._saved_at > 60 * options.every_minutes)
+        late = time.monotonic() - self._saved_at > 60 * options.every_minutes
+        return bool(together.everywhere(late)[0])  # the clock of process 0 counts
 
     def postpone(self) -> None:
         """Saves at the next step instead of now."""

@@ -6,9 +6,6 @@ import os
 import pathlib
 import resource
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 
 import jax
@@ -21,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mae_jax import checkpoint, sharding, step_folders, stored
 from mae_jax.errors import UsageError
 from mae_jax.state import TrainState
+from tests.processes import run_two
 
 # Orbax leaves the reading of other arrays unfinished when one cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -205,7 +203,6 @@ def test_a_copy_is_restored_on_other_devices(run, devices, fsdp):
     state = saver.restore(2, abstract(fsdp, jax.devices()[:devices]))
     assert_same(state, make_state(2))
     assert len(state.params["dense"]["kernel"].sharding.device_set) == devices
-    assert saver.verified_step() == 2
     saver.close()
 
 
@@ -284,10 +281,10 @@ def test_a_disk_that_is_full_is_told_and_the_step_saved_again(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saver.failure() is None  # told once
-    assert saver.latest_step() == saver.verified_step() == 1
+    assert saver.latest_step() == 1
     saver.save(make_state(2), {"step": 2})
     saver.wait()
-    assert saver.failure() is None and saver.verified_step() == 2
+    assert saver.failure() is None and saver.latest_step() == 2
     assert_same(saver.restore(2, abstract()), make_state(2))
     saver.close()
     assert step_names(tmp_path) == ["2"]
@@ -341,7 +338,7 @@ def test_nothing_is_deleted_before_the_new_step_was_read_back(tmp_path, monkeypa
         saver.wait()
     monkeypatch.undo()
     assert step_names(tmp_path) == ["2", "corrupt-3"]
-    assert saver.verified_step() == saver.latest_step() == 2
+    assert saver.latest_step() == 2
     for step in (3, 10, 11):
         saver.save(make_state(step), {"step": step})
     saver.close()
@@ -419,7 +416,7 @@ import logging, os, resource, signal, sys
 import jax, numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from jax.experimental import multihost_utils
-from mae_jax import checkpoint
+from mae_jax import checkpoint, step_writer
 from tests.test_checkpoint import abstract, damage_data, make_state
 run, first = sys.argv[3], jax.process_index() == 0
 meet = lambda: multihost_utils.sync_global_devices("here")
@@ -427,8 +424,10 @@ saver = checkpoint.Checkpointer(run)
 
 def save(step):
     saver.save(make_state(step), {"step": step})
-    while (failure := saver.failure()) is None and saver.verified_step() != step:
+    while (failure := saver.failure()) is None and step not in saver.steps():
         meet()
+    if failure is None:
+        saver.wait()
     print(step, failure)
 
 if first:
@@ -440,7 +439,7 @@ if first:
 meet()
 save(1)
 # One process cannot write its part; nobody waits long, and the same step is saved when it can.
-checkpoint.WAIT_SECONDS = 5
+step_writer.WAIT_SECONDS = 5
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 if not first:
@@ -453,7 +452,7 @@ try:
 except checkpoint.SaveFailed:
     print("2 not saved")
 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-checkpoint.WAIT_SECONDS = 60
+step_writer.WAIT_SECONDS = 60
 meet()
 save(2)
 mine = run + "/checkpoints/2"
@@ -477,24 +476,9 @@ print("done")
 
 @pytest.mark.slow
 def test_two_processes_agree_on_failures_and_damage(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, address, str(i), str(tmp_path)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for process in started:
-        output, errors = process.communicate(timeout=180)
+    for status, output, errors in run_two(TWO, [[str(tmp_path)]] * 2, devices=2):
         lines = [line for line in output.splitlines() if "Gloo" not in line]
-        assert process.returncode == 0, output + errors
+        assert status == 0, output + errors
         assert lines[0].startswith("1 checkpoint 1 is not saved: "), output
         assert lines[1:] == ["1 None", "2 not saved", "2 None", "damaged", "[1]", "done"], output
     assert step_names(tmp_path) == ["1", "corrupt-2"]

@@ -27,6 +27,7 @@ FORBIDDEN = {
     "task": ("models", "tasks", "data", "tools"),
     "checkpoint": ("models", "convert", "tasks", "data", "optim", "train", "ops", "tools"),
     "integrity": ("models", "ops", "task", *ABOVE_MODELS),
+    "step_writer": ("models", "ops", "task", *ABOVE_MODELS),
     "step_folders": ("models", "ops", "task", *ABOVE_MODELS),
     "stored": ("models", "convert", "tasks", "data", "optim", "train", "tools", *SERVICES),
     "start": ("models", "tasks", "data", "train", "tools"),

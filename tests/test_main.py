@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 
 from mae_jax import checkpoint, lock, workdir
 from tests import tiny
+from tests.processes import free_address
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -141,10 +141,7 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
 
 def start_two(flags, cwd):
     """Two processes of one run, with two devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    several = [f"--coordinator={address}", "--num_processes=2"]
+    several = [f"--coordinator={free_address()}", "--num_processes=2"]
     return [start(*flags, *several, f"--process_id={i}", cwd=cwd, devices=2) for i in range(2)]
 
 

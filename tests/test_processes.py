@@ -5,10 +5,10 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
+
+from tests.processes import run_two
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -56,23 +56,10 @@ except errors.UsageError as error:
 """
 
 
-def run_two(what, workdirs):
-    """(status, output) of both."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=1"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, address, str(index), str(workdir), what],
-            env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": flags},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for index, workdir in enumerate(workdirs)
-    ]
-    return [(p.communicate(timeout=120)[0], p.returncode)[::-1] for p in processes]
+def run_both(what, workdirs):
+    """(status, output and errors) of both."""
+    results = run_two(CHILD, [[str(workdir), what] for workdir in workdirs], timeout=120)
+    return [(status, output + errors) for status, output, errors in results]
 
 
 def errors(results):
@@ -85,7 +72,7 @@ def errors(results):
 
 
 def test_processes_that_differ_stop_with_the_same_line(tmp_path):
-    results = run_two("differ", [tmp_path / "a", tmp_path / "b"])
+    results = run_both("differ", [tmp_path / "a", tmp_path / "b"])
     lines = errors(results)
     assert len(lines) == 2 and len(set(lines)) == 1
     host = socket.gethostname()
@@ -100,13 +87,13 @@ def test_processes_that_differ_stop_with_the_same_line(tmp_path):
 
 @pytest.mark.slow
 def test_what_stops_one_process_stops_the_other(tmp_path):
-    first, second = errors(run_two("fail", [tmp_path, tmp_path]))
+    first, second = errors(run_both("fail", [tmp_path, tmp_path]))
     assert second == "--config.data.root=/d does not exist"
     assert first == f"process 1 ({socket.gethostname()}) stopped at its start: {second}"
 
 
 def test_of_two_processes_the_one_that_hangs_is_seen(tmp_path):
-    results = run_two("hang", [tmp_path, tmp_path])
+    results = run_both("hang", [tmp_path, tmp_path])
     # The first to be ended may take the other with it: jax then aborts the process.
     assert {status for status, _ in results} <= {70, -signal.SIGABRT}, results
     ended = [index for index, (status, _) in enumerate(results) if status == 70]

@@ -2,12 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+
+from tests.processes import free_address
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Python's signal handlers have to wait until this is over, as they do while XLA compiles.
@@ -58,15 +59,12 @@ def test_signals(before, body, pauses, status, said, number):
 
 
 def test_a_single_process_hears_sigterm_though_jax_distributed_took_it():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     code = f"""
 import os, signal, time
 import jax
 from mae_jax.stopping import stop_on_signals
 with stop_on_signals() as stop:
-    jax.distributed.initialize("localhost:{port}", 1, 0)
+    jax.distributed.initialize("{free_address()}", 1, 0)
     stop.listen_again()
     stop.working()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,17 +1,11 @@
 """What process 0 makes is what two real processes have; what stops it stops both."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from mae_jax import together
 from mae_jax.errors import UsageError
-
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from tests.processes import run_two
 
 CHILD = """
 import sys
@@ -42,22 +36,9 @@ except UsageError as error:
 
 
 def test_arrays_of_process_0_are_those_of_both():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=1"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, address, str(index)],
-            env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": flags},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(2)
-    ]
-    (first, _), (second, _) = results = [p.communicate(timeout=240) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], results
+    results = run_two(CHILD, [[], []])
+    assert [status for status, _, _ in results] == [0, 0], results
+    (_, first, _), (_, second, _) = results
     expected = {
         "a": (np.arange(6, dtype=np.float32).reshape(2, 3) / 7).tolist(),
         "b": np.float32([-1e-30]).tolist(),

@@ -5,10 +5,13 @@ import json
 import os
 from typing import Any
 
+import jax
 import ml_collections
 
 from configs import demo, tokenizer
-from mae_jax import stopping, train
+from mae_jax import sharding, stopping, train
+from mae_jax.state import abstract_state, create_state
+from mae_jax.train_step import make_train_step
 
 TIMING = ("images_per_s", "images_per_s_per_device", "data_wait_ms", "data_wait", "mfu")
 # The same as flags of the command line.
@@ -75,6 +78,17 @@ def flags(**changes: Any) -> list[str]:
     """The same as command-line flags of configs/demo.py."""
     values = CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
     return ["--config=configs/demo.py", *(f"--config.{k}={v}" for k, v in values.items())]
+
+
+def one_step(kind: Any, config: Any) -> tuple[Any, Any]:
+    """State of a task after its first step, and the metrics of that."""
+    task, mesh = kind(config, ""), sharding.make_mesh(**config.mesh)
+    abstract = abstract_state(task, mesh)
+    step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
+    batches = task.train_batches(0)
+    state, values = step(create_state(task, abstract), sharding.to_device(mesh, next(batches)))
+    batches.close()
+    return state, jax.device_get(values)
 
 
 def stop_in_step(monkeypatch: Any, step: int) -> stopping.StopRequest:

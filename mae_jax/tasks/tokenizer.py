@@ -12,10 +12,16 @@ from mae_jax import evaluate as evaluation
 from mae_jax import pictures, rng, run_info
 from mae_jax.config import pair, require
 from mae_jax.config_check import check_together
+from mae_jax.errors import UsageError
 from mae_jax.models import dvae
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build
 from mae_jax.tasks.base import ImageTask
+
+_FROM_SCRATCH = (
+    "a tokenizer begins from scratch: leave --config.init_from empty (--config.resume continues "
+    "another run)"
+)
 
 
 class Tokenizer(ImageTask):
@@ -50,7 +56,7 @@ class Tokenizer(ImageTask):
         return dvae.init_params(self.model, rng.stream_key(self.config.seed, "init")), {}
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
-        raise NotImplementedError("refused at the start")
+        raise UsageError(_FROM_SCRATCH)
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         # Seeds in place of the noise itself, which takes more room than the images.
@@ -199,11 +205,7 @@ def _fields(config: Any) -> dict[str, Any]:
         config.data.dtype == "uint8",
         f"--config.data.dtype={config.data.dtype}: a tokenizer takes pixels in [0, 1], uint8",
     )
-    require(
-        not config.init_from,
-        f"--config.init_from={config.init_from}: a tokenizer begins from scratch "
-        "(--config.resume continues another run)",
-    )
+    require(not config.init_from, _FROM_SCRATCH)
     return {
         "image_size": size,
         "channels": config.model.channels,

@@ -264,25 +264,14 @@ def test_a_picture_is_of_the_weights_it_is_asked_for():
     assert not np.array_equal(first, task.picture(later, mesh))
 
 
-def one_step(config):
-    """State after one step at full learning rate, and its metrics."""
-    task, mesh = Classify(config, ""), sharding.make_mesh(**config.mesh)
-    abstract = abstract_state(task, mesh)
-    step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
-    batches = task.train_batches(0)
-    state, values = step(create_state(task, abstract), sharding.to_device(mesh, next(batches)))
-    batches.close()
-    return state, jax.device_get(values)
-
-
 def test_parts_and_sharding_give_the_update_of_the_big_batch():
     base = EVERYTHING | {
         "batch_size": 32, "init_from": "", "optim__warmup_epochs": 1e-9, "model__embed_dim": 64,
         "head__init_std": 0.02,
     }  # fmt: skip
-    whole, expected = one_step(classify(**base))
+    whole, expected = tiny.one_step(Classify, classify(**base))
     for changes in ({"grad_accum": 4}, {"mesh__fsdp": 4}):
-        state, values = one_step(classify(**base, **changes))
+        state, values = tiny.one_step(Classify, classify(**base, **changes))
         for key in ("loss", "grad_norm", "lr"):
             np.testing.assert_allclose(values[key], expected[key], rtol=5e-6, err_msg=key)
         # Adam's first step hides the size of a gradient; its first moment shows it.

@@ -7,30 +7,17 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from mae_jax import checkpoint, rng, sharding, train
+from mae_jax import checkpoint, rng, train
 from mae_jax.convert import tokenizer
 from mae_jax.errors import UsageError
 from mae_jax.params import named
-from mae_jax.state import abstract_state, create_state
 from mae_jax.tasks.tokenizer import Tokenizer, kl_to_uniform
-from mae_jax.train_step import make_train_step
 from tests import tiny
 
 
-def one_step(config):
-    task = Tokenizer(config, "")
-    mesh = sharding.make_mesh(**config.mesh)
-    abstract = abstract_state(task, mesh)
-    step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
-    batches = task.train_batches(0)
-    state, values = step(create_state(task, abstract), sharding.to_device(mesh, next(batches)))
-    batches.close()
-    return state, jax.device_get(values)
-
-
 def test_parts_of_a_batch_make_the_step_of_the_whole():
-    _, whole = one_step(tiny.tokenizer_config())
-    _, parts = one_step(tiny.tokenizer_config(grad_accum=2, mesh__fsdp=2))
+    _, whole = tiny.one_step(Tokenizer, tiny.tokenizer_config())
+    _, parts = tiny.one_step(Tokenizer, tiny.tokenizer_config(grad_accum=2, mesh__fsdp=2))
     for name in ("loss", "reconstruction", "kl", "mse", "grad_norm", "temperature"):
         np.testing.assert_allclose(parts[name], whole[name], rtol=2e-5, err_msg=name)
 

@@ -1,0 +1,117 @@
+"""One attempt to save a step: written with Orbax in the background, and read back."""
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mae_jax import step_folders, stored, together
+from mae_jax.errors import UsageError
+from mae_jax.step_folders import Found
+from mae_jax.stored import DamagedCheckpoint
+
+log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 600  # for the slowest process to write its part
+READ_AGAIN, READ_SECONDS = 3, 10.0  # tries to read a checkpoint back, and the pause after each
+
+
+class SaveFailed(Exception):
+    """A checkpoint that was begun did not come to be; the text is one line."""
+
+
+class StepWriter:
+    """Writes one step. All processes make and begin it together.
+
+    Args:
+      found: where to.
+      tree: arrays that will be written; only their shapes and dtypes are kept.
+      attempt: number of this attempt among all of a run.
+
+    Attributes:
+      step: completed steps.
+      error: what went wrong, or None.
+    """
+
+    def __init__(self, found: Found, tree: Any, attempt: int):
+        self._found, self.step = found, found.step
+        self._tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        self.error: SaveFailed | None = None
+        self._thread: threading.Thread | None = None
+        # Orbax's remembers the errors of a failed save: every attempt has its own. So do its
+        # barriers: a process that failed has not come to all of them.
+        own = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"save{attempt}")
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            timeout_secs=WAIT_SECONDS,
+            multiprocessing_options=own,
+        )
+
+    def begin(self, args: Any, then: Callable[[], None]) -> None:
+        """Starts to write; returns when the arrays may be donated.
+
+        Args:
+          args: what Orbax is to write.
+          then: called on process 0 when the step was read back and is sound.
+        """
+        self._attempt(lambda: self._write(args))
+        if not any(together.everywhere(self.error is not None)):
+            finish = functools.partial(self._finish, then)
+            self._thread = threading.Thread(target=self._attempt, args=(finish,), name="checkpoint")
+            self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether this process is still at it."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self) -> None:
+        """Waits for it."""
+        if self._thread:
+            self._thread.join()
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Does a part of the save; what goes wrong is kept for whoever asks."""
+        try:
+            work()
+        except Exception as error:
+            self.error = SaveFailed(f"checkpoint {self.step} is not saved: {stored.line(error)}")
+            self.error.__cause__ = error
+
+    def _write(self, args: Any) -> None:
+        """Starts Orbax's part of a save, if process 0 can make folders: all fail, or none."""
+        together.on_first(lambda: step_folders.remove_unfinished(self._found.run))
+        together.on_first(lambda: step_folders.make_writable(self._found.run))
+        self._orbax.save(step_folders.folder_of(self._found.run, self.step), args=args)
+
+    def _finish(self, then: Callable[[], None]) -> None:
+        """Waits until the step is written; process 0 then reads it back."""
+        self._orbax.close()
+        if jax.process_index() != 0:
+            return
+        try:
+            self._verify()
+        except UsageError as error:
+            name = step_folders.set_aside(self._found.run, self.step)
+            raise OSError(
+                f"set aside as {name} after reading back: {stored.line(error)}"
+            ) from error
+        then()
+
+    def _verify(self) -> None:
+        """`stored.verify`; a disk or a machine in trouble is asked again."""
+        for _ in range(READ_AGAIN):
+            try:
+                stored.verify(self._found, self._tree)
+                return
+            except DamagedCheckpoint:
+                raise
+            except UsageError as error:
+                log.warning("%s; it is tried again", error)
+                time.sleep(READ_SECONDS)
+        stored.verify(self._found, self._tree)
