@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import ml_collections
 import pytest
@@ -35,11 +34,14 @@ def test_a_study_stops_though_its_run_ended_well(tmp_path, monkeypatch, number):
 
 
 def test_a_signal_while_a_run_is_being_started_reaches_it():
+    code = DEAF.replace("exit(0)", "exit(3)").replace(
+        "time.sleep", "print(1, flush=True); time.sleep"
+    )
     with run.Stop().listening() as stop:
-        process = subprocess.Popen([sys.executable, "-c", DEAF])
-        time.sleep(0.5)
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert process.stdout and process.stdout.readline()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait_for(process) in (0, -signal.SIGTERM)
+        assert stop.wait_for(process) == 3
 
 
 def test_what_began_with_another_pretraining_is_not_done(tmp_path, monkeypatch):
