@@ -2,7 +2,7 @@
 # Every check that CI makes: launch/test.sh [arguments of pytest]
 #
 #   launch/test.sh                               everything that needs no accelerator (see pyproject.toml)
-#   launch/test.sh tests/test_launch.py -k lock  some tests
+#   launch/test.sh tests/launch/test_setup.py -k lock  some tests
 #   launch/test.sh -m slow                       the slow ones; likewise gpu, tpu
 #   launch/test.sh --interop                     exported weights in torch, transformers and timm, which
 #                                                it installs into .venv (requirements-interop.txt)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
 ACCELERATORS = ["cpu", "cuda12", "cuda13", "tpu"]
 LISTS = [*ACCELERATORS, "dev", "build"]  # the files of launch/locks
