@@ -16,11 +16,9 @@
 
 root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 
-say() { printf 'launch: %s\n' "$*" >&2; }
-die() {
-  say "$@"
-  exit 1
-}
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$root/launch/common.sh"
+
 # slurp NAME FILE: NAME=content of FILE, empty when it cannot be read; no process is started.
 slurp() {
   printf -v "$1" ''

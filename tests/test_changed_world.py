@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax import checkpoint, distributed, sharding, train
+from mae_jax import checkpoint, sharding, stopping, train
 from mae_jax.errors import UsageError
 from mae_jax.state import abstract_state, create_state
 from mae_jax.tasks.pretrain import Pretrain
@@ -85,7 +85,7 @@ def test_from_four_devices_to_one_to_eight(tmp_path):
 def test_a_copied_and_a_moved_workdir_go_on(tmp_path, monkeypatch):
     config = tiny.config(steps=8, log_every=1)
     run(tmp_path / "whole", config)
-    monkeypatch.setattr(distributed.StopRequest, "at", lambda self, now: now == 4)
+    monkeypatch.setattr(stopping.StopRequest, "at", lambda self, now: now == 4)
     run(tmp_path / "old", config)
     monkeypatch.undo()
     copy, moved = tmp_path / "copy", tmp_path / "with spaces, ümläuts" / "new"
