@@ -1,13 +1,115 @@
 #!/usr/bin/env bash
 # Trains on this machine: launch/local.sh --config=configs/demo.py [flags of mae_jax.main]
 #
-# The first call sets up .venv (see setup.sh), later ones start at once. Paths in the flags are
-# relative to the folder you are in.
+# One process uses every GPU, or every chip of a TPU host, or the CPU. The first call sets up .venv
+# (see setup.sh), later ones start at once. Paths in the flags are relative to the folder you are in.
+#
+#   --processes=N   N processes that share the GPUs evenly (or the CPU): one per GPU is sometimes
+#                   faster at feeding them. Lines of all but the first begin with the process, [1].
+#   --dry_run       print the commands instead
+#   --help          this; the flags of mae_jax.main are listed by --helpshort, recipes by docs/recipes.md
+#
+# Exit status: that of mae_jax.main: 0 done, 1 failed, 2 bad input, 70 ended by the watchdog, 75
+# stopped by a signal after saving (the same command goes on). Of several processes the first that
+# failed decides.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+
+processes=''
+for word; do # what is ours is taken out
+  shift
+  case $word in
+    --processes=*) processes=${word#*=} ;;
+    --dry_run) dry_run=yes ;;
+    --help) show_help "$root/launch/local.sh" && exit ;;
+    *) set -- "$@" "$word" ;;
+  esac
+done
+[[ $processes =~ ^([1-9][0-9]*)?$ ]] || refuse "--processes=$processes must be a number, 1 or more"
+
 setup run
 setup_environment
 # -P: a folder named mae_jax or configs where you happen to be is not imported instead of ours.
-exec "$python" -P -m mae_jax.main "$@"
+command=("$python" -P -m mae_jax.main "$@")
+if [[ -z $processes ]]; then
+  [[ -z $dry_run ]] || { quoted "${command[@]}" && exit; }
+  exec "${command[@]}"
+fi
+
+# Sets gpus: the names of all that may be used.
+find_gpus() {
+  local line
+  gpus=()
+  if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
+  else
+    while IFS= read -r line; do gpus+=("$line"); done < <(
+      nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true
+    )
+  fi
+}
+
+# Sets environment: what process INDEX is started with besides ours.
+share_of() { # INDEX
+  local each list
+  environment=()
+  case $accelerator in
+    tpu) refuse '--processes is for GPUs and CPU: one process uses all chips of a TPU host' ;;
+    cuda*)
+      each=$((${#gpus[@]} / processes))
+      ((each > 0 && each * processes == ${#gpus[@]})) ||
+        refuse "--processes=$processes does not divide the ${#gpus[@]} GPUs of this machine"
+      list=$(
+        IFS=,
+        printf '%s' "${gpus[*]:$1 * each:each}"
+      )
+      environment=("CUDA_VISIBLE_DEVICES=$list")
+      ;;
+  esac
+}
+
+find_gpus
+free='import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'
+port=PORT
+[[ -n $dry_run ]] || port=$("$python" -c "$free")
+pids=()
+# Each process gets its own group: Ctrl-C reaches them through the trap alone. A run that is told
+# twice leaves without saving.
+set -m
+for ((index = 0; index < processes; index++)); do
+  share_of "$index"
+  start=(env ${environment[@]+"${environment[@]}"} "${command[@]}"
+    --coordinator="localhost:$port" --num_processes="$processes" --process_id="$index")
+  if [[ -n $dry_run ]]; then
+    quoted "${start[@]}"
+  elif ((index == 0)); then
+    "${start[@]}" &
+    pids+=("$!")
+  else
+    "${start[@]}" > >(while IFS= read -r line; do printf '[%s] %s\n' "$index" "$line" >&2; done) 2>&1 &
+    pids+=("$!")
+  fi
+done
+
+told='' status=0
+# shellcheck disable=SC2329 # the traps call it
+forward() { # SIGNAL
+  told=yes
+  kill "-$1" ${pids[@]+"${pids[@]}"} 2>/dev/null || true
+}
+for name in INT TERM USR1; do
+  # shellcheck disable=SC2064 # the name is meant to be put in now
+  trap "forward $name" "$name"
+done
+for pid in ${pids[@]+"${pids[@]}"}; do
+  while :; do # a signal ends the wait, not the process
+    told='' now=0
+    wait "$pid" || now=$?
+    ((now == 127)) || ended=$now # 127: it had ended before
+    [[ -n $told ]] || break
+  done
+  if ((status == 0 || status == 75)) && ((ended != 0)); then status=$ended; fi
+done
+exit "$status"

@@ -280,6 +280,10 @@ setup() { # run|dev
     return
   fi
   if ! is_ready "$1"; then
+    if [[ -n $dry_run ]]; then
+      say "would first install the packages for $accelerator into $venv"
+      return
+    fi
     [[ -w $root ]] || die "$root is not writable, so .venv cannot be made there"
     lock
     # pip answers Ctrl-C with an ordinary failure; only a trap makes sure that we stop too.
