@@ -65,8 +65,8 @@ def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
     each, left = divmod(visible, tasks)
     if left or not each:
         raise UsageError(
-            f"{visible} GPUs cannot be divided among the {tasks} tasks of a node: ask Slurm for one "
-            "task per GPU, or for one task per node (--ntasks-per-node)"
+            f"{visible} GPUs cannot be divided among the {tasks} tasks of a node: ask Slurm for "
+            "one task per GPU, or one per node (--ntasks-per-node)"
         )
     first = int(environment["SLURM_LOCALID"]) * each
     return list(range(first, first + each))

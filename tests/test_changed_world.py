@@ -85,8 +85,9 @@ def test_from_four_devices_to_one_to_eight(tmp_path):
 def test_a_copied_and_a_moved_workdir_go_on(tmp_path, monkeypatch):
     config = tiny.config(steps=8, log_every=1)
     run(tmp_path / "whole", config)
-    monkeypatch.setattr(stopping.StopRequest, "at", lambda self, now: now == 4)
-    run(tmp_path / "old", config)
+    stops = iter([False] * 4 + [True])
+    monkeypatch.setattr(stopping.StopRequest, "poll", lambda self: next(stops))
+    assert not run(tmp_path / "old", config)
     monkeypatch.undo()
     copy, moved = tmp_path / "copy", tmp_path / "with spaces, ümläuts" / "new"
     shutil.copytree(tmp_path / "old", copy)

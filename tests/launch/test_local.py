@@ -1,0 +1,98 @@
+"""launch/local.sh with several processes: faked where there is no GPU, real on CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mae_jax import checkpoint
+from tests import tiny
+from tests.launch.machine import ROOT
+
+
+def dry_run(machine, *args, **env):
+    status, out, err = machine.run("--dry_run", *args, **env)
+    assert status == 0, err
+    return out.splitlines()
+
+
+def test_dry_run_installs_and_starts_nothing(machine):
+    (line,) = dry_run(machine, "--config=c.py", "--workdir=two words")
+    assert line.endswith("-P -m mae_jax.main --config=c.py '--workdir=two words'")
+    assert not machine.calls() and not machine.venv.exists()
+
+
+def test_help_is_the_comment_at_the_top(machine):
+    status, out, _ = machine.run("--help")
+    assert status == 0 and out.startswith("Trains on this machine") and "--processes=N" in out
+    assert not machine.venv.exists()
+
+
+def test_gpus_are_divided(machine):
+    gpus = {"MAE_JAX_ACCELERATOR": "cuda13", "CUDA_VISIBLE_DEVICES": "4,5,GPU-a,7"}
+    lines = dry_run(machine, "--processes=2", **gpus)
+    for index, (line, mine) in enumerate(zip(lines, ("4,5", "GPU-a,7"), strict=True)):
+        assert f"CUDA_VISIBLE_DEVICES={mine} " in line
+        assert f"--num_processes=2 --process_id={index}" in line
+
+
+def test_gpus_are_counted_by_nvidia_smi(machine):
+    machine.add_program("nvidia-smi", 'printf "%s\\n" 0 1')
+    lines = dry_run(machine, "--processes=2", MAE_JAX_ACCELERATOR="cuda12")
+    assert [f"CUDA_VISIBLE_DEVICES={i} " in line for i, line in enumerate(lines)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "flag, env, message",
+    [
+        ("--processes=3", {"MAE_JAX_ACCELERATOR": "cuda13"}, "does not divide the 4 GPUs"),
+        ("--processes=8", {"MAE_JAX_ACCELERATOR": "cuda13"}, "does not divide the 4 GPUs"),
+        ("--processes=2", {"MAE_JAX_ACCELERATOR": "tpu"}, "one process uses all chips"),
+        ("--processes=0", {}, "must be a number"),
+        ("--processes=two", {}, "must be a number"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(machine, flag, env, message):
+    status, _, err = machine.run("--dry_run", flag, CUDA_VISIBLE_DEVICES="0,1,2,3", **env)
+    assert status == 2 and message in err
+
+
+def start(folder, flags, *own):
+    """The real script, with the Python that runs this."""
+    env = os.environ | {"MAE_JAX_PYTHON": sys.executable}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    return subprocess.Popen(
+        [str(ROOT / "launch/local.sh"), *own, *flags],
+        cwd=folder,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_two_processes_stop_together_and_one_goes_on(tmp_path):
+    flags = [*tiny.flags(steps=60, log_every=1), "--workdir=w"]
+    process = start(tmp_path, flags, "--processes=2")
+    assert process.stdout
+    for line in process.stdout:
+        if " step 3/" in line:
+            process.send_signal(signal.SIGTERM)  # the script alone, as a manager of jobs would
+            break
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    found = checkpoint.find(str(tmp_path / "w"))
+    assert found and 3 <= found.step < 60
+    process = start(tmp_path, flags)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    steps = [line["step"] for line in tiny.metric_lines(tmp_path / "w")]
+    assert steps == list(range(1, 61))
+
+
+def test_a_mistake_ends_all_of_them_with_its_status(tmp_path):
+    process = start(tmp_path, [*tiny.flags(batch_size=7), "--workdir=w"], "--processes=2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "batch_size" in output
