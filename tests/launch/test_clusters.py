@@ -1,0 +1,118 @@
+"""The manifests: what they say in several places agrees, and the program takes their flags."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+from absl import flags
+
+from mae_jax import command_line
+from tests.launch.machine import ROOT
+
+JOBSETS = ["jobset_tpu", "jobset_gpu"]
+
+
+def load(name):
+    return yaml.safe_load((ROOT / "launch" / name).read_text())
+
+
+def parsed(words):
+    """What mae_jax.main makes of the flags; its own flags are taken out."""
+    values = flags.FlagValues()
+    ours = [word for word in words if word.startswith("--config")]
+    rest = {word.split("=")[0] for word in words if not word.startswith("--config")}
+    assert rest <= {"--workdir", "--coordinator", "--num_processes", "--process_id"}
+    command_line.define_config(values, ["main", *ours])
+    return command_line.parse(ours, values)
+
+
+def worker(name):
+    jobset = load(f"gke/{name}.yaml")
+    (job,) = jobset["spec"]["replicatedJobs"]
+    return jobset, job, job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_all_machines_start_together_and_again(name):
+    jobset, job, spec, pod = worker(name)
+    assert spec["parallelism"] == spec["completions"] > 1
+    assert spec["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 10
+    assert pod["terminationGracePeriodSeconds"] >= 300
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_what_would_fail_again_is_not_started_again(name):
+    """0 is the end, 70 and 75 mean again; the rest of mae_jax.main's statuses ends the JobSet."""
+    jobset, _, spec, pod = worker(name)
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [1, 2]
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    (policy,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert policy == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_their_flags_are_ours(name):
+    words = worker(name)[3]["containers"][0]["args"]
+    assert parsed(words).data.source == "tfds"
+    assert any(word.startswith("--workdir=gs://") for word in words)
+
+
+def test_the_tpu_slice_has_that_many_machines():
+    _, _, spec, pod = worker("jobset_tpu")
+    x, y, z = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    chips = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
+    assert x * y * z == chips * spec["parallelism"]
+
+
+def test_the_gpu_machines_find_the_first():
+    jobset, job, spec, pod = worker("jobset_gpu")
+    words = dict(word[2:].split("=", 1) for word in pod["containers"][0]["args"])
+    assert int(words["num_processes"]) == spec["parallelism"]
+    name, port = words["coordinator"].split(":")
+    set_name = jobset["metadata"]["name"]
+    assert name == f"{set_name}-{job['name']}-0-0.{set_name}"
+    assert int(port) == pod["containers"][0]["ports"][0]["containerPort"]
+    (variable,) = pod["containers"][0]["env"]
+    assert words["process_id"] == f"$({variable['name']})"
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_skypilot_starts_the_program(tmp_path, nodes):
+    task = load("skypilot.yaml")
+    assert set(task["resources"]["job_recovery"]["recover_on_exit_codes"]) == {70, 75}
+    (tmp_path / "launch").mkdir()
+    script = tmp_path / "launch" / "local.sh"
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 75\n')
+    script.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-u", "-c", task["run"]],
+        cwd=tmp_path,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "BUCKET": "gs://b",
+            "SKYPILOT_NUM_NODES": str(nodes),
+            "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2\n10.0.0.3",
+            "SKYPILOT_NODE_RANK": str(nodes - 1),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 75, done.stderr
+    words = done.stdout.splitlines()
+    assert parsed(words).data.source == "folder" and "--workdir=gs://b/runs/vit_l" in words
+    several = ["--coordinator=10.0.0.1:1234", "--num_processes=3", "--process_id=2"]
+    assert words[-3:] == several if nodes == 3 else "--num_processes" not in done.stdout
+
+
+def test_the_image_copies_only_what_is_there_and_starts_our_script():
+    text = (ROOT / "launch" / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY --chown=\S+ (.+) \S+$", text, re.MULTILINE):
+        for source in shlex.split(line):
+            assert source == "." or list(ROOT.glob(source)), source
+    (program,) = re.findall(r'^ENTRYPOINT \["(.+)"\]$', text, re.MULTILINE)
+    assert (ROOT / program.removeprefix("/mae_jax/")).exists()
+    assert re.search(r"^USER \d+$", text, re.MULTILINE)
