@@ -7,7 +7,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from mae_jax import convert
+from mae_jax import convert, metrics
 from tests.parity import official
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -35,3 +35,21 @@ def test_features_script(tmp_path):
     assert "features (3, 48) tokens (3, 64, 48) class token (3, 48)" in done.stdout
     assert done.stdout.count("is most like") == 3
     assert Image.open(tmp_path / "out.png").size == (4 * 100 + 4, 18 + 3 * 100 + 18)
+
+
+def test_the_hours_of_the_launching_page_are_the_arithmetic():
+    with open(os.path.join(REPO, "docs", "launching.md"), encoding="utf-8") as file:
+        table = file.read().split("| chip | peak TFLOP/s |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    names = {"TPU v5p": "TPU v5", "TPU v6e": "TPU v6 lite"}
+    gflop = {"B": 58.7, "L": 124.5, "H": 291.4, "finetune": 369.3}
+    work = [("B", 800), ("L", 800), ("H", 800), ("L", 1600), ("finetune", 50)]
+    assert len(rows) == 6
+    for chip, tera, *hours in rows:
+        peak = metrics.PEAK_FLOPS[names.get(chip, chip if "TPU" in chip else f"NVIDIA {chip}")]
+        assert float(tera) == peak / 1e12
+        wanted = [
+            round(epochs * 1_281_167 * gflop[kind] * 1e9 / (0.4 * peak) / 3600)
+            for kind, epochs in work
+        ]
+        assert list(map(int, hours)) == wanted, chip
