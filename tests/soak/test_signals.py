@@ -54,6 +54,9 @@ def test_a_run_stops_in_good_order_at_any_stage(tmp_path, stage, processes, numb
         assert checkpoint.find(str(tmp_path / "w")).step == lines[-1]["step"] < STEPS
     status, output = finish(start(*flags, cwd=tmp_path, devices=processes))
     assert status == 0, output
-    for split, wanted in {"train": range(1, STEPS + 1), "eval": [*range(0, STEPS, 5), STEPS]}.items():
+    for split, wanted in {
+        "train": range(1, STEPS + 1),
+        "eval": [*range(0, STEPS, 5), STEPS],
+    }.items():
         found = [line["step"] for line in tiny.metric_lines(tmp_path / "w", split)]
         assert found == list(wanted), split
