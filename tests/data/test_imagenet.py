@@ -212,19 +212,19 @@ def link(name, target="/etc/passwd"):
 
 @pytest.mark.parametrize(
     "name", ["../n01751748_5.JPEG", "/n01751748_5.JPEG", "n01751748_5.jpg", "n01751748_5.JPEG\n"]
-    + ["a/n01751748_5.JPEG", "n09193705_5.JPEG", "n01751748_٣.JPEG", "n01751748_l.JPEG"],
+    + ["a/n01751748_5.JPEG", "n09193705_5.JPEG", "n01751748_٣.JPEG", "n01751748_9.JPEG"],
 )  # fmt: skip
 def test_other_names_are_refused(tmp_path, name):
     train, val = fake.pictures()
     wnid = fake.LABELS[0]
-    content = link(name) if name.endswith("_l.JPEG") else fake.picture(1)
+    content = link(name) if name.endswith("_9.JPEG") else fake.picture(1)  # a name like others
     bad = fake.tar_of(train[wnid] | {name: content})
     release = fake.write(tmp_path / "tars", train, val, inner={wnid: bad})
     with pytest.raises(RunError, match=r"n01751748\.tar in .*holds") as error:
         make(tmp_path, release)
     assert repr(name) in str(error.value)
     assert not (tmp_path / "out" / "train" / wnid).exists()
-    assert not list(tmp_path.rglob("*_5.*"))
+    assert not list(tmp_path.rglob("*_[59].*"))
 
 
 @pytest.mark.parametrize(
