@@ -122,9 +122,10 @@ def _how_to_prepare(name: str, place: str) -> str:
     if name.split("/")[0].split(":")[0] != "imagenet2012":
         return text + f"Prepare it with: {command}"
     return (
-        f"{text}Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from image-net.org) into "
-        f"{place}/downloads/manual/ and run: {command} . Or train from unpacked class folders "
-        f"(DIR/train/n01440764/*.JPEG) with --config.data.source=folder --config.data.root=DIR"
+        f"{text}With ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of image-net.org in TARS "
+        f"run: launch/prepare_imagenet.sh --tars=TARS --out={place} --format=tfds . Or train from "
+        f"class folders, which it makes by --format=folders, with --config.data.source=folder "
+        f"--config.data.root=DIR"
     )
 
 

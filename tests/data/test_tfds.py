@@ -169,8 +169,7 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
         sources(tmp_path, name="imagenet2012")
     for text in (
         "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
-        f"{tmp_path}/downloads/manual/",
-        f"tfds.builder('imagenet2012', data_dir='{tmp_path}', file_format='array_record')",
+        f"launch/prepare_imagenet.sh --tars=TARS --out={tmp_path} --format=tfds",
         "--config.data.source=folder --config.data.root=DIR",
     ):
         assert text in str(error.value)

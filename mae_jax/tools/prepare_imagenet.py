@@ -1,0 +1,93 @@
+"""ImageNet-1K from its two tar files to what training reads.
+
+launch/prepare_imagenet.sh --tars=DIR --out=DIR [--format=folders|tfds] [--workers=N] [--dry_run]
+
+TARS holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org. Both are checked,
+and that the disk has room, before anything is written.
+
+  folders   OUT/train/n01440764/*.JPEG and OUT/val/n01440764/*.JPEG
+  tfds      the TFDS data set imagenet2012 in OUT, as ArrayRecord
+
+Folders: the same command goes on after an interruption of any kind; a class that is there is whole.
+TFDS begins again. At the end the images are counted, and the flags to train with printed.
+
+Exit status: 0 done, 1 failed (disk, damaged file), 2 bad input (flags, a tar file missing or of the
+wrong size), 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_jax.config import require
+from mae_jax.console import run_command, setup_logging
+from mae_jax.data import imagenet, imagenet_tfds
+from mae_jax.data.imagenet_release import Release, check_tars, imagenet_2012
+from mae_jax.errors import RunError
+
+log = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace, release: Release) -> None:
+    """Checks, makes and checks again as the flags say; prints how to train with the result."""
+    folder, out = Path(args.tars), Path(args.out)
+    require(args.workers >= 1, f"--workers={args.workers} must be at least 1")
+    require(not out.exists() or out.is_dir(), f"--out={out} is not a folder")
+    check_tars(folder, release, verify_md5=args.verify_md5)
+    if args.format == "tfds":
+        imagenet_tfds.make_tfds(folder, out, release, dry_run=args.dry_run)
+    else:
+        imagenet.make_folders(folder, out, release, workers=args.workers, dry_run=args.dry_run)
+        if not args.dry_run:
+            imagenet.check_folders(folder, out, release)
+    if args.dry_run:
+        log.info("--dry_run: nothing was done")
+        return
+    print("train with:")
+    print(f"  launch/local.sh --config=configs/vit_b.py {_flags(args.format, out)}")
+
+
+def _flags(kind: str, out: Path) -> str:
+    root = shlex.quote(f"--config.data.root={out.absolute()}")
+    if kind == "tfds":
+        return f"--config.data.source=tfds --config.data.name={imagenet_tfds.NAME} {root}"
+    return f"--config.data.source=folder {root}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/prepare_imagenet.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--tars", required=True, metavar="DIR", help="folder of the two tar files")
+    add("--out", required=True, metavar="DIR", help="folder of the result")
+    add("--format", choices=("folders", "tfds"), default="folders")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add("--workers", type=int, default=cores, help="processes, for folders (default: all cores)")
+    add("--verify_md5", action="store_true", help="read both tar files first: some minutes")
+    add("--dry_run", action="store_true", help="check, say what would be done, and do nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, release: Release | None = None) -> int:
+    """Runs the command; returns the exit status. Tests bring a small release of their own."""
+    args = _parser().parse_args(argv)
+    setup_logging()
+    try:
+        run(args, release or imagenet_2012())
+    except KeyboardInterrupt:
+        log.info("stopped; the same command goes on")
+        return 130
+    except OSError as error:  # a full disk, a broken one, no permission
+        raise RunError(f"{error}; what is finished stays, the same command goes on") from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
