@@ -55,6 +55,8 @@ done
 [[ $tries =~ ^[1-9][0-9]*$ ]] || refuse "--tries=$tries is not a number from 1"
 [[ $poll_seconds =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
 
+create+=("--poll_seconds=$poll_seconds")
+
 event() { printf '%(%F %T)T babysit: %s\n' -1 "$*"; }
 pod() { "$root/launch/tpu_pod.sh" "$1" "$name" "${place[@]}" "${@:2}"; }
 
@@ -84,7 +86,7 @@ failures=0
 pause_longer() { # after what went wrong without the run: each time in a row for longer
   local seconds
   seconds=$(awk -v s="$poll_seconds" -v n="$failures" \
-    'BEGIN { s *= 2 ^ (n < 12 ? n : 12); print s > 1800 ? 1800 : s }')
+    'BEGIN { s *= 2 ^ n; print (s > 1800 ? 1800 : s) }')
   ((++failures))
   if ((try >= tries)); then return; fi
   event "tries again in $seconds s"

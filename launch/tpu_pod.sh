@@ -57,8 +57,8 @@ default_runtime() {
   esac
 }
 
-way_out='quota: ask for more, or another --type; no capacity: another --zone, --queued to wait for
-it, or launch/babysit.sh, which tries again'
+way_out='no quota: ask for more or take another --type; no capacity: take another --zone, wait with'
+way_out+=' --queued, or let launch/babysit.sh try again'
 
 make_queued() {
   find_queue
@@ -204,8 +204,8 @@ worker=(bash mae_jax/launch/worker.sh)
 
 run() { # FLAGS...
   local id failed_text
-  require_node
   (($#)) || refuse 'run needs the flags of mae_jax.main after --, as in -- --config=configs/vit_l.py'
+  require_node
   printf -v id '%(%Y%m%d-%H%M%S)T-%s' -1 $$
   on_workers "${worker[@]}" start --id="$id" "${environment[@]}" -- "$@"
   find_failed
