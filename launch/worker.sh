@@ -56,7 +56,11 @@ find_state() {
     state=$(<"$folder/status")
   else
     # The one that writes the status comes a moment later than the end.
-    sleep 0.5
+    local tries
+    for ((tries = 0; tries < 30; tries++)); do
+      [[ ! -e $folder/status ]] || break
+      sleep 0.1
+    done
     state=6
     [[ ! -e $folder/status ]] || state=$(<"$folder/status")
   fi
