@@ -92,6 +92,7 @@ class Pod:
 
     def close(self) -> None:
         # The fake knows how to end all that the workers have started.
+        self.env["HOME"] = os.environ["HOME"]
         if self.node.exists():
             (self.folder / "unreachable").unlink(missing_ok=True)
             self.run("tpu_pod.sh", "delete", *NODE)

@@ -189,9 +189,10 @@ def test_the_verdict_of_two_workers(pod: Pod, first: int, second: int, together:
     assert pod.pod("status")[0] == together
 
 
-def test_the_worker_script_by_hand(pod: Pod, tmp_path: Path) -> None:
+def test_the_worker_script_by_hand(pod: Pod) -> None:
+    pod.ready()
     pod.plan("stay", "stay", "stay")
-    home = tmp_path / "0"
+    home = pod.node / "0"
     pod.env |= {"HOME": str(home), "MAE_JAX_SYSROOT": str(home / "root")}
     assert pod.run("worker.sh", "status")[0] == 5
     session = pod.start("worker.sh", "start", "--id=a", *FLAGS)  # as ssh would have it
@@ -259,8 +260,8 @@ def test_bad_input_is_named(pod: Pod, args: list[str], message: str) -> None:
     assert not any("create" in call for call in pod.calls())
 
 
-def test_tar_without_git_leaves_out_what_is_not_code(pod: Pod, tmp_path: Path) -> None:
-    for name in (".venv/x", "runs/x", ".git.bak/x"):
+def test_tar_without_git_leaves_out_what_is_not_code(pod: Pod) -> None:
+    for name in (".venv/x", "runs/x"):
         (pod.repo / name).parent.mkdir()
         (pod.repo / name).touch()
     assert pod.pod("create", "--type=v4-16")[0] == 0
