@@ -1,0 +1,357 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU, one host or a whole pod: launch/tpu_pod.sh ACTION NAME --zone=ZONE [options]
+#
+#   create NAME --type=v4-64   makes the TPU and waits until it is ready; one that is ready is left
+#                              alone, one that was preempted or has failed is made again
+#   setup NAME                 copies this repository (what git tracks, as it is on disk) to
+#                              ~/mae_jax of every worker and makes .venv there
+#   run NAME -- --config=configs/vit_l.py --workdir=gs://bucket/run [flags of mae_jax.main]
+#                              starts it on every worker; it goes on when the connection ends
+#   status NAME                state of the TPU, and of the run on every worker
+#   logs NAME                  the last lines of every worker; with --follow worker 0 as it writes
+#   stop NAME                  lets the run save and stop on every worker, and waits for that
+#   delete NAME                deletes the TPU and its request
+#
+# Options of all: --zone=ZONE, --project=PROJECT, --dry_run (prints the gcloud commands that would be
+# executed, as if there were no TPU of that name before create, and one ready for the others).
+# create: --type=TYPE
+#         --runtime=VERSION       of the system image; default: the one for the generation of TYPE
+#         --spot                  a TPU that is cheap and can be taken away; implies --queued
+#         --queued                ask for it with a queued resource
+#         --network=, --subnetwork=, --service_account=
+#         --wait_minutes=60       how long to wait until it is ready
+#         --poll_seconds=10       how often to look
+# run:    --env=KEY=VALUE         for the environment of the run; can be given several times
+# logs:   --lines=20, --follow, --worker=N (one worker instead of all, with --follow instead of 0)
+# stop:   --force                 kill it, without saving
+#         --wait_minutes=10, --poll_seconds=10
+#
+# Needs gcloud, and an SSH key without a passphrase or one that ssh-agent knows. The work on the
+# workers is done by launch/worker.sh, which can be called over plain ssh too. A workdir must be one
+# that all workers see (gs://...): mae_jax refuses another. setup keeps .venv and runs/.
+#
+# Exit status: 0 done, 1 it failed, 2 bad input. That of status:
+#   0 the run ended well on all workers        3 it is running
+#   4 there is no such TPU, or it is not usable (preempted)
+#   5 nothing was started                      6 the run is gone and left no status
+#   7 no verdict: a worker or Google Cloud did not answer, or the TPU is being made or repaired
+#   75 or 70 when a worker ended with that (run again continues; the others may have died of it)
+#   otherwise the largest exit status of the run on any worker
+set -euo pipefail
+
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$root/launch/common.sh"
+# shellcheck source-path=SCRIPTDIR source=pod.sh
+source "$root/launch/pod.sh"
+
+# --- create and delete -----------------------------------------------------------------------------
+
+default_runtime() {
+  case $type in
+    v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
+    v5litepod-* | v5e-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    *) refuse "the system image for --type=$type is not known here: name it with --runtime=" ;;
+  esac
+}
+
+way_out='no quota: ask for more or take another --type; no capacity: take another --zone, wait with'
+way_out+=' --queued, or let launch/babysit.sh try again'
+
+make_queued() {
+  find_queue
+  case $queue in
+    UNKNOWN) die "$answer" ;;
+    FAILED | SUSPENDED | SUSPENDING | ACTIVE) # ACTIVE: its node was found not to be usable
+      say "the request is $queue: made again"
+      delete_queue
+      queue=ABSENT
+      ;;
+  esac
+  if [[ $queue == ABSENT ]]; then
+    gcloud_do compute tpus queued-resources create "$name" --node-id="$name" "${place[@]}" \
+      --accelerator-type="$type" --runtime-version="$runtime" ${spot:+--spot} "${others[@]}" ||
+      die "Google Cloud refused to queue $name, see above ($way_out)"
+  else
+    say "the request is there already: $queue"
+  fi
+  local told=''
+  while find_queue && [[ $queue != ACTIVE ]]; do
+    [[ $queue == "$told" ]] || say "the request of $name is $queue"
+    told=$queue
+    case $queue in
+      FAILED | SUSPENDED | ABSENT)
+        die "the request of $name became $queue; create again asks again ($way_out)"
+        ;;
+    esac
+    pause_until_deadline "$name is still $queue; create goes on waiting, delete gives it up"
+  done
+}
+
+create() {
+  [[ -n $type ]] || refuse 'create needs --type=, as in --type=v4-64'
+  [[ -n $runtime ]] || default_runtime
+  deadline=$((SECONDS + wait_minutes * 60))
+  find_node
+  case $node in
+    READY) say "$name is ready already" && return ;;
+    UNKNOWN) die "$answer" ;;
+    PREEMPTED | TERMINATED | SUSPENDED | FAILED)
+      say "$name is $node: made again"
+      delete
+      node=ABSENT
+      ;;
+    STOPPED | STOPPING | HIDDEN | HIDING)
+      die "$name is $node; to use it: gcloud compute tpus tpu-vm start $name ${place[*]}"
+      ;;
+  esac
+  while [[ $node == DELETING ]]; do
+    pause_until_deadline "$name is still being deleted"
+    find_node
+  done
+  if [[ $node == ABSENT && -n $queued ]]; then
+    make_queued
+  elif [[ $node == ABSENT ]]; then
+    gcloud_do compute tpus tpu-vm create "$name" "${place[@]}" \
+      --accelerator-type="$type" --version="$runtime" "${others[@]}" ||
+      die "Google Cloud did not make $name, see above ($way_out)"
+  fi
+  if [[ -n $dry_run ]]; then return; fi
+  while find_node && [[ $node != READY ]]; do
+    case $node in
+      CREATING | STARTING | RESTARTING | REPAIRING | UNHIDING | UNKNOWN) ;;
+      *) die "$name became $node while it was made; create again makes it again" ;;
+    esac
+    pause_until_deadline "$name is still $node"
+  done
+  say "$name is ready: $type, $workers worker(s)"
+}
+
+delete() {
+  if [[ -n $dry_run ]]; then
+    find_queue
+    gcloud_do compute tpus queued-resources delete "$name" "${place[@]}" --force
+    find_node
+    gcloud_do compute tpus tpu-vm delete "$name" "${place[@]}"
+    return
+  fi
+  find_queue
+  case $queue in
+    ABSENT) ;;
+    UNKNOWN) die "$answer" ;;
+    *) delete_queue ;;
+  esac
+  find_node
+  case $node in
+    ABSENT) say "there is no TPU $name" ;;
+    UNKNOWN) die "$answer" ;;
+    *)
+      gcloud_do compute tpus tpu-vm delete "$name" "${place[@]}" || die "$name was not deleted, see above"
+      say "$name is deleted"
+      ;;
+  esac
+}
+
+# --- the repository on the workers -------------------------------------------------------------------
+
+pack() { # FILE
+  if [[ ! -e $root/.git ]] || ! command -v git >/dev/null; then
+    execute tar -czf "$1" --exclude=./.git --exclude='./.venv*' --exclude=./runs \
+      --exclude=__pycache__ -C "$root" .
+    return
+  fi
+  local file
+  if [[ -n $(git -C "$root" ls-files --others --exclude-standard) ]]; then
+    say 'not copied are the files that git does not track (git add makes it track them):'
+    git -C "$root" ls-files --others --exclude-standard | sed 's/^/launch:   /' >&2
+  fi
+  git -C "$root" ls-files -z | while IFS= read -r -d '' file; do
+    if [[ -e $root/$file || -L $root/$file ]]; then printf '%s\0' "$file"; fi # or it was deleted
+  done >"$scratch/files"
+  execute tar -czf "$1" -C "$root" --null -T "$scratch/files"
+}
+
+# shellcheck disable=SC2016 # it is for the workers
+unpack='set -e
+if [ -e mae_jax/launch/worker.sh ]; then
+  state=0; bash mae_jax/launch/worker.sh status 2>/dev/null || state=$?
+  if [ $state = 3 ]; then echo "launch: a run is alive: stop it first"; exit 1; fi
+fi
+gzip -t mae_jax.tar.gz
+mkdir -p mae_jax
+find mae_jax -mindepth 1 -maxdepth 1 ! -name ".venv*" ! -name runs -exec rm -rf {} +
+tar -xzf mae_jax.tar.gz -C mae_jax
+rm mae_jax.tar.gz
+bash mae_jax/launch/worker.sh setup'
+
+setup_workers() {
+  require_node
+  pack "$scratch/mae_jax.tar.gz"
+  say "copying the repository to the workers of $name"
+  gcloud_do compute tpus tpu-vm scp "$scratch/mae_jax.tar.gz" "$name:mae_jax.tar.gz" "${place[@]}" \
+    --worker=all || die "the repository could not be copied to every worker, see above"
+  say 'making the environment on every worker: some minutes the first time'
+  on_workers bash -c "$unpack"
+  fail_if_any 'not set up'
+  [[ -n $dry_run ]] || say "$name is set up"
+}
+
+# --- the run -------------------------------------------------------------------------------------------
+
+worker=(bash mae_jax/launch/worker.sh)
+
+run() { # FLAGS...
+  local id failed_text
+  (($#)) || refuse 'run needs the flags of mae_jax.main after --, as in -- --config=configs/vit_l.py'
+  require_node
+  printf -v id '%(%Y%m%d-%H%M%S)T-%s' -1 $$
+  on_workers "${worker[@]}" start --id="$id" "${environment[@]}" -- "$@"
+  find_failed
+  if [[ -n $failed ]]; then
+    # The others would wait for it. Runs that were alive before have another id.
+    failed_text=$(show_answers "$failed" 2>&1)
+    on_workers "${worker[@]}" stop --force --id="$id"
+    printf '%s\n' "$failed_text" >&2
+    die "not started on worker(s) $failed; where it had been started it was ended again"
+  fi
+  if [[ -n $dry_run ]]; then return; fi
+  say "started on all workers; to watch it: launch/tpu_pod.sh logs $name ${place[*]} --follow"
+}
+
+# Sets verdict, the exit status of status, and states: one line for each worker.
+find_verdict() {
+  local i own again='' largest=0 running='' missing='' none=''
+  states='' verdict=0
+  on_workers "${worker[@]}" status
+  for ((i = 0; i < workers; i++)); do
+    own=$(exit_of "$i")
+    states+="worker $i: $(what_said "$i" | tail -n 1)"$'\n'
+    case $own in
+      '') missing=yes ;;
+      3) running=yes ;;
+      5 | 127) none=yes ;; # 127: no worker.sh there
+      70 | 75) ((own <= ${again:-0})) || again=$own ;;
+      *) ((own <= largest)) || largest=$own ;;
+    esac
+  done
+  if [[ -n $missing ]]; then
+    verdict=7
+  elif [[ -n $running ]]; then
+    verdict=3
+  elif [[ -n $again ]]; then
+    verdict=$again
+  elif [[ $largest != 0 ]]; then
+    verdict=$largest
+  elif [[ -n $none ]]; then
+    verdict=5
+  fi
+}
+
+status() {
+  find_node
+  say "$name is $node"
+  case $node in
+    READY) ;;
+    UNKNOWN) say "$answer" && exit 7 ;;
+    CREATING | STARTING | RESTARTING | REPAIRING | UNHIDING) exit 7 ;;
+    *) exit 4 ;;
+  esac
+  find_verdict
+  if [[ -n $dry_run ]]; then return; fi
+  printf '%s' "$states"
+  exit "$verdict"
+}
+
+logs() {
+  local i
+  require_node
+  if [[ -n $follow ]]; then
+    one=${one:-0}
+    gcloud_do compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$one" \
+      --command="$(quoted "${worker[@]}" log --lines="$lines" --follow)" |
+      if [[ -n $dry_run ]]; then cat; else while IFS= read -r i; do printf '%s: %s\n' "$one" "$i"; done; fi
+    return
+  fi
+  on_workers "${worker[@]}" log --lines="$lines"
+  if [[ -n $dry_run ]]; then return; fi
+  for ((i = 0; i < workers; i++)); do
+    [[ -n $one && $i != "$one" ]] || what_said "$i" | sed "s/^/$i: /"
+  done
+  fail_if_any 'no log'
+}
+
+stop() {
+  require_node
+  on_workers "${worker[@]}" stop ${force:+--force}
+  find_failed
+  if [[ -n $dry_run ]]; then
+    find_verdict
+    return
+  fi
+  show_answers
+  [[ -z $failed ]] || say "worker(s) $failed could not be asked"
+  deadline=$((SECONDS + wait_minutes * 60))
+  while find_verdict && [[ $verdict == 3 || $verdict == 7 ]]; do
+    pause_until_deadline "not stopped after $wait_minutes minutes: $states(stop --force kills it)"
+  done
+  printf '%s' "$states"
+  case $verdict in
+    0 | 5 | 75) ;;
+    *) [[ -n $force ]] || die "the run did not stop as it should: exit status $verdict" ;;
+  esac
+}
+
+# --- options -------------------------------------------------------------------------------------------
+
+actions='create, setup, run, logs, status, stop or delete'
+action='' name='' zone='' project='' type='' runtime='' spot='' queued='' follow='' force='' one=''
+lines=20 wait_minutes='' poll_seconds=10 others=() environment=()
+while (($#)); do
+  case $action:$1 in
+    *:-h | *:--help) show_help "$0" && exit ;;
+    *:--dry_run) dry_run=yes ;;
+    *:--zone=*) zone=${1#*=} ;;
+    *:--project=*) project=${1#*=} ;;
+    create:--type=*) type=${1#*=} ;;
+    create:--runtime=*) runtime=${1#*=} ;;
+    create:--spot) spot=yes queued=yes ;;
+    create:--queued) queued=yes ;;
+    create:--network=?* | create:--subnetwork=?* | create:--service_account=?*)
+      others+=("${1/#--service_account=/--service-account=}")
+      ;;
+    run:--env=[A-Za-z_]*=*) environment+=("$1") ;;
+    logs:--lines=*) lines=${1#*=} ;;
+    logs:--follow) follow=yes ;;
+    logs:--worker=*) one=${1#*=} ;;
+    stop:--force) force=yes ;;
+    create:--wait_minutes=* | stop:--wait_minutes=*) wait_minutes=${1#*=} ;;
+    create:--poll_seconds=* | stop:--poll_seconds=*) poll_seconds=${1#*=} ;;
+    run:--) shift && break ;;
+    *:-*) refuse "unknown option '$1' of ${action:-tpu_pod.sh} (--help tells which there are)" ;;
+    :create | :setup | :run | :logs | :status | :stop | :delete) action=$1 ;;
+    :*) refuse "unknown action '$1': it can be $actions" ;;
+    *)
+      [[ -z $name ]] || refuse "one name, not '$name' and '$1'"
+      name=$1
+      ;;
+  esac
+  shift
+done
+[[ -n $action ]] || refuse "say what to do: $actions (--help tells more)"
+[[ -n $name ]] || refuse "$action needs the name of the TPU"
+[[ -n $zone ]] || refuse "$action needs --zone=, as in --zone=us-central2-b"
+[[ $lines =~ ^[0-9]+$ ]] || refuse "--lines=$lines is not a number"
+[[ $one =~ ^[0-9]*$ ]] || refuse "--worker=$one is not the number of a worker"
+if [[ $action == stop ]]; then wait_minutes=${wait_minutes:-10}; fi
+wait_minutes=${wait_minutes:-60}
+[[ $wait_minutes =~ ^[0-9]+$ ]] || refuse "--wait_minutes=$wait_minutes is not a whole number"
+[[ $poll_seconds =~ ^[0-9.]+$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
+place=("--zone=$zone" ${project:+"--project=$project"})
+start_pod
+case $action in
+  setup) setup_workers ;;
+  run) run "$@" ;;
+  *) "$action" ;;
+esac
