@@ -7,6 +7,8 @@
 #   launch/worker.sh log [--lines=N] [--follow]
 #   launch/worker.sh stop [--force] [--id=ID]
 #
+# With --dry_run setup, start and stop only print what they would do.
+#
 # start runs launch/local.sh in the folder of the repository and comes back at once. log, pid and
 # status are kept in ~/mae_jax_run. It refuses while a run is alive, and while any process holds the
 # TPU (which it names); a lock that a killed run left behind is removed. Started again with the --id
@@ -126,6 +128,7 @@ make_environment() {
 }
 
 start() { # FLAGS...
+  if [[ -n $dry_run ]]; then quoted "$root/launch/local.sh" "$@" && return; fi
   mkdir -p "$folder"
   exec 8>"$folder/lock"
   flock -n 8 || die 'another start is going on'
@@ -173,10 +176,13 @@ show_log() {
 }
 
 stop() {
-  local session
+  local session name=TERM
+  [[ -z $force ]] || name=KILL
   is_alive || { say 'no run is alive' && return; }
   [[ -z $wanted_id || $id == "$wanted_id" ]] || { say 'another run is alive' && return; }
-  if [[ -n $force ]]; then
+  if [[ -n $dry_run ]]; then
+    quoted kill "-$name" "$pid"
+  elif [[ -n $force ]]; then
     # All of its session, data loaders too; but the supervisor, which writes the status.
     session=$(ps -o sid= -p "$pid")
     say "killing the run (process $pid)"
@@ -214,6 +220,7 @@ while (($#)); do
     log:--follow) follow=yes ;;
     stop:--force) force=yes ;;
     start:--) shift && break ;;
+    *:--dry_run) dry_run=yes ;;
     *:-h | *:--help) show_help "$0" && exit ;;
     *) refuse "unknown option '$1' of $action (flags of mae_jax come after --)" ;;
   esac
