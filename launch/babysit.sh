@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU until the run is done: launch/babysit.sh NAME --zone=ZONE --type=TYPE \
-#   [options] -- --config=configs/vit_l.py --workdir=gs://bucket/run [flags of mae_jax.main]
+#   [options] -- --config=configs/vit_l.py --workdir=/mnt/mae_jax/run [flags of mae_jax.main]
 #
 # Makes the TPU, sets it up and starts the run (see launch/tpu_pod.sh), then looks at it again and
 # again: a TPU that was taken away is made again, a run that stopped after saving or was ended by the
@@ -11,6 +11,7 @@
 #
 #   --project=, --runtime=, --spot, --queued, --network=, --subnetwork=, --service_account=,
 #   --wait_minutes=         as of tpu_pod.sh create
+#   --nfs=HOST:/SHARE       as of tpu_pod.sh setup: where the workdir outlives the TPU
 #   --env=KEY=VALUE         as of tpu_pod.sh run
 #   --tries=20              how often the run is started, or was to be, before this gives up
 #   --poll_seconds=60       how often to look; also the first pause after the TPU could not be made
@@ -25,7 +26,7 @@ root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$root/launch/common.sh"
 
-name='' place=() create=() run=() tries=20 poll_seconds=60 delete='' type='' zone=''
+name='' place=() create=() setup=() run=() tries=20 poll_seconds=60 delete='' type='' zone=''
 while (($#)); do
   case $1 in
     -h | --help) show_help "$0" && exit ;;
@@ -35,6 +36,7 @@ while (($#)); do
     --type=*) type=$1 && create+=("$1") ;;
     --runtime=* | --spot | --queued | --network=* | --subnetwork=* | --service_account=* | \
       --wait_minutes=*) create+=("$1") ;;
+    --nfs=*) setup+=("$1") ;;
     --env=*) run+=("$1") ;;
     --tries=*) tries=${1#*=} ;;
     --poll_seconds=*) poll_seconds=${1#*=} ;;
@@ -62,7 +64,7 @@ pod() { "$root/launch/tpu_pod.sh" "$1" "$name" "${place[@]}" "${@:2}"; }
 
 if [[ -n $dry_run ]]; then
   pod create --dry_run "${create[@]}"
-  pod setup --dry_run
+  pod setup --dry_run "${setup[@]}"
   pod run --dry_run "${run[@]}" -- "$@"
   pod status --dry_run
   [[ -z $delete ]] || pod delete --dry_run
@@ -129,7 +131,7 @@ for ((try = 1; try <= tries; try++)); do
       continue
     fi
     event "setting up $name"
-    if ! pod setup; then
+    if ! pod setup "${setup[@]}"; then
       event "$name could not be set up"
       pause_longer
       continue

@@ -5,7 +5,7 @@
 #                              alone, one that was preempted or has failed is made again
 #   setup NAME                 copies this repository (what git tracks, as it is on disk) to
 #                              ~/mae_jax of every worker and makes .venv there
-#   run NAME -- --config=configs/vit_l.py --workdir=gs://bucket/run [flags of mae_jax.main]
+#   run NAME -- --config=configs/vit_l.py --workdir=/mnt/mae_jax/run [flags of mae_jax.main]
 #                              starts it on every worker; it goes on when the connection ends
 #   status NAME                state of the TPU, and of the run on every worker
 #   logs NAME                  the last lines of every worker; with --follow worker 0 as it writes
@@ -21,14 +21,16 @@
 #         --network=, --subnetwork=, --service_account=
 #         --wait_minutes=60       how long to wait until it is ready
 #         --poll_seconds=10       how often to look
+# setup:  --nfs=HOST:/SHARE       a disk that all workers share (Filestore), mounted at /mnt/mae_jax
 # run:    --env=KEY=VALUE         for the environment of the run; can be given several times
 # logs:   --lines=20, --follow, --worker=N (one worker instead of all, with --follow instead of 0)
 # stop:   --force                 kill it, without saving
 #         --wait_minutes=10, --poll_seconds=10
 #
 # Needs gcloud, and an SSH key without a passphrase or one that ssh-agent knows. The work on the
-# workers is done by launch/worker.sh, which can be called over plain ssh too. A workdir must be one
-# that all workers see (gs://...): mae_jax refuses another. setup keeps .venv and runs/.
+# workers is done by launch/worker.sh, which can be called over plain ssh too. The workdir must
+# be a folder that all workers see, and that is there when they are gone: setup --nfs= mounts one.
+# setup keeps .venv and runs/.
 #
 # Exit status: 0 done, 1 it failed, 2 bad input. That of status:
 #   0 the run ended well on all workers        3 it is running
@@ -184,7 +186,7 @@ mkdir -p mae_jax
 find mae_jax -mindepth 1 -maxdepth 1 ! -name ".venv*" ! -name runs -exec rm -rf {} +
 tar -xzf mae_jax.tar.gz -C mae_jax
 rm mae_jax.tar.gz
-bash mae_jax/launch/worker.sh setup'
+bash mae_jax/launch/worker.sh setup "$@"'
 
 setup_workers() {
   require_node
@@ -193,7 +195,7 @@ setup_workers() {
   gcloud_do compute tpus tpu-vm scp "$scratch/mae_jax.tar.gz" "$name:mae_jax.tar.gz" "${place[@]}" \
     --worker=all || die "the repository could not be copied to every worker, see above"
   say 'making the environment on every worker: some minutes the first time'
-  on_workers bash -c "$unpack"
+  on_workers bash -c "$unpack" setup ${nfs:+"--nfs=$nfs"}
   fail_if_any 'not set up'
   [[ -n $dry_run ]] || say "$name is set up"
 }
@@ -306,7 +308,7 @@ stop() {
 # --- options -------------------------------------------------------------------------------------------
 
 actions='create, setup, run, logs, status, stop or delete'
-action='' name='' zone='' project='' type='' runtime='' spot='' queued='' follow='' force='' one=''
+action='' name='' zone='' project='' type='' runtime='' spot='' queued='' follow='' force='' one='' nfs=''
 lines=20 wait_minutes='' poll_seconds=10 others=() environment=()
 while (($#)); do
   case $action:$1 in
@@ -321,6 +323,7 @@ while (($#)); do
     create:--network=?* | create:--subnetwork=?* | create:--service_account=?*)
       others+=("${1/#--service_account=/--service-account=}")
       ;;
+    setup:--nfs=?*:/*) nfs=${1#*=} ;;
     run:--env=[A-Za-z_]*=*) environment+=("$1") ;;
     logs:--lines=*) lines=${1#*=} ;;
     logs:--follow) follow=yes ;;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One training run on this machine that outlives the SSH connection that started it.
 #
-#   launch/worker.sh setup                       makes .venv; gets uv where no Python is new enough
+#   launch/worker.sh setup [--nfs=HOST:/SHARE]   makes .venv; gets uv where no Python is new enough;
+#                                                mounts the share at /mnt/mae_jax, also after a reboot
 #   launch/worker.sh start [--env=KEY=VALUE] [--id=ID] -- [flags of mae_jax.main]
 #   launch/worker.sh status
 #   launch/worker.sh log [--lines=N] [--follow]
@@ -112,6 +113,20 @@ free_tpu() {
 
 # --- what can be asked for -------------------------------------------------------------------------
 
+mount_share() {
+  local share=$sys/mnt/mae_jax table=$sys/etc/fstab
+  if [[ -n $dry_run ]]; then say "would mount $nfs at $share" && return; fi
+  if ! grep -qsF "$nfs $share " "$table"; then
+    say "$nfs is mounted at $share from now on"
+    printf '%s %s nfs defaults,_netdev 0 0\n' "$nfs" "$share" |
+      "${as_root[@]}" tee -a "$table" >/dev/null
+  fi
+  if mountpoint -q "$share"; then return; fi
+  command -v mount.nfs >/dev/null || "${as_root[@]}" apt-get install -qq -y nfs-common >/dev/null
+  "${as_root[@]}" mkdir -p "$share"
+  "${as_root[@]}" mount "$share" || die "$nfs could not be mounted: does the share admit this machine?"
+}
+
 make_environment() {
   # The system image of TPU machines has Python 3.10; uv fetches a newer one.
   if ! command -v uv >/dev/null && [[ -z ${MAE_JAX_PYTHON:-} ]]; then
@@ -200,7 +215,7 @@ stop() {
 
 # --- options ---------------------------------------------------------------------------------------
 
-action=${1:-} wanted_id='' lines=20 follow='' force=''
+action=${1:-} nfs='' wanted_id='' lines=20 follow='' force=''
 [[ -z $action ]] || shift
 if [[ $action == --supervise ]]; then
   supervise "$@"
@@ -216,6 +231,7 @@ while (($#)); do
   case $action:$1 in
     start:--env=[A-Za-z_]*=*) export "${1#--env=}" ;;
     start:--id=* | stop:--id=*) wanted_id=${1#*=} ;;
+    setup:--nfs=?*:/*) nfs=${1#*=} ;;
     log:--lines=*) lines=${1#*=} ;;
     log:--follow) follow=yes ;;
     stop:--force) force=yes ;;
@@ -228,7 +244,10 @@ while (($#)); do
 done
 [[ $lines =~ ^[0-9]+$ ]] || refuse "--lines=$lines is not a number"
 case $action in
-  setup) make_environment ;;
+  setup)
+    [[ -z $nfs ]] || mount_share
+    make_environment
+    ;;
   start) start "$@" ;;
   status) show_status ;;
   log) show_log ;;

@@ -58,7 +58,11 @@ def test_what_would_fail_again_is_not_started_again(name):
 def test_their_flags_are_ours(name):
     words = worker(name)[3]["containers"][0]["args"]
     assert parsed(words).data.source == "tfds"
-    assert any(word.startswith("--workdir=gs://") for word in words)
+    pod = worker(name)[3]
+    (folder,) = (word.partition("=")[2] for word in words if word.startswith("--workdir="))
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert folder.startswith(mounts["runs"] + "/")
+    assert any("persistentVolumeClaim" in v for v in pod["volumes"] if v["name"] == "runs")
 
 
 def test_the_tpu_slice_has_that_many_machines():
@@ -93,7 +97,6 @@ def test_skypilot_starts_the_program(tmp_path, nodes):
         cwd=tmp_path,
         env={
             "PATH": "/usr/bin:/bin",
-            "BUCKET": "gs://b",
             "SKYPILOT_NUM_NODES": str(nodes),
             "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2\n10.0.0.3",
             "SKYPILOT_NODE_RANK": str(nodes - 1),
@@ -103,7 +106,8 @@ def test_skypilot_starts_the_program(tmp_path, nodes):
     )
     assert done.returncode == 75, done.stderr
     words = done.stdout.splitlines()
-    assert parsed(words).data.source == "folder" and "--workdir=gs://b/runs/vit_l" in words
+    assert parsed(words).data.source == "folder" and "--workdir=/runs/vit_l" in words
+    assert "/runs" in task["file_mounts"]
     several = ["--coordinator=10.0.0.1:1234", "--num_processes=3", "--process_id=2"]
     assert words[-3:] == several if nodes == 3 else "--num_processes" not in done.stdout
 

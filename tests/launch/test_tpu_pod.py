@@ -12,7 +12,7 @@ import pytest
 
 from tests.launch.pod import NODE, Pod, wait_until
 
-FLAGS = ("--", "--config=c.py", "--workdir=gs://two words")
+FLAGS = ("--", "--config=c.py", "--workdir=/two words")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_from_nothing_to_a_run_that_ended_well(pod: Pod) -> None:
     wait_until(lambda: pod.starts(0) and pod.starts(1))
     status, out = pod.pod("logs", "--lines=1")
     assert status == 0
-    line = "start 1 on {0}: --config=c.py --workdir=gs://two words [light blue]"
+    line = "start 1 on {0}: --config=c.py --workdir=/two words [light blue]"
     assert out.splitlines() == [f"{n}: {line.format(n)}" for n in (0, 1)]
     status, out = pod.pod("run", *FLAGS)
     assert status == 1 and "stop it first" in out and "worker(s) 0 1" in out
@@ -271,3 +271,25 @@ def test_tar_without_git_leaves_out_what_is_not_code(pod: Pod) -> None:
         names = archive.getnames()
     assert "./launch/worker.sh" in names
     assert not any("venv" in name or name.startswith("./runs") for name in names)
+
+
+def test_setup_mounts_a_share_on_every_worker_once(pod: Pod) -> None:
+    """mount and mountpoint are faked; the table of mounts is in each worker's own root."""
+    pod.ready()
+    binaries = pod.folder.parent / "bin"
+    for name in ("mount", "mount.nfs"):
+        (binaries / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"$HOME/mounted"\n')
+    (binaries / "mountpoint").write_text('#!/bin/sh\ntest -e "$HOME/mounted"\n')
+    for name in ("mount", "mount.nfs", "mountpoint"):
+        (binaries / name).chmod(0o755)
+    for worker in "01":
+        (pod.node / worker / "root" / "etc").mkdir(parents=True)
+    for _ in range(2):
+        status, out = pod.pod("setup", "--nfs=10.0.0.2:/share")
+        assert status == 0, out
+    for worker in "01":
+        root = pod.node / worker / "root"
+        line = f"10.0.0.2:/share {root}/mnt/mae_jax nfs defaults,_netdev 0 0\n"
+        assert (root / "etc" / "fstab").read_text() == line
+        assert (pod.node / worker / "mounted").read_text() == f"mount {root}/mnt/mae_jax\n"
+    assert pod.pod("setup", "--nfs=share")[0] == 2
