@@ -6,6 +6,7 @@
 #
 #   --processes=N   N processes that share the GPUs evenly (or the CPU): one per GPU is sometimes
 #                   faster at feeding them. Lines of all but the first begin with the process, [1].
+#   --preflight     only look whether the run will work (mae_jax.tools.preflight)
 #   --dry_run       print the commands instead
 #   --help          this; the flags of mae_jax.main are listed by --helpshort, recipes by docs/recipes.md
 #
@@ -17,11 +18,12 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=setup.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
 
-processes=''
+processes='' program=mae_jax.main
 for word; do # what is ours is taken out
   shift
   case $word in
     --processes=*) processes=${word#*=} ;;
+    --preflight) program=mae_jax.tools.preflight ;;
     --dry_run) dry_run=yes ;;
     --help) show_help "$root/launch/local.sh" && exit ;;
     *) set -- "$@" "$word" ;;
@@ -32,7 +34,7 @@ done
 setup run
 setup_environment
 # -P: a folder named mae_jax or configs where you happen to be is not imported instead of ours.
-command=("$python" -P -m mae_jax.main "$@")
+command=("$python" -P -m "$program" "$@")
 if [[ -z $processes ]]; then
   [[ -z $dry_run ]] || { quoted "${command[@]}" && exit; }
   exec "${command[@]}"

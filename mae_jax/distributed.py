@@ -34,8 +34,9 @@ def start(
     if mode == "off" or (mode == "auto" and not all(given) and not _in_cluster()):
         return
     if all(given):  # in an allocation of Slurm, jax would still take its variables for the devices
-        method = {"cluster_detection_method": "deactivate"}
-        jax.distributed.initialize(coordinator, num_processes, process_id, **method)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, cluster_detection_method="deactivate"
+        )
     else:
         jax.distributed.initialize(local_device_ids=slurm_devices(os.environ))
 

@@ -30,6 +30,11 @@ def test_help_is_the_comment_at_the_top(machine):
     assert not machine.venv.exists()
 
 
+def test_preflight_takes_the_same_flags(machine):
+    (line,) = dry_run(machine, "--config=c.py", "--preflight")
+    assert line.endswith("-m mae_jax.tools.preflight --config=c.py")
+
+
 def test_gpus_are_divided(machine):
     gpus = {"MAE_JAX_ACCELERATOR": "cuda13", "CUDA_VISIBLE_DEVICES": "4,5,GPU-a,7"}
     lines = dry_run(machine, "--processes=2", **gpus)

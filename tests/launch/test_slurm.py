@@ -43,6 +43,12 @@ def test_starts_a_run_from_the_copy_that_slurm_makes(job, machine):
     assert str(machine.venv) in words[1]
 
 
+def test_preflight_takes_the_same_flags(job, machine):
+    assert job("--preflight", "--config=c.py")[0] == 0
+    words = (machine.folder / "srun").read_text().splitlines()
+    assert words[-2:] == ["mae_jax.tools.preflight", "--config=c.py"]
+
+
 @pytest.mark.parametrize("status", ["75", "70"])
 def test_what_was_stopped_goes_back_into_the_queue(job, status):
     ended, err, asked = job("--config=c.py", FAKE_STATUS=status)
