@@ -4,14 +4,15 @@
 #
 # Makes the TPU, sets it up and starts the run (see launch/tpu_pod.sh), then looks at it again and
 # again: a TPU that was taken away is made again, a run that stopped after saving or was ended by the
-# watchdog is started again. When the run ends with an error this shows the end of its log and ends
+# watchdog (which is told to end one that hangs) is started again. When the run ends with an error this shows the end of its log and ends
 # with the same status. A run that is alive on that TPU already is watched.
 #
 # Ctrl-C leaves the run alone; the same command watches it again.
 #
 #   --project=, --runtime=, --spot, --queued, --network=, --subnetwork=, --service_account=,
 #   --wait_minutes=         as of tpu_pod.sh create
-#   --nfs=HOST:/SHARE       as of tpu_pod.sh setup: where the workdir outlives the TPU
+#   --nfs=HOST:/SHARE       as of tpu_pod.sh setup: where the workdir outlives the TPU; needed, or
+#                           --nfs=none when the workers mount a disk by themselves
 #   --env=KEY=VALUE         as of tpu_pod.sh run
 #   --tries=20              how often the run is started, or was to be, before this gives up
 #   --poll_seconds=60       how often to look; also the first pause after the TPU could not be made
@@ -26,7 +27,7 @@ root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$root/launch/common.sh"
 
-name='' place=() create=() setup=() run=() tries=20 poll_seconds=60 delete='' type='' zone=''
+name='' place=() create=() setup=() run=() nfs='' tries=20 poll_seconds=60 delete='' type='' zone=''
 while (($#)); do
   case $1 in
     -h | --help) show_help "$0" && exit ;;
@@ -36,7 +37,7 @@ while (($#)); do
     --type=*) type=$1 && create+=("$1") ;;
     --runtime=* | --spot | --queued | --network=* | --subnetwork=* | --service_account=* | \
       --wait_minutes=*) create+=("$1") ;;
-    --nfs=*) setup+=("$1") ;;
+    --nfs=*) nfs=$1 ;;
     --env=*) run+=("$1") ;;
     --tries=*) tries=${1#*=} ;;
     --poll_seconds=*) poll_seconds=${1#*=} ;;
@@ -56,6 +57,12 @@ done
 (($#)) || refuse 'the flags of mae_jax.main are needed after --, as in -- --config=configs/vit_l.py'
 [[ $tries =~ ^[1-9][0-9]*$ ]] || refuse "--tries=$tries is not a number from 1"
 [[ $poll_seconds =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
+
+[[ -n $nfs ]] || refuse '--nfs= is needed: a workdir on the TPU itself is lost with it, and the run would' \
+  'begin again (--nfs=none if the workers mount a disk by themselves)'
+[[ $nfs == --nfs=none ]] || setup=("$nfs")
+# A run that hangs ends, with 70, and is started again.
+[[ $* == *--config.watchdog.abort* ]] || set -- "$@" --config.watchdog.abort=True
 
 create+=("--poll_seconds=$poll_seconds")
 

@@ -35,7 +35,7 @@
 # Exit status: 0 done, 1 it failed, 2 bad input. That of status:
 #   0 the run ended well on all workers        3 it is running
 #   4 there is no such TPU, or it is not usable (preempted)
-#   5 nothing was started                      6 the run is gone and left no status
+#   5 nothing was started on some worker       6 the run is gone from one and left no status
 #   7 no verdict: a worker or Google Cloud did not answer, or the TPU is being made or repaired
 #   75 or 70 when a worker ended with that (run again continues; the others may have died of it)
 #   otherwise the largest exit status of the run on any worker
@@ -224,7 +224,7 @@ run() { # FLAGS...
 
 # Sets verdict, the exit status of status, and states: one line for each worker.
 find_verdict() {
-  local i own again='' largest=0 running='' missing='' none=''
+  local i own again='' largest=0 running='' missing='' none='' gone=''
   states='' verdict=0
   on_workers "${worker[@]}" status
   for ((i = 0; i < workers; i++)); do
@@ -234,6 +234,7 @@ find_verdict() {
       '') missing=yes ;;
       3) running=yes ;;
       5 | 127) none=yes ;; # 127: no worker.sh there
+      6) gone=yes ;;
       70 | 75) ((own <= ${again:-0})) || again=$own ;;
       *) ((own <= largest)) || largest=$own ;;
     esac
@@ -242,12 +243,15 @@ find_verdict() {
     verdict=7
   elif [[ -n $running ]]; then
     verdict=3
+  # A worker that lost its disk, or was started again: the others die of that in their own ways.
+  elif [[ -n $none ]]; then
+    verdict=5
+  elif [[ -n $gone ]]; then
+    verdict=6
   elif [[ -n $again ]]; then
     verdict=$again
   elif [[ $largest != 0 ]]; then
     verdict=$largest
-  elif [[ -n $none ]]; then
-    verdict=5
   fi
 }
 

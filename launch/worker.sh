@@ -116,15 +116,21 @@ free_tpu() {
 mount_share() {
   local share=$sys/mnt/mae_jax table=$sys/etc/fstab
   if [[ -n $dry_run ]]; then say "would mount $nfs at $share" && return; fi
-  if ! grep -qsF "$nfs $share " "$table"; then
+  if grep -qs " $share nfs " "$table" && ! grep -qsF "$nfs $share " "$table"; then
+    die "another share is mounted at $share, see $table: remove its line there, and umount it"
+  elif ! grep -qsF "$nfs $share " "$table"; then
     say "$nfs is mounted at $share from now on"
     printf '%s %s nfs defaults,_netdev 0 0\n' "$nfs" "$share" |
       "${as_root[@]}" tee -a "$table" >/dev/null
   fi
-  if mountpoint -q "$share"; then return; fi
-  command -v mount.nfs >/dev/null || "${as_root[@]}" apt-get install -qq -y nfs-common >/dev/null
-  "${as_root[@]}" mkdir -p "$share"
-  "${as_root[@]}" mount "$share" || die "$nfs could not be mounted: does the share admit this machine?"
+  if ! mountpoint -q "$share"; then
+    command -v mount.nfs >/dev/null || "${as_root[@]}" apt-get install -qq -y nfs-common >/dev/null
+    "${as_root[@]}" mkdir -p "$share"
+    "${as_root[@]}" mount "$share" ||
+      die "$nfs could not be mounted: does the share admit this machine?"
+  fi
+  # A new share of Filestore belongs to root.
+  [[ -w $share ]] || "${as_root[@]}" chmod 1777 "$share"
 }
 
 make_environment() {

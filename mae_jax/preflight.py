@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax import agreement, sharding, together, workdir
+from mae_jax import agreement, sharding, step_folders, together, workdir
 from mae_jax.errors import RunError, UsageError
 from mae_jax.state import abstract_state, create_state
 from mae_jax.tasks import TASKS
@@ -82,7 +82,8 @@ def look(config: Any, folder: str, tell: Callable[[Row], None]) -> bool:
     mesh = sharding.make_mesh(**config.mesh)
     abstract = abstract_state(task, mesh)
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
-    fine = add([room(folder, size, config.checkpoint.keep), host_memory(), clocks()])
+    there = len(step_folders.steps(folder))
+    fine = add([room(folder, size, config.checkpoint.keep, there), host_memory(), clocks()])
     fine = add([all_reduce(mesh)]) and fine
     if task.num_steps == 0:
         return add([Row(OK, "data", "evaluated only: not read here")]) and fine
@@ -96,7 +97,7 @@ def look(config: Any, folder: str, tell: Callable[[Row], None]) -> bool:
 
 
 def _start(config: Any, folder: str) -> Any:
-    """What `main` does before it compiles: the same errors. Returns the task."""
+    """What `main` does before it looks for a state to begin with. Returns the task."""
     first = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
         with agreement.shared_errors():
@@ -119,18 +120,20 @@ def devices() -> Row:
     return Row(OK, "devices", seen)
 
 
-def room(folder: str, size: int, keep: int) -> Row:
+def room(folder: str, size: int, keep: int, there: int = 0) -> Row:
     """Whether the disk has room for the checkpoints: those that are kept, and the next one.
 
     Args:
       folder: the workdir, which need not exist.
       size: bytes of the state.
       keep: how many checkpoints are kept.
+      there: how many of these are on the disk already.
     """
+    more = max(1, keep + 1 - there)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    free, needed = shutil.disk_usage(folder).free, size * (keep + 1)
-    seen = f"{free / 1e9:,.1f} GB free, {keep + 1} checkpoints take {needed / 1e9:,.1f} GB"
+    free, needed = shutil.disk_usage(folder).free, size * more
+    seen = f"{free / 1e9:,.1f} GB free, {more} more checkpoints take {needed / 1e9:,.1f} GB"
     if free < needed:
         return Row(FAILED, "disk", seen, "another --workdir, or fewer: --config.checkpoint.keep=1")
     return Row(OK, "disk", seen)
@@ -205,6 +208,8 @@ def stepping(task: Any, config: Any, mesh: Mesh, abstract: Any, batch: Any) -> l
             times.append(seconds)
     except EXPECTED as error:
         first = str(error).splitlines()[0]
+        if jax.process_count() > 1:  # the others are in the middle of the step
+            raise RunError(f"step: {first}") from error
         advice = "out of memory? docs/performance.md#when-it-does-not-fit"
         return [Row(FAILED, "step", first, advice)]
     loss = float(values["loss"])

@@ -63,9 +63,10 @@ def test_too_little_room(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(10**9, 0, 3 * 10**9))
     row = preflight.room(str(tmp_path / "not" / "there"), 10**9, keep=3)
-    assert row.mark == FAILED and "4 checkpoints take 4.0 GB" in row.seen
+    assert row.mark == FAILED and "4 more checkpoints take 4.0 GB" in row.seen
     assert "--config.checkpoint.keep" in row.advice
     assert preflight.room(str(tmp_path), 10**9, keep=2).mark == OK
+    assert preflight.room(str(tmp_path), 10**9, keep=3, there=3).mark == OK  # a run that goes on
 
 
 def test_an_accelerator_that_jax_does_not_see(monkeypatch):

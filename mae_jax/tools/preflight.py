@@ -5,7 +5,8 @@
 The flags are those of mae_jax.main, those for several processes too: start it as the run will be
 started, on every machine (`srun python -m ...`). It compares the processes, writes into and removes
 from the workdir, measures an all-reduce, reads data and makes four steps of training with the
-recipe's batch; nothing stays. What it compiles the run need not compile again.
+recipe's batch; nothing stays. Checkpoints or weights to begin with are not looked at. What it
+compiles the run need not compile again.
 
 Each process prints its own rows where something is to be done; process 0 prints all.
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.DEFINE_string(name, None, text, flag_values=values)
     for name in ("num_processes", "process_id"):
         flags.DEFINE_integer(name, None, "With --coordinator.", flag_values=values)
+    flags.DEFINE_bool("allow_config_change", False, "Not looked at here.", flag_values=values)
     choices = ["auto", "on", "off"]
     flags.DEFINE_enum("distributed", "auto", choices, "Connect to others?", flag_values=values)
     if {"--help", "-h", "--helpfull"} & set(words):
@@ -60,7 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if row.advice:
             print(f"{before}  {'':<11} -> {row.advice}", flush=True)
 
-    return 0 if preflight.look(config, folder, tell) else 1
+    try:
+        return 0 if preflight.look(config, folder, tell) else 1
+    except preflight.EXPECTED as error:
+        # At once: the others may wait for this process in something compiled, and jax, which would
+        # wait for them at an orderly end, ends them when it is gone.
+        print(f"process {process}: {preflight.FAILED} {error}", flush=True)
+        if jax.process_count() > 1:
+            os._exit(1)
+        return 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from tests.launch.pod import NODE, Pod, wait_until
 
-ARGS = (*NODE, "--type=v4-16", "--poll_seconds=0.2")
+ARGS = (*NODE, "--type=v4-16", "--poll_seconds=0.2", "--nfs=none")
 FLAGS = ("--", "--config=c.py")
 
 
@@ -127,7 +127,8 @@ def test_a_dry_run_executes_nothing(pod: Pod) -> None:
         ([*NODE, "--type=v4-8", "--config=c.py"], "unknown option '--config=c.py'"),
         ([*NODE, "--type=v4-8"], "after --"),
         ([*NODE, "--type=v4-8", "--tries=0", *FLAGS], "--tries=0"),
-        ([*NODE, "--type=v9-8", *FLAGS], "--runtime="),
+        ([*NODE, "--type=v4-8", *FLAGS], "--nfs= is needed"),
+        ([*NODE, "--type=v9-8", "--nfs=none", *FLAGS], "--runtime="),
     ],
 )
 def test_bad_input_is_named(pod: Pod, args: list[str], message: str) -> None:

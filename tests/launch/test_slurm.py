@@ -39,14 +39,15 @@ def test_starts_a_run_from_the_copy_that_slurm_makes(job, machine):
     status, err, asked = job("--config=c.py", "--workdir=two words")
     assert (status, asked) == (0, ""), err
     words = (machine.folder / "srun").read_text().splitlines()
-    assert words[-5:] == ["-P", "-m", "mae_jax.main", "--config=c.py", "--workdir=two words"]
+    assert words[-6:-1] == ["-P", "-m", "mae_jax.main", "--config=c.py", "--workdir=two words"]
+    assert words[-1] == "--config.watchdog.abort=True"  # a hung run is worth starting again
     assert str(machine.venv) in words[1]
 
 
 def test_preflight_takes_the_same_flags(job, machine):
     assert job("--preflight", "--config=c.py")[0] == 0
     words = (machine.folder / "srun").read_text().splitlines()
-    assert words[-2:] == ["mae_jax.tools.preflight", "--config=c.py"]
+    assert words[-3:-1] == ["mae_jax.tools.preflight", "--config=c.py"]
 
 
 @pytest.mark.parametrize("status", ["75", "70"])
@@ -69,9 +70,19 @@ def test_not_for_ever(job):
 def test_a_row_of_a_study_for_each_task_of_an_array(job, machine):
     assert job("--study=s.py", SLURM_ARRAY_TASK_ID="4")[0] == 0
     words = (machine.folder / "srun").read_text().splitlines()
-    assert words[-3:] == ["mae_jax.tools.study", "--study=s.py", "--cell=4"]
+    assert words[-4:-2] == ["mae_jax.tools.study", "--study=s.py"] and words[-1] == "--cell=4"
     status, err, _ = job("--study=s.py", SLURM_NTASKS="8")
     assert status == 2 and "--ntasks=1" in err
+
+
+def test_one_task_of_an_array_is_put_back_not_all(job):
+    array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
+    assert job("--study=s.py", FAKE_STATUS="75", **array)[2] == "requeue 5_2 "
+
+
+def test_a_study_has_no_preflight(job):
+    status, err, _ = job("--preflight", "--study=s.py")
+    assert status == 2 and "--preflight looks at a recipe" in err
 
 
 def test_by_hand_it_only_shows(machine):

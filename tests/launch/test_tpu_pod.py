@@ -110,7 +110,7 @@ def test_workers_that_fail_are_named(pod: Pod) -> None:
     assert status == 1 and "not started on worker(s) 1" in out
     assert pod.pod("status")[0] == 7
     pod.tell(no_answer="")
-    wait_until(lambda: pod.pod("status")[0] == 137)  # not left waiting for the other one
+    wait_until(lambda: pod.pod("status")[0] == 5)  # not left waiting (3) for the other one
 
 
 def test_setup_replaces_the_code_and_keeps_what_is_not_code(pod: Pod) -> None:
@@ -176,17 +176,28 @@ def test_a_held_tpu_is_refused_and_a_stale_lock_is_removed(pod: Pod, device: str
 
 @pytest.mark.parametrize(
     ("first", "second", "together"),
-    [(0, 1, 1), (75, 75, 75), (70, 134, 70), (2, 1, 2), (0, 0, 0)],
+    [(0, 1, 1), (75, 75, 75), (70, 134, 70), (2, 1, 2), (0, 0, 0), ("", 134, 6)],
 )
-def test_the_verdict_of_two_workers(pod: Pod, first: int, second: int, together: int) -> None:
+def test_the_verdict_of_two_workers(pod: Pod, first: int | str, second: int, together: int) -> None:
     assert pod.pod("create", "--type=v4-16")[0] == 0
     for worker, own in enumerate((first, second)):
         home = pod.node / str(worker)
         (home / "mae_jax").symlink_to(pod.repo)
         (home / "mae_jax_run").mkdir()
         (home / "mae_jax_run" / "pid").write_text(f"{os.getpid()} 1 id\n")  # now somebody else's
-        (home / "mae_jax_run" / "status").write_text(f"{own}\n")
+        if own != "":
+            (home / "mae_jax_run" / "status").write_text(f"{own}\n")
     assert pod.pod("status")[0] == together
+
+
+def test_a_worker_that_was_made_anew_is_set_up_again_whatever_the_others_say(pod: Pod) -> None:
+    assert pod.pod("create", "--type=v4-16")[0] == 0
+    home = pod.node / "1"
+    (home / "mae_jax").symlink_to(pod.repo)
+    (home / "mae_jax_run").mkdir()
+    (home / "mae_jax_run" / "pid").write_text(f"{os.getpid()} 1 id\n")
+    (home / "mae_jax_run" / "status").write_text("134\n")
+    assert pod.pod("status")[0] == 5
 
 
 def test_the_worker_script_by_hand(pod: Pod) -> None:
