@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import jax
 
-from mae_jax import run_info
+from mae_jax import files, run_info
 from mae_jax.config import flatten
 from mae_jax.disagreement import Record, disagreement
 from mae_jax.errors import UsageError
@@ -171,22 +171,21 @@ def _verdict(wrong: str | None) -> str:
 def _probe(workdir: str) -> Iterator[str]:
     """A new file in the workdir, for a while; its name."""
     name = f".probe-{secrets.token_hex(8)}"  # never seen before, so no host remembers its absence
-    path = Path(workdir, name)
+    path = os.path.join(workdir, name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        files.write(path, b"")
     except OSError as error:
         raise UsageError(f"cannot write into --workdir={workdir}: {error.strerror}") from error
     try:
         yield name
     finally:
-        path.unlink(missing_ok=True)
+        files.remove(path)
 
 
 def _appears(path: str) -> bool:
     """Whether a file is there, or soon is: network disks may need a moment."""
     until = time.monotonic() + PROBE_SECONDS
-    while not os.path.isfile(path):
+    while not files.exists(path):
         if time.monotonic() > until:
             return False
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The lock of a workdir, so that two runs never write the same one: `<workdir>/lock.json`.
+"""The lock of a workdir on a disk, so that two runs never write it: `<workdir>/lock.json`.
 
 A run that is over, however it ended, does not keep the next one out: on the same machine the
 process is looked for; another machine's lock counts as long as it is touched, which its run does
@@ -10,13 +10,12 @@ import fcntl
 import json
 import logging
 import os
-import socket
-import subprocess
 import threading
 import time
-from typing import Any
 
+from mae_jax import lock_owner
 from mae_jax.errors import UsageError
+from mae_jax.lock_owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +38,7 @@ class Lock:
 
     def __init__(self, workdir: str):
         self._workdir, self._path = workdir, os.path.join(workdir, LOCK)
-        self._mine = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "machine": _machine(),
-            "process_started": _process_started(os.getpid()),
-            "locked_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        }
+        self._mine = lock_owner.this_process()
         self._acquire()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_fresh, name="workdir lock", daemon=True)
@@ -90,7 +83,8 @@ class Lock:
             held = _wait_until_stale(self._workdir, self._path, handle)
             if held is None:
                 return False
-            log.warning("%s is left over from %s: taken over", self._path, _who(held))
+            who = lock_owner.describe(held)
+            log.warning("%s is left over from %s: taken over", self._path, who)
             os.ftruncate(handle, 0)
             self._write(handle)
             handle = -1
@@ -119,11 +113,12 @@ class Lock:
             if held is None:
                 log.warning("%s is gone: a second run could start there", self._path)
                 return
-            log.critical("%s belongs to %s now: this run ends", self._path, _who(held))
+            who = lock_owner.describe(held)
+            log.critical("%s belongs to %s now: this run ends", self._path, who)
             os._exit(LOST)  # what two runs write is worth nothing
 
 
-def _wait_until_stale(workdir: str, path: str, handle: int) -> dict[str, Any] | None:
+def _wait_until_stale(workdir: str, path: str, handle: int) -> Owner | None:
     """What an abandoned lock says; None if it is removed meanwhile.
 
     Raises:
@@ -134,17 +129,13 @@ def _wait_until_stale(workdir: str, path: str, handle: int) -> dict[str, Any] | 
         time.sleep(0.05)  # it is being written
         held = _parse(handle)
     held = held or {}
-    if held.get("machine") == _machine():
-        alive = _process_started(held["pid"]) == held["process_started"]
-    else:
-        alive = _is_touched(workdir, path, handle, _who(held))
+    alive = lock_owner.is_alive(held)
+    if alive is None:
+        alive = _is_touched(workdir, path, handle, lock_owner.describe(held))
     if not _is_at(path, handle):
         return None
     if alive:
-        raise UsageError(
-            f"--workdir={workdir} is in use by {_who(held)}: wait for that run or end it, or give "
-            f"another --workdir (if you know that it is over, remove {path})"
-        )
+        raise UsageError(lock_owner.in_use(workdir, path, held))
     return held
 
 
@@ -161,13 +152,7 @@ def _is_touched(workdir: str, path: str, handle: int, who: str) -> bool:
     return False
 
 
-def _who(held: dict[str, Any]) -> str:
-    if not held:
-        return "a run that did not finish writing its lock"
-    return f"process {held.get('pid')} on {held.get('host')} since {held.get('locked_at')}"
-
-
-def _read(path: str) -> dict[str, Any] | None:
+def _read(path: str) -> Owner | None:
     """What a lock file says; None where there is none."""
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -179,15 +164,9 @@ def _read(path: str) -> dict[str, Any] | None:
         os.close(handle)
 
 
-def _parse(handle: int) -> dict[str, Any] | None:
+def _parse(handle: int) -> Owner | None:
     """What an open lock file says; None if that is not whole."""
-    try:
-        held = json.loads(os.pread(handle, 2**16, 0))
-    except ValueError:
-        return None
-    names = {"host", "pid", "machine", "process_started", "locked_at"}
-    whole = isinstance(held, dict) and held.keys() >= names and isinstance(held["pid"], int)
-    return held if whole else None
+    return lock_owner.parse(os.pread(handle, 2**16, 0))
 
 
 def _is_at(path: str, handle: int) -> bool:
@@ -196,33 +175,6 @@ def _is_at(path: str, handle: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
         return False
-
-
-def _machine() -> str:
-    """Tells where a process number means the same process: this boot of this machine, this
-    container."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _process_started(pid: int) -> str | None:
-    """When a process started, in units of the system; None if there is none.
-
-    Numbers of processes are used again, the pair is not.
-    """
-    if os.path.exists("/proc/self/stat"):
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                # The name, in brackets, may hold anything.
-                state, *fields = file.read().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if state in "ZX" else fields[18]  # dead, but not asked for yet
-    command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def probe(workdir: str) -> float:

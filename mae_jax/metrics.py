@@ -15,7 +15,13 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from mae_jax import files
+from mae_jax.growing import GrowingFiles
+
 log = logging.getLogger(__name__)
+
+FILE = "metrics.jsonl"
+BOARD_BYTES = 2**24  # of pictures, after which a TensorBoard file that must be copied is ended
 
 # Peak dense bf16 FLOP/s of a device, by jax's `device_kind`. NVIDIA: data sheets. TPU: the system
 # architecture pages of cloud.google.com/tpu/docs; v2 and v3 per core, which is a device to jax.
@@ -52,12 +58,17 @@ class MetricWriter:
         self._active, self._told = active, False
         if not active:
             return
-        path = os.path.join(workdir, "metrics.jsonl")
+        self._growing = GrowingFiles(workdir, FILE)
+        path = os.path.join(self._growing.folder, FILE)
         _truncate(path, start_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
-        self._board = tensorboardX.SummaryWriter(
-            os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
-        )
+        self._board, self._pictures = self._open_board(purge_step=start_step + 1), 0
+
+    def _open_board(self, **more: Any) -> tensorboardX.SummaryWriter:
+        folder = os.path.join(self._growing.folder, "tensorboard")
+        # The names of two files that are begun in the same second must differ.
+        suffix = f".{time.time_ns() % 10**9}"
+        return tensorboardX.SummaryWriter(folder, filename_suffix=suffix, **more)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Appends one line {"step", "split", **values} and the same to TensorBoard.
@@ -81,6 +92,7 @@ class MetricWriter:
         if self._active:
             with self.disk_may_be_full():
                 self._board.add_image(name, image, step, dataformats="HWC")
+            self._pictures += image.nbytes
 
     @contextlib.contextmanager
     def disk_may_be_full(self) -> Iterator[None]:
@@ -94,6 +106,16 @@ class MetricWriter:
                 )
             self._told = True
 
+    def secure(self) -> None:
+        """Before a checkpoint is written: the next start then finds the lines up to it."""
+        if self._active:
+            with self.disk_may_be_full():
+                self._board.flush()
+                if self._growing.copies and self._pictures > BOARD_BYTES:
+                    self._board.close()
+                    self._board, self._pictures = self._open_board(), 0
+            self._growing.copy()
+
     def close(self) -> None:
         """Flushes everything to disk."""
         if self._active:
@@ -101,6 +123,17 @@ class MetricWriter:
                 self._file.close()
             with self.disk_may_be_full():
                 self._board.close()
+            self._growing.close()
+
+
+def read(workdir: str) -> Iterator[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl.
+
+    Raises:
+      FileNotFoundError: it has none.
+    """
+    content = files.read(os.path.join(workdir, FILE)).decode()
+    return filter(None, map(parse_line, content.splitlines(keepends=True)))
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
@@ -129,9 +162,7 @@ def _truncate(path: str, last_step: int) -> None:
             values = parse_line(line)
             if last_step and values and values["step"] <= last_step:
                 kept.append(line)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.writelines(kept)
-    os.replace(path + ".tmp", path)
+    files.write(path, "".join(kept).encode())
 
 
 class Window(NamedTuple):

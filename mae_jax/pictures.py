@@ -1,11 +1,14 @@
 """Pictures of reconstructions: titled columns, one row per image."""
 
+import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mae_jax import files
+from mae_jax.errors import UsageError
 from mae_jax.reconstruct import Reconstruction
 
 MIN_CELL = 96  # small images are enlarged to at least this many pixels
@@ -53,9 +56,17 @@ def grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> np.nda
 
 
 def save(path: str, image: np.ndarray) -> None:
-    """Writes a uint8 [H, W, 3] picture; the folder is made when missing."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    Image.fromarray(image).save(path)
+    """Writes a uint8 [H, W, 3] picture; the folder is made when missing.
+
+    Raises:
+      UsageError: the ending of the name says no kind of picture.
+    """
+    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise UsageError(f"{path} is no name of a picture: let it end with .png")
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, kind)
+    files.write(path, content.getvalue())
 
 
 def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from mae_jax import files
 from mae_jax.optim.param_groups import decays
 from mae_jax.params import named
 
@@ -78,8 +79,5 @@ def announce(workdir: str, config: Any, facts: dict[str, Any]) -> None:
 
 def write_json(path: str, value: Any) -> None:
     """Writes JSON so that a reader never sees half a file."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, default=list)
-        file.write("\n")
-    os.replace(path + ".tmp", path)
+    text = json.dumps(value, indent=2, default=list) + "\n"
+    files.write(path, text.encode())

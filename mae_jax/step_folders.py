@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from mae_jax import files
 from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -40,18 +41,20 @@ class Found(NamedTuple):
 
 def absolute(path: str) -> str:
     """The path whatever the current folder; one of a bucket (gs://...) is that already."""
-    return path if "://" in path else os.path.abspath(path)
+    return path if files.in_bucket(path) else os.path.abspath(path)
 
 
 def folder_of(run: str, step: int) -> epath.Path:
     return epath.Path(run) / FOLDER / str(step)
 
 
+@files.os_errors()
 def steps(run: str) -> list[int]:
     """Steps that were saved, oldest first, be they sound or damaged."""
     return sorted(int(p.name) for p in _listed(run) if p.name.isdecimal() and _committed(p))
 
 
+@files.os_errors()
 def corrupt(run: str) -> list[str]:
     """Names of the folders that were set aside."""
     return sorted(p.name for p in _listed(run) if p.name.startswith(CORRUPT))
@@ -62,6 +65,7 @@ def exists(run: str) -> bool:
     return bool(steps(run) or corrupt(run))
 
 
+@files.os_errors()
 def find(path: str) -> Found:
     """The checkpoint of a run folder, meaning its newest step, of a step's, or of a weights folder.
 
@@ -95,6 +99,7 @@ def find_run(path: str) -> Found:
     return found
 
 
+@files.os_errors()
 def set_aside(run: str, step: int) -> str:
     """Renames a damaged step; returns its new name."""
     taken = {p.name for p in _listed(run)}
@@ -124,6 +129,7 @@ def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
             log.warning("checkpoint %d, no longer needed, cannot be deleted: %s", step, error)
 
 
+@files.os_errors()
 def remove_unfinished(run: str) -> None:
     """Removes what killed or failed saves and deletions left behind."""
     for path in _listed(run):
@@ -133,6 +139,7 @@ def remove_unfinished(run: str) -> None:
             _discard(path)
 
 
+@files.os_errors()
 def make_writable(run: str) -> None:
     """Makes the folder of checkpoints, and sees whether folders can be made in it.
 
@@ -144,14 +151,16 @@ def make_writable(run: str) -> None:
     probe.rmdir()
 
 
+@files.os_errors()
 def _discard(folder: epath.Path) -> None:
     """Removes a folder so that a kill meanwhile leaves no half of a step under a step's name."""
-    if "://" in str(folder):
+    if files.in_bucket(str(folder)):
         (folder / _COMMITTED).unlink(missing_ok=True)
     else:
         folder = folder.rename(folder.parent / f"{_DELETING}{time.time_ns()}")
     try:
-        folder.rmtree()
+        with files.os_errors():
+            folder.rmtree()
     except OSError as error:  # a failed save may write on for a moment
         log.warning("%s cannot be removed now, but at the next save or start: %s", folder, error)
 
@@ -163,4 +172,4 @@ def _listed(run: str) -> list[epath.Path]:
 
 def _committed(folder: epath.Path) -> bool:
     """Whether a folder with a step's name was written to the end, whatever befell it since."""
-    return "://" not in str(folder) or (folder / _COMMITTED).exists()
+    return not files.in_bucket(str(folder)) or (folder / _COMMITTED).exists()

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mae_jax import integrity
+from mae_jax import files, integrity
 from mae_jax.errors import UsageError
 from mae_jax.integrity import Record
 from mae_jax.step_folders import ITEMS, Found, find
@@ -71,7 +71,8 @@ def damage(folder: str) -> Iterator[None]:
     Which exceptions a damaged file leads to, nobody knows: Orbax raises many kinds.
     """
     try:
-        yield
+        with files.os_errors():
+            yield
     except UsageError:
         raise
     except Exception as error:

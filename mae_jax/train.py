@@ -264,6 +264,7 @@ class _Loop:
             self.saving.postpone()
             return
         began = time.perf_counter()
+        self.writer.secure()
         more = {"provenance": self.provenance} if self.provenance else {}
         more |= {} if looked else {"look_again": True}
         metadata = self.task.metadata(step) | more

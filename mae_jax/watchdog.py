@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mae_jax import files
+
 log = logging.getLogger(__name__)
 
 ABORTED = 70  # exit status of a process that was ended because it did not move
@@ -140,10 +142,10 @@ class Watchdog:
         """Writes the report into the next free file, else to stderr; returns where."""
         names = (f"stuck-{self._process}-{number}.txt" for number in itertools.count(1))
         paths = (os.path.join(self._workdir, name) for name in names)
-        path = next(path for path in paths if not os.path.exists(path))
+        path = self._workdir
         try:
-            with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            path = next(path for path in paths if not files.exists(path))
+            files.write(path, text.encode(errors="backslashreplace"))
         except OSError as error:
             print(text, file=sys.stderr, flush=True)
             return f"above, for {path} cannot be written ({error.strerror})"

@@ -1,6 +1,6 @@
 """The folder of a run: where it is, whether it can be written to, and that no other run has it.
 
-No jax here and in `lock`: the folder is looked at before anything slow begins.
+No jax here and in the locks: the folder is looked at before anything slow begins.
 """
 
 import contextlib
@@ -8,26 +8,43 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
+from mae_jax import bucket_lock, files, lock
+from mae_jax.bucket_lock import BucketLock
 from mae_jax.errors import UsageError
-from mae_jax.lock import Lock, probe
+from mae_jax.lock import Lock
 
 
 def resolve(workdir: str) -> str:
     """The absolute path of a workdir, so that a change of directory cannot matter later.
+
+    One in a bucket, gs://BUCKET/FOLDER, is that already.
 
     Raises:
       UsageError: it cannot be the name of a folder.
     """
     if not workdir.strip():
         raise UsageError("--workdir is empty: name a folder, or leave the flag out")
-    if "://" in workdir:
-        raise UsageError(f"--workdir={workdir} is not a folder: mount the bucket, or use a disk")
     if not workdir.isprintable():
         raise UsageError(f"--workdir={workdir!r} has characters that cannot be printed")
+    if files.in_bucket(workdir):
+        return _resolve_in_bucket(workdir)
     path = os.path.expanduser(workdir)
     if path.startswith("~"):
         raise UsageError(f"--workdir={workdir}: there is no such user; write ./{workdir} otherwise")
     return os.path.abspath(path)
+
+
+def _resolve_in_bucket(workdir: str) -> str:
+    scheme, _, place = workdir.partition("://")
+    bucket, *folders = [part for part in place.split("/") if part] or [""]
+    if scheme != "gs":
+        raise UsageError(
+            f"--workdir={workdir}: checkpoints go to a disk or to Google Cloud Storage, "
+            f"gs://BUCKET/FOLDER; mount a bucket of {scheme}://"
+        )
+    if not folders:
+        raise UsageError(f"--workdir={workdir} is no folder of a bucket: gs://BUCKET/FOLDER")
+    return "/".join([f"gs://{bucket}", *folders])
 
 
 @contextlib.contextmanager
@@ -46,7 +63,7 @@ def only_run(workdir: str, *, first: bool) -> Iterator[Callable[[], None]]:
     if not first:
         yield lambda: None
         return
-    made = not os.path.lexists(workdir)
+    made = not files.in_bucket(workdir) and not os.path.lexists(workdir)
     try:
         lock = _lock(workdir)
         try:
@@ -60,10 +77,13 @@ def only_run(workdir: str, *, first: bool) -> Iterator[Callable[[], None]]:
                 os.rmdir(workdir)
 
 
-def _lock(workdir: str) -> Lock:
+def _lock(workdir: str) -> Lock | BucketLock:
     try:
+        if files.in_bucket(workdir):
+            bucket_lock.probe(workdir)
+            return BucketLock(workdir)
         os.makedirs(workdir, exist_ok=True)
-        probe(workdir)
+        lock.probe(workdir)
         return Lock(workdir)
     except OSError as error:
         raise UsageError(_cannot_write(workdir, error)) from error
@@ -71,6 +91,11 @@ def _lock(workdir: str) -> Lock:
 
 def _cannot_write(workdir: str, error: OSError) -> str:
     """One line, with a way out where there is one."""
+    if files.in_bucket(workdir):
+        return (
+            f"--workdir={workdir}: {error.strerror}: does the bucket exist, and may this machine's "
+            "account write to it? (docs/launching.md#a-workdir-in-a-bucket)"
+        )
     remedies = {
         errno.ENOSPC: "make room there, or give another --workdir",
         errno.EDQUOT: "make room there, or give another --workdir",

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mae_jax import lock, workdir
+from mae_jax import lock, lock_owner, workdir
 from mae_jax.errors import UsageError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -85,7 +85,7 @@ def test_of_many_starters_exactly_one_wins(tmp_path, left_over):
 
 def test_two_that_look_at_an_old_lock_together_do_not_both_take_it(tmp_path, monkeypatch):
     leave_lock(tmp_path, pid=2**22 + 1)
-    started, outcomes = lock._process_started, []
+    started, outcomes = lock_owner._process_started, []
 
     def slowly(pid):
         time.sleep(0.2)
@@ -97,7 +97,7 @@ def test_two_that_look_at_an_old_lock_together_do_not_both_take_it(tmp_path, mon
         except UsageError as error:
             outcomes.append(error)
 
-    monkeypatch.setattr(lock, "_process_started", slowly)
+    monkeypatch.setattr(lock_owner, "_process_started", slowly)
     threads = [threading.Thread(target=start) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -1,12 +1,12 @@
 """What came out of a study: a table (Markdown, CSV) and a plot, beside the paper's numbers."""
 
+import contextlib
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mae_jax.metrics import parse_line
+from mae_jax import metrics
 from mae_jax.study.plan import Cell, Study
 
 # Of each stage: column -> (split, name) of metrics.jsonl; accuracies in percent.
@@ -25,13 +25,9 @@ PAPER = {"linprobe": "linear probe", "finetune": "fine-tuned"}  # stage -> colum
 
 def measured(stage: str, folder: str) -> dict[str, float]:
     """The newest held-out numbers of a stage's run, by column; {} before there are any."""
-    path = os.path.join(folder, "metrics.jsonl")
     newest: dict[str, dict[str, Any]] = {}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if values := parse_line(line):
-                    newest[values["split"]] = values
+    with contextlib.suppress(FileNotFoundError):
+        newest = {values["split"]: values for values in metrics.read(folder)}
     found = {}
     for column, (split, name) in COLUMNS[stage].items():
         if split in newest:

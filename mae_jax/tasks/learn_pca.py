@@ -1,6 +1,7 @@
 """Learns the PCA of a target from training images, once for a run: `pca.npz` in the workdir."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import together
+from mae_jax import files, together
 from mae_jax.config import require
 from mae_jax.errors import UsageError
 from mae_jax.ops.patches import patchify, to_float
@@ -43,7 +44,7 @@ def learn(task: ImageTask, frame: Frame) -> dict[str, np.ndarray]:
 def _arrays(task: ImageTask, frame: Frame) -> dict[str, np.ndarray]:
     about = _about(task, frame)
     path = os.path.join(task.workdir, FILE) if task.workdir else ""
-    if path and os.path.exists(path):
+    if path and files.exists(path):
         return _read(path, about)
     number, components = about["images"], about["components"]
     log.info("PCA: reading %d training images", number)
@@ -92,12 +93,10 @@ def _patches(task: ImageTask, frame: Frame, number: int) -> Iterator[np.ndarray]
 
 
 def _write(path: str, arrays: dict[str, np.ndarray]) -> None:
-    """So that a reader never sees half a file."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.tmp", "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(f"{path}.tmp", path)
+        files.write(path, content.getvalue())
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -106,7 +105,7 @@ def _read(path: str, about: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of an earlier start, if they depend on the same."""
     out = "give a new --workdir, or remove the file to learn it anew"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(files.read(path)), allow_pickle=False) as file:
             was = json.loads(str(file["about"]))
             arrays = {name: file[name] for name in ("mean", "components")}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:

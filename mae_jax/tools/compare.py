@@ -12,10 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mae_jax import pictures, plots
+from mae_jax import files, metrics, pictures, plots
 from mae_jax.console import run_command
 from mae_jax.errors import UsageError
-from mae_jax.metrics import parse_line
 
 PREFERRED = ("eval/top1", "knn/top1", "eval/loss")
 LOWER_IS_BETTER = ("loss",)
@@ -35,21 +34,21 @@ def read_run(folder: str) -> dict[str, Curve]:
     Raises:
       UsageError: the folder is not a run's.
     """
-    path = os.path.join(folder, "metrics.jsonl")
-    if not os.path.isfile(path):
-        raise UsageError(f"{folder} has no metrics.jsonl: give the folders of runs")
     curves: dict[str, Curve] = {}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            values = parse_line(line)
-            if values is None:
-                continue
+    try:
+        for values in metrics.read(folder):
             step, epoch, split = (values.pop(key) for key in ("step", "epoch", "split"))
             for name, value in values.items():
                 curve = curves.setdefault(f"{split}/{name}", Curve([], [], []))
                 for known, new in zip(curve, (step, epoch, value), strict=True):
                     known.append(new)
+    except FileNotFoundError:
+        raise UsageError(f"{folder} has no metrics.jsonl: give the folders of runs") from None
     return curves
+
+
+def _label(run: str) -> str:
+    return run if files.in_bucket(run) else os.path.normpath(run)
 
 
 def table(metric: str, runs: dict[str, Curve]) -> str:
@@ -73,7 +72,7 @@ def compare(folders: Sequence[str], metric: str | None) -> tuple[str, dict[str, 
     Raises:
       UsageError: no run has it; says what there is.
     """
-    found = {os.path.normpath(folder): read_run(folder) for folder in folders}
+    found = {_label(folder): read_run(folder) for folder in folders}
     names = sorted({name for curves in found.values() for name in curves})
     metric = metric or next((name for name in PREFERRED if name in names), None)
     runs = {run: curves[metric] for run, curves in found.items() if metric in curves}
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     metric, runs = compare(args.runs, args.metric)
     print(table(metric, runs))
-    missing = [run for run in args.runs if os.path.normpath(run) not in runs]
+    missing = [run for run in args.runs if _label(run) not in runs]
     if missing:
         print(f"without {metric}: {', '.join(missing)}")
     if args.out:

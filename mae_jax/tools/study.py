@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from mae_jax import pictures, plots, workdir
+from mae_jax import files, pictures, plots, workdir
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import RunError, UsageError
 from mae_jax.stopping import STOPPED
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     study = plan.load(args.study)
     folder = workdir.resolve(args.workdir)
+    if files.in_bucket(folder):
+        raise UsageError(f"--workdir={folder}: a study keeps its logs and tables on a disk")
     stages = _stages(args.stages)
     cells = plan.cells(
         plan.choose(study, _words(args.rows)),

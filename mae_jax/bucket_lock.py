@@ -1,0 +1,119 @@
+"""The lock of a workdir in a bucket: `lock` for where a file can neither be locked nor touched.
+
+The file is written anew every minute instead. Of two runs that start at the same moment the one
+that wrote last stays, and the other ends: in a bucket whoever reads after a write sees it.
+"""
+
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+
+from mae_jax import files, lock_owner
+from mae_jax.errors import UsageError
+from mae_jax.lock import LOCK, LOST, PROBE, STALE_SECONDS, TOUCH_SECONDS
+from mae_jax.lock_owner import Owner
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 3.0  # within which another start that saw no lock either has written its own
+
+
+class BucketLock:
+    """The lock of one workdir, held until `release`.
+
+    Raises:
+      UsageError: another run holds it.
+      OSError: nothing can be written there.
+    """
+
+    def __init__(self, workdir: str):
+        self._workdir, self._path = workdir, f"{workdir}/{LOCK}"
+        self._mine = lock_owner.this_process() | {"token": secrets.token_hex(8)}
+        self._acquire()
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep_fresh, name="workdir lock", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Gives the workdir back."""
+        self._released.set()
+        self._thread.join()
+        try:
+            if _read(self._path) == self._mine:
+                files.remove(self._path)
+        except OSError as error:  # the next run finds that this process is gone
+            log.warning("%s cannot be removed: %s", self._path, error)
+
+    def _acquire(self) -> None:
+        held = _read(self._path)
+        if held is not None:
+            if self._is_alive(held):
+                raise UsageError(lock_owner.in_use(self._workdir, self._path, held))
+            who = lock_owner.describe(held)
+            log.warning("%s is left over from %s: taken over", self._path, who)
+        self._write()
+        time.sleep(SETTLE_SECONDS)
+        held = _read(self._path)
+        if held != self._mine:
+            raise UsageError(lock_owner.in_use(self._workdir, self._path, held or {}))
+
+    def _is_alive(self, held: Owner) -> bool:
+        """Whether a lock's run is at work: its process is there, or its lock is written anew."""
+        alive = lock_owner.is_alive(held)
+        if alive is not None:
+            return alive
+        try:
+            first, said = files.written_at(self._path), False
+            while probe(self._workdir) - first <= STALE_SECONDS:
+                if files.written_at(self._path) != first:
+                    return True
+                if not said:
+                    wait, who = STALE_SECONDS, lock_owner.describe(held)
+                    log.info(
+                        "%s: waiting up to %.0f s to see if %s is alive", self._path, wait, who
+                    )
+                said = True
+                time.sleep(STALE_SECONDS / 20)
+        except FileNotFoundError:  # given back meanwhile
+            pass
+        return False
+
+    def _write(self) -> None:
+        files.write(self._path, json.dumps(self._mine, indent=2).encode())
+
+    def _keep_fresh(self) -> None:
+        while not self._released.wait(TOUCH_SECONDS):
+            try:
+                held = _read(self._path)
+                if held == self._mine:
+                    self._write()
+                    continue
+            except OSError as error:  # a bucket may be out of reach for a while
+                log.warning("%s cannot be renewed: %s", self._path, error)
+                continue
+            if held is None:
+                log.warning("%s is gone: a second run could start there", self._path)
+                return
+            who = lock_owner.describe(held)
+            log.critical("%s belongs to %s now: this run ends", self._path, who)
+            os._exit(LOST)  # what two runs write is worth nothing
+
+
+def probe(workdir: str) -> float:
+    """Writes a file into the folder, and removes it; its time of writing."""
+    path = f"{workdir}/{PROBE}"
+    files.write(path, b"written to see whether it can be")
+    written = files.written_at(path)
+    files.remove(path)
+    return written
+
+
+def _read(path: str) -> Owner | None:
+    """What a lock says, {} if it says nothing; None where there is none."""
+    try:
+        return lock_owner.parse(files.read(path)) or {}
+    except FileNotFoundError:
+        return None

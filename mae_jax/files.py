@@ -1,0 +1,75 @@
+"""Small files of a workdir, which is a folder of a disk or of a bucket (gs://...).
+
+Through etils, as Orbax does it. In a bucket a file is there whole or not at all, nothing can be
+appended, and folders need not be made.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+
+from etils import epath
+
+# What TensorFlow, through which etils reaches buckets, raises -> the number that a disk would give.
+_NUMBERS = {
+    "NotFoundError": errno.ENOENT,
+    "PermissionDeniedError": errno.EACCES,
+    "UnauthenticatedError": errno.EACCES,
+}
+
+
+def in_bucket(path: str) -> bool:
+    """Whether a path is no file system's."""
+    return "://" in path
+
+
+@contextlib.contextmanager
+def os_errors() -> Iterator[None]:
+    """Makes what a bucket's client raises the OSError that a disk would raise; also a decorator."""
+    try:
+        yield
+    except Exception as error:
+        # Its kinds of errors cannot have come up where it is not loaded.
+        client = sys.modules.get("tensorflow")
+        if client is None or not isinstance(error, client.errors.OpError):
+            raise
+        number = _NUMBERS.get(type(error).__name__, errno.ENETUNREACH)
+        raise OSError(number, " ".join(str(error).split())[:300]) from error
+
+
+@os_errors()
+def exists(path: str) -> bool:
+    """Whether there is a file or a folder."""
+    return epath.Path(path).exists()
+
+
+@os_errors()
+def read(path: str) -> bytes:
+    """The content of a file; FileNotFoundError where there is none."""
+    return epath.Path(path).read_bytes()
+
+
+@os_errors()
+def write(path: str, content: bytes) -> None:
+    """Makes or replaces a file so that a reader never sees half of it."""
+    if in_bucket(path):
+        epath.Path(path).write_bytes(content)
+        return
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + ".tmp", "wb") as file:
+        file.write(content)
+    os.replace(path + ".tmp", path)
+
+
+@os_errors()
+def remove(path: str) -> None:
+    """Removes a file, if it is there."""
+    epath.Path(path).unlink(missing_ok=True)
+
+
+@os_errors()
+def written_at(path: str) -> float:
+    """When a file was written, by the clock of the disk or the bucket; FileNotFoundError."""
+    return epath.Path(path).stat().mtime
