@@ -1,23 +1,21 @@
 """The processes of a run make sure, before anything is compiled, that they run the same thing.
 
-They talk through the key-value store of jax's coordination service. It is reached through
-`jax._src`, as Orbax does: the public way, `multihost_utils.process_allgather`, is itself a compiled
-program over all devices, so with different versions or devices it is the first thing that hangs or
-crashes, and it has no time limit.
+They talk through a `store`, not in the public way: `multihost_utils.process_allgather` is itself a
+compiled program over all devices, so with different versions or devices it is the first thing that
+hangs or crashes, and it has no time limit.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import secrets
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -25,6 +23,8 @@ from mae_jax import files, run_info
 from mae_jax.config import flatten
 from mae_jax.disagreement import Record, disagreement
 from mae_jax.errors import UsageError
+from mae_jax.store import Service, Store
+from mae_jax.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,14 @@ CLOCK_SECONDS = 60.0  # by which clocks may differ
 OWN = ("data.root", "data.workers", "data.prefetch", "data.cache", "data.cache_gb")
 
 
-class Store(Protocol):
-    """Texts by name that all processes see."""
+def facts_of(task: Task, *, allow_config_change: bool) -> dict[str, Any]:
+    """What `check` compares of a run besides its configuration.
 
-    def set(self, key: str, value: str) -> None: ...
-
-    def get(self, key: str, *, until: float, who: str) -> str:
-        """Waits for a text until the monotonic clock says `until`; UsageError names `who`."""
-        ...
+    The target is more than the configuration says: a tokenizer's hash is part of it.
+    """
+    said = task.metadata(0)
+    changes = {"--allow_config_change": allow_config_change}
+    return {**changes, "--config.target": said.get("target"), **said["data"]}
 
 
 def check(config: Any, workdir: str, facts: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def check(config: Any, workdir: str, facts: dict[str, Any]) -> None:
         return
     with shared_errors():
         record = describe(config, workdir, facts)
-        verdict = exchange(_Service(), jax.process_index(), jax.process_count(), record)
+        verdict = exchange(Service("agreement"), jax.process_index(), jax.process_count(), record)
     if verdict:
         raise UsageError(verdict)
 
@@ -78,7 +78,7 @@ def shared_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if jax.process_count() > 1:
-            publish_error(_Service(), jax.process_index(), error)
+            publish_error(Service("agreement"), jax.process_index(), error)
         raise
 
 
@@ -190,38 +190,3 @@ def _appears(path: str) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-class _Service:
-    """The store of jax's coordination service."""
-
-    PREFIX = "mae_jax/agreement/"
-    SLICE = 5.0  # seconds of waiting in one go: Ctrl-C works only in between
-    PATIENCE = 60.0  # seconds before the log says who is waited for
-
-    def __init__(self) -> None:
-        from jax._src import distributed  # no public name; see the module's docstring
-
-        self._client: Any = distributed.global_state.client
-
-    def set(self, key: str, value: str) -> None:
-        self._client.key_value_set(self.PREFIX + key, value, allow_overwrite=True)
-
-    def get(self, key: str, *, until: float, who: str) -> str:
-        say_at = time.monotonic() + self.PATIENCE
-        while True:
-            left = max(until - time.monotonic(), 0.001)
-            milliseconds = round(1000 * min(left, self.SLICE))
-            try:
-                return self._client.blocking_key_value_get(self.PREFIX + key, milliseconds)
-            except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
-            now = time.monotonic()
-            if now >= until:
-                raise UsageError(
-                    f"{who} did not come to the start in time: see what it printed last"
-                )
-            if now >= say_at:
-                log.info("waiting for %s", who)
-                say_at = math.inf

@@ -62,7 +62,7 @@ class Checkpointer:
         self, workdir: str, *, keep: int = 3, keep_every: int = 0, read_only: bool = False
     ):
         self.run = step_folders.absolute(workdir)
-        self._keep, self._keep_every = keep, keep_every
+        self._keep, self._keep_every, self._read_only = keep, keep_every, read_only
         self._writer: StepWriter | None = None
         self._failure: SaveFailed | None = None
         self._attempts = 0
@@ -161,6 +161,9 @@ class Checkpointer:
 
     def set_aside(self, step: int, reason: str) -> None:
         """Renames a damaged step to corrupt-<step>, so that it is no longer one."""
+        if self._read_only:
+            log.warning("checkpoint %d is damaged: %s; a run would set it aside", step, reason)
+            return
 
         def rename() -> None:
             name = step_folders.set_aside(self.run, step)

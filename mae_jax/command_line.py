@@ -1,4 +1,7 @@
-"""Flags shared by commands that take a recipe: `--config=FILE[:ARG] --config.key=value ...`."""
+"""Flags shared by commands that take a recipe: `--config=FILE[:ARG] --config.key=value ...`.
+
+And those of a run, which the command that trains and the one that looks before it share.
+"""
 
 import os
 import re
@@ -10,11 +13,13 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from mae_jax import workdir
 from mae_jax.config_check import check_name, check_values, shorten
 from mae_jax.config_keys import RULES
 from mae_jax.errors import UsageError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -24,6 +29,33 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Recipe: a file of configs/.", flag_values=values, sys_argv=words
     )
+
+
+def define_run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Defines --config and the other flags of a run."""
+    define_config(values, argv)
+    place = "Folder of the run; default runs/<config name>."
+    flags.DEFINE_string("workdir", None, place, flag_values=values)
+    change = "Continue a run with another configuration."
+    flags.DEFINE_bool("allow_config_change", False, change, flag_values=values)
+    modes, connect = ["auto", "on", "off"], "Connect to other processes?"
+    flags.DEFINE_enum("distributed", "auto", modes, connect, flag_values=values)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
+    which = "Which of the processes this is."
+    flags.DEFINE_integer("process_id", None, which, flag_values=values)
+
+
+def help_of(program: str | None, values: flags.FlagValues) -> str:
+    """What a command says of itself, and the flags of a run."""
+    lines = [f"--{f.name}: {f.help}" for f in values.flags_by_module_dict()[__name__]]
+    return "\n".join([program or "", "Flags:", *sorted(lines)])
+
+
+def workdir_of(values: flags.FlagValues) -> str:
+    """The folder of the run that parsed flags speak of, from `workdir.resolve`."""
+    default = os.path.join("runs", config_name(values))
+    return workdir.resolve(default if values.workdir is None else values.workdir)
 
 
 def parse(argv: list[str], values: flags.FlagValues) -> Any:

@@ -61,10 +61,10 @@ def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
         return None
     tasks = _tasks_here(environment)
     bound = visible < int(environment.get("SLURM_GPUS_ON_NODE") or visible)
-    if tasks == 1 or bound:
+    if bound:
         return list(range(visible))
     each, left = divmod(visible, tasks)
-    if left or not each:
+    if left:
         raise UsageError(
             f"{visible} GPUs cannot be divided among the {tasks} tasks of a node: ask Slurm for "
             "one task per GPU, or one per node (--ntasks-per-node)"

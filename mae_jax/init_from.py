@@ -1,7 +1,6 @@
 """Starts a run from the weights of another model, with an account of every parameter."""
 
 import logging
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +12,6 @@ from mae_jax.convert.surgery import encoder_only, with_channels
 from mae_jax.errors import UsageError
 from mae_jax.models.vit import SIZES
 from mae_jax.params import named
-from mae_jax.run_info import write_json
 from mae_jax.state import TrainState, with_params
 from mae_jax.task import Task
 
@@ -49,15 +47,16 @@ def read_initial(config: Any) -> convert.Model:
 
 
 def load_initial(
-    initial: convert.Model, task: Task, state: TrainState, workdir: str, *, path: str
-) -> TrainState:
-    """A new run's `state` with the parameters of another model.
+    initial: convert.Model, task: Task, state: TrainState, *, path: str
+) -> tuple[TrainState, dict[str, Any]]:
+    """(a new run's `state` with the parameters of another model, an account of every parameter).
+
+    The account names each as matched, fresh or unused.
 
     Args:
       initial: from `read_initial`.
       task: says what of them it can use, and what starts anew (`Task.adopt`).
       state: a fresh state; what the weights do not give stays as it is.
-      workdir: gets init_from.json, which names every parameter as matched, fresh or unused.
       path: where the weights are, for messages.
 
     Raises:
@@ -86,11 +85,10 @@ def load_initial(
             f"{wrong}, without a place {left}; set --config.model to what "
             f"`python -m mae_jax.tools.inspect {path}` shows"
         )
-    if jax.process_index() == 0:
-        matched = [name for name in wanted if name not in fresh]
-        report = {"from": path, "matched": matched, "fresh": fresh, "unused": adopted.unused}
-        write_json(os.path.join(workdir, "init_from.json"), report)
-    return with_params(task, state, jax.tree.unflatten(jax.tree.structure(state.params), arrays))
+    matched = [name for name in wanted if name not in fresh]
+    account = {"from": path, "matched": matched, "fresh": fresh, "unused": adopted.unused}
+    params = jax.tree.unflatten(jax.tree.structure(state.params), arrays)
+    return with_params(task, state, params), account
 
 
 def origin(initial: convert.Model, path: str) -> dict[str, Any]:

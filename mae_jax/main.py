@@ -20,20 +20,16 @@ from mae_jax.watchdog import Watchdog
 
 FLAGS = flags.FLAGS
 
-command_line.define_config(FLAGS, sys.argv)
-flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config name>.")
-flags.DEFINE_bool("allow_config_change", False, "Continue a run with another configuration.")
-flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Connect to other processes?")
-flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-flags.DEFINE_integer("num_processes", None, "Number of processes.")
-flags.DEFINE_integer("process_id", None, "Which of the processes this is.")
+command_line.define_run(FLAGS, sys.argv)
 
 
 def main() -> int:
     """Runs the command of `sys.argv`; returns the exit status."""
+    if command_line.HELP.intersection(sys.argv[1:]):
+        print(command_line.help_of(__doc__, FLAGS))
+        return 0
     config = command_line.parse(sys.argv[1:], FLAGS)
-    default = os.path.join("runs", command_line.config_name(FLAGS))
-    folder = workdir.resolve(default if FLAGS.workdir is None else FLAGS.workdir)
+    folder = command_line.workdir_of(FLAGS)
     setup_logging()
     try:
         with stop_on_signals() as stop:
@@ -69,10 +65,8 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
             closing.callback(dog.close)
             task = TASKS[config.task](config, folder)
             changes = FLAGS.allow_config_change
-            described = task.metadata(0)
-            same = {"--allow_config_change": changes, **described["data"]}
-            same["--config.target"] = described.get("target")  # a tokenizer's hash is part of it
-        agreement.check(config, folder, same)
+            facts = agreement.facts_of(task, allow_config_change=changes)
+        agreement.check(config, folder, facts)
         return train.run(task, config, folder, allow_config_change=changes, stop=stop)
 
 

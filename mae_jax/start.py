@@ -7,7 +7,6 @@ begins again by itself.
 """
 
 import contextlib
-import logging
 from typing import Any, NamedTuple
 
 from mae_jax import checkpoint, step_folders, together
@@ -17,8 +16,6 @@ from mae_jax.init_from import load_initial, origin, read_initial
 from mae_jax.state import TrainState, create_state
 from mae_jax.task import Task
 
-log = logging.getLogger(__name__)
-
 
 class Start(NamedTuple):
     """Where a run begins.
@@ -26,31 +23,43 @@ class Start(NamedTuple):
     Attributes:
       state: to begin with.
       provenance: what the weights began with, or {}.
+      said: where that is, for a person.
       look_again: whether an evaluation at this step was cut short.
+      account: of every parameter, where they are another run's: matched, fresh or unused.
     """
 
     state: TrainState
     provenance: dict[str, Any]
+    said: str
     look_again: bool = False
+    account: dict[str, Any] | None = None
 
 
-def check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
-    """Refuses to continue a run with settings or data that compute something else.
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings and data that compute something else now, one text each.
 
     Args:
       old: metadata of a checkpoint of the run.
       new: those that a checkpoint would get now.
+    """
+    was, now = old["data"]["source"], new["data"]["source"]
+    # The same data may lie elsewhere now.
+    keys = [key for key in was if key != "root" and was[key] != now.get(key)]
+    data = [f"data {key}: {was[key]} -> {now.get(key)}" for key in keys]
+    return [*config_lib.changes(old["config"], new["config"]), *data]
+
+
+def check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
+    """Refuses to continue a run with `changes`.
+
+    Args:
+      old, new: as those of `changes`.
       allow_change: refuse nothing.
 
     Raises:
       UsageError: lists what changed.
     """
-    lines = config_lib.changes(old["config"], new["config"])
-    was, now = old["data"]["source"], new["data"]["source"]
-    # The same data may lie elsewhere now.
-    lines += [
-        f"data {k}: {was[k]} -> {now.get(k)}" for k in was if k != "root" and was[k] != now.get(k)
-    ]
+    lines = changes(old, new)
     if lines and not allow_change:
         raise UsageError(
             f"the run to continue had another configuration ({'; '.join(lines)}): give a new "
@@ -76,20 +85,17 @@ def start_state(
     abstract: TrainState,
     allow_change: bool,
 ) -> Start:
-    """Where to begin; see the module's docstring.
+    """Where to begin; see the module's docstring. With a read-only `saver` no file changes.
 
     Raises:
       UsageError: all checkpoints of the workdir are damaged, or a start point does not fit.
     """
-    while (step := saver.latest_step()) is not None:
+    for step in reversed(saver.steps()):
         try:
-            found = _continued(task, saver, step, abstract, allow_change)
+            return _continued(task, saver, step, abstract, allow_change)
         except checkpoint.DamagedCheckpoint as error:
             saver.set_aside(step, error.reason)
-        else:
-            log.info("continuing after step %d", step)
-            return found
-    aside = step_folders.corrupt(workdir)
+    aside = [*step_folders.corrupt(workdir), *map(str, saver.steps())]
     if aside:
         raise UsageError(
             f"every checkpoint in {workdir}/{checkpoint.FOLDER} is damaged ({', '.join(aside)}): "
@@ -102,15 +108,15 @@ def start_state(
         step = together.of_first(lambda: [checkpoint.find_run(config.resume).step])[0]
         with contextlib.closing(checkpoint.Checkpointer(run, read_only=True)) as other:
             found = _continued(task, other, step, abstract, allow_change)
-        log.info("continuing %s after step %d in a new workdir", run, step)
-        return found
+        return found._replace(said=f"{found.said}, of {run} in a new workdir")
     path = config.init_from
     if not path:
-        return Start(create_state(task, abstract), {})
-    initial = read_initial(config)  # before anything is compiled
-    state = create_state(task, abstract)
-    state = load_initial(initial, task, state, workdir, path=path)
-    return Start(state, origin(initial, path))
+        return Start(create_state(task, abstract), {}, "from scratch")
+    initial = together.read(path, lambda: read_initial(config))  # before anything is compiled
+    state, account = load_initial(initial, task, create_state(task, abstract), path=path)
+    matched, fresh = len(account["matched"]), len(account["fresh"])
+    said = f"weights from {path}: {matched} of {matched + fresh} arrays"
+    return Start(state, origin(initial, path), said, account=account)
 
 
 def _continued(
@@ -120,7 +126,9 @@ def _continued(
     abstract: TrainState,
     allow_change: bool,
 ) -> Start:
-    metadata = saver.metadata(step)
-    check_same_run(metadata, task.metadata(step), allow_change)
+    old, new = saver.metadata(step), task.metadata(step)
+    check_same_run(old, new, allow_change)
     state = saver.restore(step, abstract)
-    return Start(state, metadata.get("provenance", {}), metadata.get("look_again", False))
+    changed = f", changed: {'; '.join(changes(old, new))}" if changes(old, new) else ""
+    said = f"continuing after step {step} of {task.num_steps}{changed}"
+    return Start(state, old.get("provenance", {}), said, old.get("look_again", False))

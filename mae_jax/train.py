@@ -67,9 +67,10 @@ def run(
         abstract = abstract_state(task, mesh)
         with watchdog.phase("restore", starting=True):
             start = start_state(task, config, workdir, saver, abstract, allow_config_change)
+        log.info("%s", start.said)
         if task.num_steps == 0 or int(start.state.step) < task.num_steps:
             # Not before: a start that is refused, or has nothing to do, changes nothing.
-            run_info.announce(workdir, config, task.facts())
+            run_info.announce(workdir, config, task.facts(), start.account)
         loop = _Loop(task, config, workdir, mesh, saver, abstract, start.provenance)
         with watchdog.phase("train"):
             return loop.run(start, stop or StopRequest(), closing)

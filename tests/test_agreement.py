@@ -154,6 +154,23 @@ def test_what_a_process_says_of_itself(tmp_path):
     assert line is not None and "--config.optim.b1 0.8, but 0.9 on process 0" in line
 
 
+def test_what_is_compared_besides_the_configuration(tmp_path):
+    """All that a checkpoint will say of data and target, and whether changes are allowed."""
+    config = tiny.config()
+    task = Pretrain(config, str(tmp_path))
+    facts = agreement.facts_of(task, allow_config_change=False)
+    assert facts["--config.target"] == task.metadata(0)["target"]
+    assert facts.items() >= task.metadata(0)["data"].items()
+    say = agreement.describe(config, str(tmp_path), facts)
+    allowed = agreement.facts_of(task, allow_config_change=True)
+    line = disagreement([say, agreement.describe(config, str(tmp_path), allowed)])
+    assert line is not None and "--allow_config_change true, but false" in line
+    task.target.metadata = lambda: {"kind": "tokens", "hash": "other"}
+    other = agreement.facts_of(task, allow_config_change=False)
+    line = disagreement([say, agreement.describe(config, str(tmp_path), other)])
+    assert line is not None and "--config.target" in line
+
+
 def test_an_edited_file_is_other_code(tmp_path, monkeypatch):
     for name in ("a.py", "b/c.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

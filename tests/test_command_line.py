@@ -1,5 +1,6 @@
 """Recipes and their flags, in process: whatever is typed, there is a recipe or one clear line."""
 
+import os
 import sys
 
 import pytest
@@ -16,6 +17,39 @@ def parse(*argv):
     values = flags.FlagValues()
     command_line.define_config(values, list(argv))
     return command_line.parse(list(argv), values)
+
+
+def run_flags(*argv):
+    sys.modules.pop("config_config", None)
+    values = flags.FlagValues()
+    command_line.define_run(values, list(argv))
+    command_line.parse(list(argv), values)
+    return values
+
+
+def test_the_flags_of_a_run():
+    recipe = "--config=configs/finetune/demo.py"
+    values = run_flags(recipe, "--workdir=a/b", "--coordinator=h:1", "--num_processes=2")
+    assert command_line.workdir_of(values) == os.path.abspath("a/b")
+    assert (values.coordinator, values.num_processes, values.process_id) == ("h:1", 2, None)
+    assert (values.distributed, values.allow_config_change) == ("auto", False)
+    named_after = command_line.workdir_of(run_flags(recipe))
+    assert named_after == os.path.abspath("runs/finetune/demo")
+    with pytest.raises(UsageError, match="--workdir is empty"):
+        command_line.workdir_of(run_flags(recipe, "--workdir="))
+    with pytest.raises(UsageError, match="distributed"):
+        run_flags(recipe, "--distributed=perhaps")
+
+
+def test_help_has_what_the_program_says_and_every_flag():
+    values = flags.FlagValues()
+    command_line.define_run(values, [])
+    first, *lines = command_line.help_of("It trains.", values).splitlines()
+    assert first == "It trains." and "--workdir: Folder of the run" in "".join(lines)
+    assert {line.split(":")[0] for line in lines if line.startswith("--")} == {
+        *("--config", "--workdir", "--allow_config_change", "--distributed"),
+        *("--coordinator", "--num_processes", "--process_id"),
+    }
 
 
 def test_values_of_every_type_are_read():

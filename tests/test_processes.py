@@ -16,7 +16,7 @@ REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHILD = """
 import sys, time
 import jax
-from mae_jax import agreement, errors, watchdog
+from mae_jax import agreement, errors, store, watchdog
 
 address, index, workdir, what = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(index))
@@ -24,7 +24,7 @@ agreement.PROBE_SECONDS = 0.5
 
 def main():
     try:
-        agreement._Service().get("never", until=time.monotonic() + 0.2, who="process 7")
+        store.Service("agreement").get("never", until=time.monotonic() + 0.2, who="process 7")
     except errors.UsageError as error:
         print(error)
     with agreement.shared_errors():

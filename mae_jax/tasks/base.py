@@ -191,9 +191,10 @@ class ImageTask:
 
     def data_facts(self) -> dict[str, Any]:
         """What a person checks before a long run: the data."""
-        source = self.train_source
+        source, held_out = self.train_source, len(self.held_out)
+        classes = f" of {len(source.classes):,} classes" if source.classes else ""
         return {
-            "data": f"{source.name}: {len(source):,} images; held out {len(self.held_out):,}",
+            "data": f"{source.name}: {len(source):,} images{classes}; held out {held_out:,}",
             "global batch": f"{self.config.batch_size} in {self.config.grad_accum} part(s)",
         }
 

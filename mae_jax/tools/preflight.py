@@ -4,9 +4,9 @@
 
 The flags are those of mae_jax.main, those for several processes too: start it as the run will be
 started, on every machine (`srun python -m ...`). It compares the processes, writes into and removes
-from the workdir, measures an all-reduce, reads data and makes four steps of training with the
-recipe's batch; nothing stays. Checkpoints or weights to begin with are not looked at. What it
-compiles the run need not compile again.
+from the workdir, measures an all-reduce, restores the checkpoint or reads the weights that the run
+would begin with, reads data and makes four steps of training with the recipe's batch; nothing
+stays. What it compiles the run need not compile again.
 
 Each process prints its own rows where something is to be done; process 0 prints all.
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mae_jax import command_line, workdir
+from mae_jax import command_line
 from mae_jax.console import run_command, setup_logging
 
 
@@ -27,26 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
-    command_line.define_config(values, ["preflight", *words])
-    help_of = {"workdir": "Folder of the run.", "coordinator": "host:port of process 0."}
-    for name, text in help_of.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    for name in ("num_processes", "process_id"):
-        flags.DEFINE_integer(name, None, "With --coordinator.", flag_values=values)
-    flags.DEFINE_bool("allow_config_change", False, "Not looked at here.", flag_values=values)
-    choices = ["auto", "on", "off"]
-    flags.DEFINE_enum("distributed", "auto", choices, "Connect to others?", flag_values=values)
-    if {"--help", "-h", "--helpfull"} & set(words):
-        print(__doc__)
+    command_line.define_run(values, ["preflight", *words])
+    if command_line.HELP.intersection(words):
+        print(command_line.help_of(__doc__, values))
         return 0
     config = command_line.parse(words, values)
-    default = os.path.join("runs", command_line.config_name(values))
-    folder = workdir.resolve(default if values.workdir is None else values.workdir)
+    folder = command_line.workdir_of(values)
     setup_logging()
 
     import jax  # late, so that mistyped flags answer at once
 
-    from mae_jax import compile_cache, distributed, preflight
+    from mae_jax import compile_cache, distributed, failing, preflight
 
     compile_cache.enable(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     distributed.start(
@@ -58,18 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if process and row.mark == preflight.OK:
             return
         before = f"process {process}: " if jax.process_count() > 1 else ""
-        print(f"{before}{row.mark} {row.name:<11} {row.seen}", flush=True)
-        if row.advice:
-            print(f"{before}  {'':<11} -> {row.advice}", flush=True)
+        print(*(before + line for line in row.lines()), sep="\n", flush=True)
 
     try:
-        return 0 if preflight.look(config, folder, tell) else 1
-    except preflight.EXPECTED as error:
-        # At once: the others may wait for this process in something compiled, and jax, which would
-        # wait for them at an orderly end, ends them when it is gone.
-        print(f"process {process}: {preflight.FAILED} {error}", flush=True)
-        if jax.process_count() > 1:
-            os._exit(1)
+        with failing.ends_all():
+            changes = values.allow_config_change
+            return 0 if preflight.look(config, folder, tell, allow_config_change=changes) else 1
+    except failing.EXPECTED as error:
+        print(f"{preflight.FAILED} {error}", flush=True)
         return 1
 
 

@@ -1,0 +1,76 @@
+"""The command, in one process and in two real ones."""
+
+import time
+
+import pytest
+
+from mae_jax.tools import preflight
+from tests import tiny
+from tests.processes import run_two
+
+# Its arguments: coordinator, index, where process 1 fails ("" for nowhere), flags.
+TWO = """
+import sys, time
+import jax
+from mae_jax import preflight
+from mae_jax.preflight import program
+from mae_jax.tools.preflight import main
+
+address, index, fails, *words = sys.argv[1:]
+
+def fail(*_, **__):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+if index == "1" and fails == "step":
+    program.make_train_step = lambda *_, **__: fail
+if index == "1" and fails == "reading":
+    program.timed = fail
+if index == "1" and fails == "program":
+    program.reading = None
+sys.exit(main([*words, f"--coordinator={address}", "--num_processes=2", f"--process_id={index}"]))
+"""
+
+
+def run_both(tmp_path, *more, fails=""):
+    """(status, output, errors) of both, and the seconds until both had ended."""
+    words, began = [fails, *tiny.flags(), f"--workdir={tmp_path}/w"], time.monotonic()
+    return run_two(TWO, [words, [*words, *more]], timeout=90), time.monotonic() - began
+
+
+def test_help_says_what_it_is_for_and_the_flags(capsys):
+    assert preflight.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Looks, before an expensive run") and "--allow_config_change: " in said
+
+
+def test_two_processes(tmp_path):
+    (first, second), _ = run_both(tmp_path)
+    assert first[0] == second[0] == 0, first[2]
+    assert "2 processes with the same" in first[1] and "all-reduce  4 MB" in first[1]
+    assert first[1].count("✓") == 11 and "✓" not in second[1]
+
+
+def test_two_processes_that_differ(tmp_path):
+    ended, _ = run_both(tmp_path, "--config.mask.ratio=0.5")
+    for status, output, _ in ended:
+        assert status == 1 and "--config.mask.ratio" in output and "process 1" in output
+
+
+def test_what_may_be_changed_is_the_same_everywhere(tmp_path):
+    ended, _ = run_both(tmp_path, "--allow_config_change")
+    for status, output, _ in ended:
+        assert status == 1 and "--allow_config_change true, but false on process 0" in output
+
+
+@pytest.mark.parametrize(
+    "fails, row", [("step", "✗ step"), ("reading", "✗ data"), ("program", None)]
+)
+def test_one_that_fails_leaves_the_other_in_no_collective(tmp_path, fails, row):
+    (first, second), seconds = run_both(tmp_path, fails=fails)
+    assert first[0] == 1 and second[0] == 1, (first, second)
+    assert seconds < 60  # most of it is starting and compiling; a heartbeat of jax takes 100 more
+    assert row is None or f"process 1: {row}" in second[1]
+    if fails == "reading":  # both come to the end of what they read, and stop together
+        assert "process 0: ✓ data" in first[1] and "step" not in first[1].split("✓ data")[1]
+    else:
+        assert "process 1 (" in first[2] and "failed: " in first[2]
