@@ -36,13 +36,14 @@ def resolve(workdir: str) -> str:
 
 def _resolve_in_bucket(workdir: str) -> str:
     scheme, _, place = workdir.partition("://")
-    bucket, *folders = [part for part in place.split("/") if part] or [""]
+    bucket, *folders = place.split("/")
+    folders = [folder for folder in folders if folder]
     if scheme != "gs":
         raise UsageError(
             f"--workdir={workdir}: checkpoints go to a disk or to Google Cloud Storage, "
             f"gs://BUCKET/FOLDER; mount a bucket of {scheme}://"
         )
-    if not folders:
+    if not bucket or not folders:
         raise UsageError(f"--workdir={workdir} is no folder of a bucket: gs://BUCKET/FOLDER")
     return "/".join([f"gs://{bucket}", *folders])
 

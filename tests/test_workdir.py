@@ -51,7 +51,9 @@ def test_a_home_and_a_link_are_followed(tmp_path, monkeypatch):
     "name, message",
     [
         ("", "is empty"),
-        ("gs://bucket/run", "mount the bucket"),
+        ("s3://bucket/run", "mount a bucket of s3://"),
+        ("gs://bucket/", "is no folder of a bucket: gs://BUCKET/FOLDER"),
+        ("gs:///run", "is no folder of a bucket"),
         ("~nobody-of-this-name/x", "no such user"),
         ("a\nb", "cannot be printed"),
     ],
@@ -60,6 +62,10 @@ def test_names_that_are_none(name, message):
     with pytest.raises(UsageError, match=message) as caught:
         workdir.resolve(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_a_bucket_is_left_as_it_is():
+    assert workdir.resolve("gs://bucket/runs//vit_l/") == "gs://bucket/runs/vit_l"
 
 
 def nothing(folder):

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mae_jax import sharding, step_folders
+from mae_jax import files, sharding, step_folders
 from mae_jax.errors import UsageError
 from mae_jax.preflight import machine, program
 from mae_jax.preflight.report import FAILED, OK, WARNING, Report, Row
@@ -76,4 +76,6 @@ def _room(task: Any, config: Any, folder: str, abstract: Any) -> Row:
     options = config.checkpoint
     for_ever = task.num_steps // options.keep_every if options.keep_every else 0
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    if files.in_bucket(folder):
+        return Row(OK, "disk", f"a bucket; each checkpoint takes {size / 1e9:,.1f} GB")
     return machine.room(folder, size, options.keep + for_ever, len(step_folders.steps(folder)))
