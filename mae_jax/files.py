@@ -6,6 +6,7 @@ appended, and folders need not be made.
 
 import contextlib
 import errno
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -39,23 +40,31 @@ def os_errors() -> Iterator[None]:
         raise OSError(number, " ".join(str(error).split())[:300]) from error
 
 
+def path_of(path: str) -> epath.Path:
+    """As etils has it."""
+    if in_bucket(path) and importlib.util.find_spec("tensorflow"):
+        # etils takes it for buckets; this is the way to load it that leaves GPUs to jax.
+        importlib.import_module("mae_jax.data.tensorflow")
+    return epath.Path(path)
+
+
 @os_errors()
 def exists(path: str) -> bool:
     """Whether there is a file or a folder."""
-    return epath.Path(path).exists()
+    return path_of(path).exists()
 
 
 @os_errors()
 def read(path: str) -> bytes:
     """The content of a file; FileNotFoundError where there is none."""
-    return epath.Path(path).read_bytes()
+    return path_of(path).read_bytes()
 
 
 @os_errors()
 def write(path: str, content: bytes) -> None:
     """Makes or replaces a file so that a reader never sees half of it."""
     if in_bucket(path):
-        epath.Path(path).write_bytes(content)
+        path_of(path).write_bytes(content)
         return
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(path + ".tmp", "wb") as file:
@@ -66,10 +75,10 @@ def write(path: str, content: bytes) -> None:
 @os_errors()
 def remove(path: str) -> None:
     """Removes a file, if it is there."""
-    epath.Path(path).unlink(missing_ok=True)
+    path_of(path).unlink(missing_ok=True)
 
 
 @os_errors()
 def written_at(path: str) -> float:
     """When a file was written, by the clock of the disk or the bucket; FileNotFoundError."""
-    return epath.Path(path).stat().mtime
+    return path_of(path).stat().mtime

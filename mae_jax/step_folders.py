@@ -45,7 +45,7 @@ def absolute(path: str) -> str:
 
 
 def folder_of(run: str, step: int) -> epath.Path:
-    return epath.Path(run) / FOLDER / str(step)
+    return files.path_of(run) / FOLDER / str(step)
 
 
 @files.os_errors()
@@ -72,7 +72,7 @@ def find(path: str) -> Found:
     Raises:
       UsageError: there is no checkpoint.
     """
-    folder = epath.Path(absolute(path))
+    folder = files.path_of(absolute(path))
     if folder.parent.name == FOLDER and folder.name.isdecimal() and folder.is_dir():
         return Found(str(folder), str(folder.parent.parent), int(folder.name))
     if all((folder / item).is_dir() for item in ITEMS):
@@ -107,7 +107,7 @@ def set_aside(run: str, step: int) -> str:
     while name in taken:
         number += 1
         name = f"{CORRUPT}{step}-{number}"
-    folder_of(run, step).rename(epath.Path(run) / FOLDER / name)
+    folder_of(run, step).rename(files.path_of(run) / FOLDER / name)
     return name
 
 
@@ -146,7 +146,9 @@ def make_writable(run: str) -> None:
     Raises:
       OSError: they cannot.
     """
-    probe = epath.Path(run) / FOLDER / f"{_DELETING}nothing"  # tells whether it can be written to
+    probe = (
+        files.path_of(run) / FOLDER / f"{_DELETING}nothing"
+    )  # tells whether it can be written to
     probe.mkdir(parents=True, exist_ok=True)
     probe.rmdir()
 
@@ -166,7 +168,7 @@ def _discard(folder: epath.Path) -> None:
 
 
 def _listed(run: str) -> list[epath.Path]:
-    folder = epath.Path(run) / FOLDER
+    folder = files.path_of(run) / FOLDER
     return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
 
 

@@ -3,6 +3,10 @@
 import os
 import tempfile
 
+import pytest
+
+from tests.fake_gcs import FakeGcs
+
 # Before jax starts. The programs of tests are small and many: compiling them costs most.
 _CACHE = tempfile.TemporaryDirectory(prefix="mae_jax_tests_")
 os.environ |= {
@@ -13,3 +17,12 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
+
+
+@pytest.fixture
+def gcs(tmp_path_factory, monkeypatch):
+    """A Google Cloud Storage with an empty `bucket`, for this process and those it starts."""
+    with FakeGcs(tmp_path_factory.mktemp("gcs"), "bucket") as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        yield service

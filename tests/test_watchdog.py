@@ -116,12 +116,13 @@ def test_a_report_shows_all_threads_by_name_the_main_one_first(tmp_path, clock):
 
 
 def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, capsys):
-    gone = tmp_path / "gone"
+    (tmp_path / "file").touch()
+    gone = tmp_path / "file" / "run"
     with watching(gone) as dog, dog.phase("train"):
         clock.seconds += 601
         dog._look()
     assert "Thread MainThread:" in capsys.readouterr().err
-    assert "cannot be written (No such file or directory)" in caplog.text
+    assert "cannot be written (Not a directory)" in caplog.text
     assert not gone.exists()
 
 

@@ -1,0 +1,112 @@
+"""One run at a time in a workdir of a bucket: the same as in `test_lock`, by other means."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mae_jax import bucket_lock, files, lock_owner, workdir
+from mae_jax.errors import UsageError
+
+RUN = "gs://bucket/run"
+PATH = f"{RUN}/lock.json"
+# Takes the lock; says how it went; holds it till stdin ends, and renews it all the time.
+STARTER = """
+import sys
+from mae_jax import bucket_lock, workdir
+from mae_jax.errors import UsageError
+bucket_lock.TOUCH_SECONDS = 0.2
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with workdir.only_run("gs://bucket/run", first=True):
+        print("won", flush=True)
+        sys.stdin.read()
+except UsageError as error:
+    print("lost:", error, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(gcs, monkeypatch):
+    monkeypatch.setattr(bucket_lock, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(bucket_lock, "STALE_SECONDS", 4.0)
+
+
+def starter():
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER], text=True, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def run_alone():
+    with workdir.only_run(RUN, first=True):
+        return json.loads(files.read(PATH))
+
+
+def leave_lock(**changes):
+    """A lock as another run wrote it."""
+    files.write(PATH, json.dumps(run_alone() | changes).encode())
+
+
+def test_the_lock_is_given_back_and_nothing_else_is_left(gcs):
+    assert run_alone()["pid"] == os.getpid()
+    with pytest.raises(KeyError), workdir.only_run(RUN, first=True):
+        raise KeyError
+    assert gcs.names("bucket") == []
+
+
+def test_of_two_that_start_at_once_one_wins(gcs):
+    both = [starter(), starter()]
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.stdout.readline() for process in both]
+    assert sorted(line.split()[0] for line in said) == ["lost:", "won"], said
+    winner = both[said.index("won\n")]
+    assert any(f"in use by process {winner.pid} on" in line for line in said)
+    with pytest.raises(UsageError, match=f"in use by process {winner.pid} on .* remove {PATH}"):
+        run_alone()
+    winner.kill()
+    for process in both:
+        process.communicate()
+    run_alone()  # one that was killed keeps nobody out
+
+
+def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():
+    leave_lock(machine="elsewhere", host="far")
+    old = files.written_at(PATH)
+    run_alone()
+    assert time.time() - old >= 4
+    leave_lock(machine="elsewhere", host="far")
+    held = bucket_lock.BucketLock.__new__(bucket_lock.BucketLock)
+    held._workdir, held._path = RUN, PATH
+    moments = iter([100.0, 101.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "written_at", lambda path: next(moments))
+        patch.setattr(bucket_lock, "probe", lambda workdir: 100.5)
+        assert held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
+
+
+def test_a_lock_that_says_nothing_is_taken_over_when_it_is_old(caplog):
+    files.write(PATH, b"{")
+    run_alone()
+    assert "left over from a run that did not finish writing its lock" in caplog.text
+
+
+def test_a_run_whose_lock_was_taken_ends_at_once(gcs):
+    process = starter()
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "won\n"
+    other = lock_owner.this_process() | {"host": "usurper", "token": "x"}
+    files.write(PATH, json.dumps(other).encode())
+    status, said = process.wait(60), process.stderr.read()
+    assert status == 1 and "belongs to process" in said and "on usurper" in said
+    assert json.loads(files.read(PATH)) == other
