@@ -26,14 +26,12 @@ set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$root/launch/common.sh"
+# shellcheck source-path=SCRIPTDIR source=pod.sh
+source "$root/launch/pod.sh"
 
-name='' place=() create=() setup=() run=() nfs='' tries=20 poll_seconds=60 delete='' type='' zone=''
+create=() setup=() run=() nfs='' tries=20 poll_seconds=60 delete='' type=''
 while (($#)); do
   case $1 in
-    -h | --help) show_help "$0" && exit ;;
-    --dry_run) dry_run=yes ;;
-    --zone=*) zone=$1 && place+=("$1") ;;
-    --project=*) place+=("$1") ;;
     --type=*) type=$1 && create+=("$1") ;;
     --runtime=* | --spot | --queued | --network=* | --subnetwork=* | --service_account=* | \
       --wait_minutes=*) create+=("$1") ;;
@@ -43,20 +41,14 @@ while (($#)); do
     --poll_seconds=*) poll_seconds=${1#*=} ;;
     --delete_when_done) delete=yes ;;
     --) shift && break ;;
-    -*) refuse "unknown option '$1' (--help tells which there are; flags of mae_jax come after --)" ;;
-    *)
-      [[ -z $name ]] || refuse "one name, not '$name' and '$1'"
-      name=$1
-      ;;
+    *) take_option "$1" ;;
   esac
   shift
 done
-[[ -n $name ]] || refuse 'say the name of the TPU (--help tells more)'
-[[ -n $zone ]] || refuse '--zone= is needed, as in --zone=us-central2-b'
+find_place
 [[ -n $type ]] || refuse '--type= is needed, as in --type=v4-64'
 (($#)) || refuse 'the flags of mae_jax.main are needed after --, as in -- --config=configs/vit_l.py'
 [[ $tries =~ ^[1-9][0-9]*$ ]] || refuse "--tries=$tries is not a number from 1"
-[[ $poll_seconds =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
 
 [[ -n $nfs ]] || refuse '--nfs= is needed: a workdir on the TPU itself is lost with it, and the run would' \
   'begin again (--nfs=none if the workers mount a disk by themselves)'
