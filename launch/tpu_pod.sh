@@ -5,7 +5,7 @@
 #                              alone, one that was preempted or has failed is made again
 #   setup NAME                 copies this repository (what git tracks, as it is on disk) to
 #                              ~/mae_jax of every worker and makes .venv there
-#   run NAME -- --config=configs/vit_l.py --workdir=/mnt/mae_jax/run [flags of mae_jax.main]
+#   run NAME -- --config=configs/vit_l.py --workdir=gs://BUCKET/run [flags of mae_jax.main]
 #                              starts it on every worker; it goes on when the connection ends
 #   status NAME                state of the TPU, and of the run on every worker
 #   logs NAME                  the last lines of every worker; with --follow worker 0 as it writes
@@ -18,10 +18,13 @@
 #         --runtime=VERSION       of the system image; default: the one for the generation of TYPE
 #         --spot                  a TPU that is cheap and can be taken away; implies --queued
 #         --queued                ask for it with a queued resource
-#         --network=, --subnetwork=, --service_account=
+#         --network=, --subnetwork=
+#         --service_account=      whom the workers act as, also towards buckets; default: Compute
+#                                 Engine's own
 #         --wait_minutes=60       how long to wait until it is ready
 #         --poll_seconds=10       how often to look
-# setup:  --nfs=HOST:/SHARE       a disk that all workers share (Filestore), mounted at /mnt/mae_jax
+# setup:  --nfs=HOST:/SHARE       a disk that all workers share (Filestore), mounted at /mnt/mae_jax;
+#                                 not needed for a workdir in a bucket
 # run:    --env=KEY=VALUE         for the environment of the run; can be given several times
 # logs:   --lines=20, --follow, --worker=N (one worker instead of all, with --follow instead of 0)
 # stop:   --force                 kill it, without saving
@@ -29,8 +32,8 @@
 #
 # Needs gcloud, and an SSH key without a passphrase or one that ssh-agent knows. The work on the
 # workers is done by launch/worker.sh, which can be called over plain ssh too. The workdir must
-# be a folder that all workers see, and that is there when they are gone: setup --nfs= mounts one.
-# setup keeps .venv and runs/.
+# be one that all workers see and that is there when they are gone: gs://BUCKET/run, to which the
+# service account may write, or a folder of a share (setup --nfs=). setup keeps .venv and runs/.
 #
 # Exit status: 0 done, 1 it failed, 2 bad input. That of status:
 #   0 the run ended well on all workers        3 it is running
