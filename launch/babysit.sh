@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU until the run is done: launch/babysit.sh NAME --zone=ZONE --type=TYPE \
-#   [options] -- --config=configs/vit_l.py --workdir=/mnt/mae_jax/run [flags of mae_jax.main]
+#   [options] -- --config=configs/vit_l.py --workdir=gs://BUCKET/run [flags of mae_jax.main]
 #
 # Makes the TPU, sets it up and starts the run (see launch/tpu_pod.sh), then looks at it again and
 # again: a TPU that was taken away is made again, a run that stopped after saving or was ended by the
-# watchdog (which is told to end one that hangs) is started again. When the run ends with an error this shows the end of its log and ends
-# with the same status. A run that is alive on that TPU already is watched.
+# watchdog (which is told to end one that hangs) is started again. When the run ends with an error
+# this shows the end of its log and ends with the same status. A run that is alive on that TPU
+# already is watched.
+#
+# The workdir must outlive the TPU: a folder of a bucket, or one of a disk that all workers share.
 #
 # Ctrl-C leaves the run alone; the same command watches it again.
 #
 #   --project=, --runtime=, --spot, --queued, --network=, --subnetwork=, --service_account=,
 #   --wait_minutes=         as of tpu_pod.sh create
-#   --nfs=HOST:/SHARE       as of tpu_pod.sh setup: where the workdir outlives the TPU; needed, or
-#                           --nfs=none when the workers mount a disk by themselves
+#   --nfs=HOST:/SHARE       as of tpu_pod.sh setup: for --workdir=/mnt/mae_jax/run; --nfs=none when the
+#                           workers mount a disk by themselves
 #   --env=KEY=VALUE         as of tpu_pod.sh run
 #   --tries=20              how often the run is started, or was to be, before this gives up
 #   --poll_seconds=60       how often to look; also the first pause after the TPU could not be made
@@ -26,41 +29,52 @@ set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$root/launch/common.sh"
+# shellcheck source-path=SCRIPTDIR source=pod.sh
+source "$root/launch/pod.sh"
 
-name='' place=() create=() setup=() run=() nfs='' tries=20 poll_seconds=60 delete='' type='' zone=''
+create=() setup=() run=() nfs='' tries=20 poll_seconds=60 delete='' type=''
 while (($#)); do
   case $1 in
-    -h | --help) show_help "$0" && exit ;;
-    --dry_run) dry_run=yes ;;
-    --zone=*) zone=$1 && place+=("$1") ;;
-    --project=*) place+=("$1") ;;
     --type=*) type=$1 && create+=("$1") ;;
     --runtime=* | --spot | --queued | --network=* | --subnetwork=* | --service_account=* | \
       --wait_minutes=*) create+=("$1") ;;
-    --nfs=*) nfs=$1 ;;
-    --env=*) run+=("$1") ;;
+    --nfs=none | --nfs=?*:/*) nfs=$1 ;;
+    --env=[A-Za-z_]*=*) run+=("$1") ;;
     --tries=*) tries=${1#*=} ;;
     --poll_seconds=*) poll_seconds=${1#*=} ;;
     --delete_when_done) delete=yes ;;
     --) shift && break ;;
-    -*) refuse "unknown option '$1' (--help tells which there are; flags of mae_jax come after --)" ;;
-    *)
-      [[ -z $name ]] || refuse "one name, not '$name' and '$1'"
-      name=$1
-      ;;
+    *) take_option "$1" ;;
   esac
   shift
 done
-[[ -n $name ]] || refuse 'say the name of the TPU (--help tells more)'
-[[ -n $zone ]] || refuse '--zone= is needed, as in --zone=us-central2-b'
+find_place
 [[ -n $type ]] || refuse '--type= is needed, as in --type=v4-64'
 (($#)) || refuse 'the flags of mae_jax.main are needed after --, as in -- --config=configs/vit_l.py'
 [[ $tries =~ ^[1-9][0-9]*$ ]] || refuse "--tries=$tries is not a number from 1"
-[[ $poll_seconds =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
 
-[[ -n $nfs ]] || refuse '--nfs= is needed: a workdir on the TPU itself is lost with it, and the run would' \
-  'begin again (--nfs=none if the workers mount a disk by themselves)'
-[[ $nfs == --nfs=none ]] || setup=("$nfs")
+# Sets workdir: what the flags say, the last of them as for mae_jax.main.
+find_workdir() { # FLAGS...
+  workdir=''
+  while (($#)); do
+    case $1 in
+      --workdir=*) workdir=${1#*=} ;;
+      --workdir) workdir=${2:-} ;;
+    esac
+    shift
+  done
+}
+
+# What is on the TPU's own disk is lost with it: the run would begin again.
+find_workdir "$@"
+lasting='^gs://.'
+case $nfs in
+  --nfs=none) lasting='' ;;
+  ?*) setup=("$nfs") lasting+='|^/mnt/mae_jax/.' ;;
+esac
+[[ $workdir =~ $lasting ]] || refuse "the workdir ${workdir:-runs/NAME} is on the TPU's own disk and lost" \
+  'with it: give --workdir=gs://BUCKET/run, or --nfs=HOST:/SHARE and --workdir=/mnt/mae_jax/run' \
+  '(--nfs=none if the workers mount a disk by themselves)'
 # A run that hangs ends, with 70, and is started again.
 [[ $* == *--config.watchdog.abort* ]] || set -- "$@" --config.watchdog.abort=True
 

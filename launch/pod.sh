@@ -1,9 +1,39 @@
 # shellcheck shell=bash
-# Sourced by tpu_pod.sh, after common.sh: what a TPU and its workers are asked through gcloud.
+# Sourced by tpu_pod.sh and babysit.sh, after common.sh: which TPU is meant, and asking its workers.
 #
-# Uses name, place (--zone=..., --project=...) and poll_seconds. Some answers are kept in scratch, a
-# folder that is removed in the end.
-# shellcheck disable=SC2154 # set by tpu_pod.sh
+# Some answers are kept in scratch, a folder that is removed in the end.
+# shellcheck disable=SC2154 # set by tpu_pod.sh and tpu_node.sh
+
+# --- options -----------------------------------------------------------------------------------------
+
+name='' zone='' project='' poll_seconds=''
+
+take_option() { # WORD: one that both scripts have
+  case $1 in
+    -h | --help) show_help "$0" && exit ;;
+    --dry_run) dry_run=yes ;;
+    --zone=*) zone=${1#*=} ;;
+    --project=*) project=${1#*=} ;;
+    -*)
+      refuse "unknown option '$1'${action:+ of $action}" \
+        '(--help tells which there are; flags of mae_jax come after --)'
+      ;;
+    *)
+      [[ -z $name ]] || refuse "one name, not '$name' and '$1'"
+      name=$1
+      ;;
+  esac
+}
+
+# Sets place: how gcloud finds the TPU of that name.
+find_place() {
+  [[ -n $name ]] || refuse 'say the name of the TPU (--help tells more)'
+  [[ -n $zone ]] || refuse '--zone= is needed, as in --zone=us-central2-b'
+  [[ $poll_seconds =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
+  place=("--zone=$zone" ${project:+"--project=$project"})
+}
+
+# --- gcloud ------------------------------------------------------------------------------------------
 
 start_pod() {
   [[ -n $dry_run ]] || command -v gcloud >/dev/null ||
@@ -14,68 +44,7 @@ start_pod() {
 
 gcloud_do() { execute gcloud "$@" --quiet; }
 
-# Sets answer to what gcloud describe says: 0, or 1 and answer=ABSENT or UNKNOWN with its message.
-describe() { # RESOURCE FORMAT
-  local command=(gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="$2" --quiet)
-  if [[ -n $dry_run ]]; then
-    quoted "${command[@]}"
-    return
-  fi
-  if answer=$("${command[@]}" 2>"$scratch/error"); then return; fi
-  answer=$(<"$scratch/error")
-  shopt -s nocasematch
-  if [[ $answer == *NOT_FOUND* || $answer == *'not found'* ]]; then answer=ABSENT; fi
-  shopt -u nocasematch
-  return 1
-}
-
-# Sets node: its state, ABSENT, or UNKNOWN (answer tells why); and the number of workers.
-find_node() {
-  workers=0
-  if [[ -n $dry_run ]]; then
-    describe tpu-vm 'value(state,networkEndpoints.len())'
-    # As --help says: none before create.
-    if [[ $action == create ]]; then node=ABSENT; else node=READY workers=1; fi
-  elif describe tpu-vm 'value(state,networkEndpoints.len())'; then
-    read -r node workers <<<"$answer"
-    node=${node:-UNKNOWN} workers=${workers:-0}
-  elif [[ $answer == ABSENT ]]; then
-    node=ABSENT
-  else
-    node=UNKNOWN
-  fi
-}
-
-require_node() {
-  find_node
-  case $node in
-    READY) ;;
-    UNKNOWN) die "$answer" ;;
-    ABSENT) die "there is no TPU $name in ${place[*]}: launch/tpu_pod.sh create makes it" ;;
-    *) die "$name is $node, not READY: launch/tpu_pod.sh create makes it again" ;;
-  esac
-}
-
-# Sets queue: the state of the queued resource, ABSENT, or UNKNOWN (answer tells why).
-find_queue() {
-  if [[ -n $dry_run ]]; then
-    describe queued-resources 'value(state.state)'
-    # The second look, after it was asked for.
-    if [[ -z ${queue:-} ]]; then queue=ABSENT; else queue=ACTIVE; fi
-  elif describe queued-resources 'value(state.state)'; then
-    queue=${answer:-CREATING}
-  elif [[ $answer == ABSENT ]]; then
-    queue=ABSENT
-  else
-    queue=UNKNOWN
-  fi
-}
-
-delete_queue() {
-  gcloud_do compute tpus queued-resources delete "$name" "${place[@]}" --force ||
-    die "the request of $name was not deleted, see above"
-}
-
+start_waiting() { deadline=$((SECONDS + wait_minutes * 60)); }
 pause_until_deadline() { # MESSAGE of giving up
   ((SECONDS < deadline)) || die "$1"
   sleep "$poll_seconds"

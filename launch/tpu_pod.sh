@@ -5,7 +5,7 @@
 #                              alone, one that was preempted or has failed is made again
 #   setup NAME                 copies this repository (what git tracks, as it is on disk) to
 #                              ~/mae_jax of every worker and makes .venv there
-#   run NAME -- --config=configs/vit_l.py --workdir=/mnt/mae_jax/run [flags of mae_jax.main]
+#   run NAME -- --config=configs/vit_l.py --workdir=gs://BUCKET/run [flags of mae_jax.main]
 #                              starts it on every worker; it goes on when the connection ends
 #   status NAME                state of the TPU, and of the run on every worker
 #   logs NAME                  the last lines of every worker; with --follow worker 0 as it writes
@@ -18,10 +18,13 @@
 #         --runtime=VERSION       of the system image; default: the one for the generation of TYPE
 #         --spot                  a TPU that is cheap and can be taken away; implies --queued
 #         --queued                ask for it with a queued resource
-#         --network=, --subnetwork=, --service_account=
+#         --network=, --subnetwork=
+#         --service_account=      whom the workers act as, also towards buckets; default: Compute
+#                                 Engine's own
 #         --wait_minutes=60       how long to wait until it is ready
 #         --poll_seconds=10       how often to look
-# setup:  --nfs=HOST:/SHARE       a disk that all workers share (Filestore), mounted at /mnt/mae_jax
+# setup:  --nfs=HOST:/SHARE       a disk that all workers share (Filestore), mounted at /mnt/mae_jax;
+#                                 not needed for a workdir in a bucket
 # run:    --env=KEY=VALUE         for the environment of the run; can be given several times
 # logs:   --lines=20, --follow, --worker=N (one worker instead of all, with --follow instead of 0)
 # stop:   --force                 kill it, without saving
@@ -29,8 +32,8 @@
 #
 # Needs gcloud, and an SSH key without a passphrase or one that ssh-agent knows. The work on the
 # workers is done by launch/worker.sh, which can be called over plain ssh too. The workdir must
-# be a folder that all workers see, and that is there when they are gone: setup --nfs= mounts one.
-# setup keeps .venv and runs/.
+# be one that all workers see and that is there when they are gone: gs://BUCKET/run, to which the
+# service account may write, or a folder of a share (setup --nfs=). setup keeps .venv and runs/.
 #
 # Exit status: 0 done, 1 it failed, 2 bad input. That of status:
 #   0 the run ended well on all workers        3 it is running
@@ -46,115 +49,8 @@ root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 source "$root/launch/common.sh"
 # shellcheck source-path=SCRIPTDIR source=pod.sh
 source "$root/launch/pod.sh"
-
-# --- create and delete -----------------------------------------------------------------------------
-
-default_runtime() {
-  case $type in
-    v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
-    v5litepod-* | v5e-*) runtime=v2-alpha-tpuv5-lite ;;
-    v5p-*) runtime=v2-alpha-tpuv5 ;;
-    v6e-*) runtime=v2-alpha-tpuv6e ;;
-    *) refuse "the system image for --type=$type is not known here: name it with --runtime=" ;;
-  esac
-}
-
-way_out='no quota: ask for more or take another --type; no capacity: take another --zone, wait with'
-way_out+=' --queued, or let launch/babysit.sh try again'
-
-make_queued() {
-  find_queue
-  case $queue in
-    UNKNOWN) die "$answer" ;;
-    FAILED | SUSPENDED | SUSPENDING | ACTIVE) # ACTIVE: its node was found not to be usable
-      say "the request is $queue: made again"
-      delete_queue
-      queue=ABSENT
-      ;;
-  esac
-  if [[ $queue == ABSENT ]]; then
-    gcloud_do compute tpus queued-resources create "$name" --node-id="$name" "${place[@]}" \
-      --accelerator-type="$type" --runtime-version="$runtime" ${spot:+--spot} "${others[@]}" ||
-      die "Google Cloud refused to queue $name, see above ($way_out)"
-  else
-    say "the request is there already: $queue"
-  fi
-  local told=''
-  while find_queue && [[ $queue != ACTIVE ]]; do
-    [[ $queue == "$told" ]] || say "the request of $name is $queue"
-    told=$queue
-    case $queue in
-      FAILED | SUSPENDED | ABSENT)
-        die "the request of $name became $queue; create again asks again ($way_out)"
-        ;;
-    esac
-    pause_until_deadline "$name is still $queue; create goes on waiting, delete gives it up"
-  done
-}
-
-create() {
-  [[ -n $type ]] || refuse 'create needs --type=, as in --type=v4-64'
-  [[ -n $runtime ]] || default_runtime
-  deadline=$((SECONDS + wait_minutes * 60))
-  find_node
-  case $node in
-    READY) say "$name is ready already" && return ;;
-    UNKNOWN) die "$answer" ;;
-    PREEMPTED | TERMINATED | SUSPENDED | FAILED)
-      say "$name is $node: made again"
-      delete
-      node=ABSENT
-      ;;
-    STOPPED | STOPPING | HIDDEN | HIDING)
-      die "$name is $node; to use it: gcloud compute tpus tpu-vm start $name ${place[*]}"
-      ;;
-  esac
-  while [[ $node == DELETING ]]; do
-    pause_until_deadline "$name is still being deleted"
-    find_node
-  done
-  if [[ $node == ABSENT && -n $queued ]]; then
-    make_queued
-  elif [[ $node == ABSENT ]]; then
-    gcloud_do compute tpus tpu-vm create "$name" "${place[@]}" \
-      --accelerator-type="$type" --version="$runtime" "${others[@]}" ||
-      die "Google Cloud did not make $name, see above ($way_out)"
-  fi
-  if [[ -n $dry_run ]]; then return; fi
-  while find_node && [[ $node != READY ]]; do
-    case $node in
-      CREATING | STARTING | RESTARTING | REPAIRING | UNHIDING | UNKNOWN) ;;
-      *) die "$name became $node while it was made; create again makes it again" ;;
-    esac
-    pause_until_deadline "$name is still $node"
-  done
-  say "$name is ready: $type, $workers worker(s)"
-}
-
-delete() {
-  if [[ -n $dry_run ]]; then
-    find_queue
-    gcloud_do compute tpus queued-resources delete "$name" "${place[@]}" --force
-    find_node
-    gcloud_do compute tpus tpu-vm delete "$name" "${place[@]}"
-    return
-  fi
-  find_queue
-  case $queue in
-    ABSENT) ;;
-    UNKNOWN) die "$answer" ;;
-    *) delete_queue ;;
-  esac
-  find_node
-  case $node in
-    ABSENT) say "there is no TPU $name" ;;
-    UNKNOWN) die "$answer" ;;
-    *)
-      gcloud_do compute tpus tpu-vm delete "$name" "${place[@]}" || die "$name was not deleted, see above"
-      say "$name is deleted"
-      ;;
-  esac
-}
+# shellcheck source-path=SCRIPTDIR source=tpu_node.sh
+source "$root/launch/tpu_node.sh"
 
 # --- the repository on the workers -------------------------------------------------------------------
 
@@ -298,7 +194,7 @@ stop() {
   fi
   show_answers
   [[ -z $failed ]] || say "worker(s) $failed could not be asked"
-  deadline=$((SECONDS + wait_minutes * 60))
+  start_waiting
   while find_verdict && [[ $verdict == 3 || $verdict == 7 ]]; do
     pause_until_deadline "not stopped after $wait_minutes minutes: $states(stop --force kills it)"
   done
@@ -312,14 +208,10 @@ stop() {
 # --- options -------------------------------------------------------------------------------------------
 
 actions='create, setup, run, logs, status, stop or delete'
-action='' name='' zone='' project='' type='' runtime='' spot='' queued='' follow='' force='' one='' nfs=''
+action='' type='' runtime='' spot='' queued='' follow='' force='' one='' nfs=''
 lines=20 wait_minutes='' poll_seconds=10 others=() environment=()
 while (($#)); do
   case $action:$1 in
-    *:-h | *:--help) show_help "$0" && exit ;;
-    *:--dry_run) dry_run=yes ;;
-    *:--zone=*) zone=${1#*=} ;;
-    *:--project=*) project=${1#*=} ;;
     create:--type=*) type=${1#*=} ;;
     create:--runtime=*) runtime=${1#*=} ;;
     create:--spot) spot=yes queued=yes ;;
@@ -336,26 +228,19 @@ while (($#)); do
     create:--wait_minutes=* | stop:--wait_minutes=*) wait_minutes=${1#*=} ;;
     create:--poll_seconds=* | stop:--poll_seconds=*) poll_seconds=${1#*=} ;;
     run:--) shift && break ;;
-    *:-*) refuse "unknown option '$1' of ${action:-tpu_pod.sh} (--help tells which there are)" ;;
     :create | :setup | :run | :logs | :status | :stop | :delete) action=$1 ;;
-    :*) refuse "unknown action '$1': it can be $actions" ;;
-    *)
-      [[ -z $name ]] || refuse "one name, not '$name' and '$1'"
-      name=$1
-      ;;
+    :[!-]*) refuse "unknown action '$1': it can be $actions" ;;
+    *) take_option "$1" ;;
   esac
   shift
 done
 [[ -n $action ]] || refuse "say what to do: $actions (--help tells more)"
-[[ -n $name ]] || refuse "$action needs the name of the TPU"
-[[ -n $zone ]] || refuse "$action needs --zone=, as in --zone=us-central2-b"
+find_place
 [[ $lines =~ ^[0-9]+$ ]] || refuse "--lines=$lines is not a number"
 [[ $one =~ ^[0-9]*$ ]] || refuse "--worker=$one is not the number of a worker"
 if [[ $action == stop ]]; then wait_minutes=${wait_minutes:-10}; fi
 wait_minutes=${wait_minutes:-60}
 [[ $wait_minutes =~ ^[0-9]+$ ]] || refuse "--wait_minutes=$wait_minutes is not a whole number"
-[[ $poll_seconds =~ ^[0-9.]+$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
-place=("--zone=$zone" ${project:+"--project=$project"})
 start_pod
 case $action in
   setup) setup_workers ;;

@@ -87,7 +87,7 @@ show_status() {
 
 # Without root only our own processes can be looked into. TPU machines let everybody use sudo.
 as_root=()
-if [[ -z $sys ]] && ((EUID)) && sudo -n true 2>/dev/null; then as_root=(sudo -n); fi
+if sudo -n true 2>/dev/null; then as_root=(sudo -n); fi
 
 # Prints the pid of each process that has the devices or libtpu's lock open.
 tpu_holders() {

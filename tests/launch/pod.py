@@ -40,7 +40,9 @@ class Pod:
         fake = Path(__file__).with_name("fake_gcloud.py")
         # -S -E: it starts in half the time.
         (binaries / "gcloud").write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {fake} "$@"\n')
-        (binaries / "gcloud").chmod(0o755)
+        (binaries / "sudo").write_text("#!/bin/sh\nexit 1\n")  # not that of this machine
+        for name in ("gcloud", "sudo"):
+            (binaries / name).chmod(0o755)
         self.env = os.environ | {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "FAKE_GCLOUD": str(self.folder),

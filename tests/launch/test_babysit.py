@@ -10,8 +10,8 @@ import pytest
 
 from tests.launch.pod import NODE, Pod, wait_until
 
-ARGS = (*NODE, "--type=v4-16", "--poll_seconds=0.2", "--nfs=none")
-FLAGS = ("--", "--config=c.py")
+ARGS = (*NODE, "--type=v4-16", "--poll_seconds=0.2")
+FLAGS = ("--", "--config=c.py", "--workdir=gs://bucket/run")
 
 
 @pytest.fixture
@@ -118,6 +118,51 @@ def test_a_dry_run_executes_nothing(pod: Pod) -> None:
     assert places == sorted(places)
 
 
+SHARE = "--nfs=10.0.0.2:/share"
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ([], ["--workdir=gs://bucket/run"]),
+        ([], ["--workdir", "gs://bucket/run"]),
+        ([SHARE], ["--workdir=/mnt/mae_jax/run"]),
+        ([SHARE], ["--workdir=gs://bucket/run"]),
+        (["--nfs=none"], ["--workdir=/disk/run"]),
+        (["--nfs=none"], []),
+    ],
+)
+def test_a_workdir_that_outlives_the_node(pod: Pod, options: list[str], flags: list[str]) -> None:
+    status, out = pod.run("babysit.sh", *ARGS, "--dry_run", *options, "--", "--config=c.py", *flags)
+    assert status == 0, out
+    assert (SHARE in out) == (SHARE in options)  # nothing is mounted that was not asked for
+    (start,) = (line for line in out.splitlines() if "worker.sh start" in line)
+    assert " ".join(["--config=c.py", *flags, "--config.watchdog.abort=True"]) in start
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "named"),
+    [
+        ([], [], "runs/NAME"),
+        ([], ["--workdir=runs/mine"], "runs/mine"),
+        ([], ["--workdir", "/mnt/mae_jax/run"], "/mnt/mae_jax/run"),
+        ([], ["--workdir=gs://bucket/run", "--workdir=/disk/run"], "/disk/run"),
+        ([], ["--config.data.root=gs://bucket/data", "--workdir=run"], "run"),
+        ([], ["--workdir=gs://"], "gs://"),
+        ([SHARE], ["--workdir=/home/me/run"], "/home/me/run"),
+        ([SHARE], ["--workdir=/mnt/mae_jax/"], "/mnt/mae_jax/"),
+    ],
+)
+def test_a_workdir_that_is_lost_with_the_node_is_refused(
+    pod: Pod, options: list[str], flags: list[str], named: str
+) -> None:
+    status, out = pod.run("babysit.sh", *ARGS, *options, "--", "--config=c.py", *flags)
+    assert status == 2 and out.count("\n") == 1
+    assert f"the workdir {named} is on the TPU's own disk" in out
+    assert "--workdir=gs://" in out and "--nfs=HOST:/SHARE" in out
+    assert pod.calls() == []
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -127,8 +172,9 @@ def test_a_dry_run_executes_nothing(pod: Pod) -> None:
         ([*NODE, "--type=v4-8", "--config=c.py"], "unknown option '--config=c.py'"),
         ([*NODE, "--type=v4-8"], "after --"),
         ([*NODE, "--type=v4-8", "--tries=0", *FLAGS], "--tries=0"),
-        ([*NODE, "--type=v4-8", *FLAGS], "--nfs= is needed"),
-        ([*NODE, "--type=v9-8", "--nfs=none", *FLAGS], "--runtime="),
+        ([*NODE, "--type=v4-8", "--nfs=share", *FLAGS], "unknown option '--nfs=share'"),
+        ([*NODE, "--type=v4-8", "--env=NAME", *FLAGS], "unknown option '--env=NAME'"),
+        ([*NODE, "--type=v9-8", *FLAGS], "--runtime="),
     ],
 )
 def test_bad_input_is_named(pod: Pod, args: list[str], message: str) -> None:

