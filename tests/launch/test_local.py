@@ -78,7 +78,7 @@ trap 'echo USR1 >>"$FAKE/heard.$number"' USR1
 statuses=($FAKE_STATUSES)
 if [[ -n ${FAKE_WAIT:-} ]]; then
   echo "up $number"
-  while [[ ! -s $FAKE/heard.$number ]]; do sleep 0.05; done
+  until [[ -s $FAKE/heard.$number ]] || ((SECONDS > 20)); do sleep 0.05; done
   sleep 0.3
 fi
 exit "${statuses[number]}"

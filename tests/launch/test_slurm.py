@@ -67,6 +67,11 @@ def test_head_of_the_script():
     assert options >= {"--requeue", "--signal=TERM@300", "--open-mode=append"}
 
 
+def test_help_is_the_comment_at_the_top(machine):
+    status, out, _ = machine.run("--help", script="slurm.sbatch")
+    assert status == 0 and out.startswith("Trains on a Slurm cluster") and "--study" in out
+
+
 def test_srun_is_told_how_many_cpus_a_task_has(job, machine):
     job("--config=c.py", SLURM_CPUS_PER_TASK="12")
     assert (machine.folder / "cpus").read_text() == "12"
