@@ -55,12 +55,18 @@ def test_gpus_are_counted_by_nvidia_smi(machine):
         ("--processes=3", {"MAE_JAX_ACCELERATOR": "cuda13"}, "does not divide the 4 GPUs"),
         ("--processes=8", {"MAE_JAX_ACCELERATOR": "cuda13"}, "does not divide the 4 GPUs"),
         ("--processes=2", {"MAE_JAX_ACCELERATOR": "tpu"}, "one process uses all chips"),
+        (
+            "--processes=2",
+            {"MAE_JAX_ACCELERATOR": "cuda13", "CUDA_VISIBLE_DEVICES": ""},
+            "does not divide the 0 GPUs",
+        ),
         ("--processes=0", {}, "must be a number"),
         ("--processes=two", {}, "must be a number"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(machine, flag, env, message):
-    status, _, err = machine.run("--dry_run", flag, CUDA_VISIBLE_DEVICES="0,1,2,3", **env)
+    env = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"} | env
+    status, _, err = machine.run("--dry_run", flag, **env)
     assert status == 2 and message in err
 
 
@@ -114,7 +120,7 @@ def test_after_which_the_same_command_goes_on_decides(machine, processes, status
 def test_a_signal_reaches_each_process_once(machine, processes, name, to_all):
     """To the script alone, or as Ctrl-C does to its group; it waits for all of them to save."""
     flags, env = processes
-    process = machine.start(*flags, **env, FAKE_STATUSES="75 75 75", FAKE_WAIT="1")
+    process = machine.start(*flags, **env, FAKE_STATUSES="75 0 0", FAKE_WAIT="1")
     others = [process.stderr.readline() for _ in range(2)]
     assert process.stdout.readline() == "up 0\n"
     assert sorted(others) == ["[1] up 1\n", "[2] up 2\n"]

@@ -81,7 +81,9 @@ def test_what_hung_or_was_stopped_alone_is_told_to_who_starts_it_again(
     assert not list(left)
     hung = [row for row, status in zip(("0.5", "0.75"), statuses, strict=False) if status == 70]
     said = f"rows that hung: {', '.join(hung)}; the same command continues"
-    assert (said in capsys.readouterr().err) == bool(hung)
+    err = capsys.readouterr().err
+    assert (said in err) == bool(hung)
+    assert ("stopped; the same command continues" in err) == (ended == 75)
 
 
 def test_a_row_that_another_task_did_meanwhile_is_in_the_table(tmp_path, monkeypatch):
