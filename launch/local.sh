@@ -11,8 +11,8 @@
 #   --help          this; the flags of mae_jax.main are listed by --helpshort, recipes by docs/recipes.md
 #
 # Exit status: that of mae_jax.main: 0 done, 1 failed, 2 bad input, 70 ended by the watchdog, 75
-# stopped by a signal after saving (the same command goes on). Of several processes the first that
-# failed decides.
+# stopped by a signal after saving. After 70 and 75 the same command goes on. Of several processes
+# one that ended with 75 or 70 decides (the others may have died of it), else the first that failed.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
@@ -95,7 +95,7 @@ for ((index = 0; index < processes; index++)); do
   fi
 done
 
-told='' status=0
+told='' status=0 again=0
 # shellcheck disable=SC2329 # the traps call it
 forward() { # SIGNAL
   told=yes
@@ -112,6 +112,10 @@ for pid in ${pids[@]+"${pids[@]}"}; do
     ((now == 127)) || ended=$now # 127: it had ended before
     [[ -n $told ]] || break
   done
-  if ((status == 0 || status == 75)) && ((ended != 0)); then status=$ended; fi
+  case $ended in
+    70 | 75) ((ended <= again)) || again=$ended ;;
+    *) ((status)) || status=$ended ;;
+  esac
 done
+((!again)) || status=$again
 exit "$status"

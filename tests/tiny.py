@@ -36,6 +36,26 @@ CHANGES: dict[str, Any] = {
     "picture_every": 0,
     "picture_images": 3,
 }
+# Arguments of mae_jax.tools.study: two rows, pre-training alone, of sixty steps.
+STUDY = [
+    "--study=configs/ablations/mask_ratio.py",
+    "--pretrain=configs/demo.py",
+    "--stages=",
+    "--rows=0.5,0.75",
+    "--config.epochs=0",
+    "--config.steps=60",
+    "--config.optim.warmup_epochs=0",
+    "--config.batch_size=8",
+    "--config.data.num_train=64",
+    "--config.data.num_eval=16",
+    "--config.model.image_size=(32,32)",
+    "--config.model.depth=1",
+    "--config.model.decoder_depth=1",
+    "--config.eval_every=60",
+    "--config.picture_every=0",
+    "--config.log_every=1",
+    "--config.checkpoint.every_steps=10",
+]
 
 
 def config(**changes: Any) -> ml_collections.ConfigDict:

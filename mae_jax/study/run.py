@@ -91,7 +91,8 @@ def run_cell(cell: Cell, where: str, stop: Stop) -> int:
     """Runs those stages of a cell that are not done yet, until one fails or a signal comes.
 
     Returns:
-      Exit status: 0 all done, 75 stopped by a signal, anything else that of the run that failed.
+      Exit status: 0 all done, 75 stopped by a signal, anything else that of the run that failed
+      (70: it hung).
     """
     for stage in cell.stages:
         here = f"{where} {cell.row}, {stage.name}"
@@ -99,7 +100,7 @@ def run_cell(cell: Cell, where: str, stop: Stop) -> int:
             log.info("%s was done before: %s", here, _found(stage))
             continue
         status = _run(stage, here, stop)
-        if stop.heard:
+        if stop.heard or status == STOPPED:  # or somebody stopped that run alone
             log.info("stopped; the same command continues")
             return STOPPED
         if status:
@@ -125,7 +126,7 @@ def _run(stage: Stage, where: str, stop: Stop) -> int:
     write_json(os.path.join(stage.folder, NOTE), note)
     if status == 0:
         log.info("%s done in %.0f s: %s", where, note["seconds"], _found(stage))
-    elif not stop.heard:
+    elif not stop.heard and status != STOPPED:
         log.error("%s failed with status %d: %s (%s)", where, status, _last_line(stage), LOG)
     return status
 

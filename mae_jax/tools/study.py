@@ -14,7 +14,8 @@ Other recipes than the paper's, and other settings (--config.KEY of all stages, 
 Many machines, or tasks of a Slurm array: --cell=I runs row I alone, counted from 0. --stages= is
 pre-training alone. --dry_run prints the commands.
 
-Exit status: 0 all done, 1 a run failed, 2 bad input, 75 stopped by a signal.
+Exit status: 0 all done, 1 a run failed, 2 bad input, 70 a run hung and the watchdog ended it
+(--config.watchdog.abort=True), 75 stopped by a signal. After 70 and 75 the same command goes on.
 """
 
 import argparse
@@ -25,12 +26,14 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from mae_jax import files, pictures, plots, workdir
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import RunError, UsageError
 from mae_jax.stopping import STOPPED
 from mae_jax.study import plan, report, run
+from mae_jax.watchdog import ABORTED
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for stage in cell.stages:
                 print(shlex.join(run.command(stage)))
         return 0
-    done = {s.folder: run.is_done(s) for cell in cells for s in cell.stages}  # or refused: at once
+    done = _done(cells)  # or refused: at once
     log.info("%d of %d runs are done", sum(done.values()), len(done))
     with run.Stop().listening() as stop:
         return _run(study, cells, mine, folder, stop)
@@ -71,15 +74,19 @@ def _run(
     folder: str,
     stop: run.Stop,
 ) -> int:
-    failed, table = [], ""
+    failed: dict[str, int] = {}
+    table = ""
     for cell in mine:
         status = run.run_cell(cell, f"[{cells.index(cell) + 1}/{len(cells)}]", stop)
-        if stop.heard:
+        if stop.heard or status == STOPPED:
             return STOPPED
         if status:
-            failed.append(cell.row)
+            failed[cell.row] = status
         table = write(study, cells, folder)
     print(table)
+    if hung := [row for row, status in failed.items() if status == ABORTED]:
+        log.error("rows that hung: %s; the same command continues", ", ".join(hung))
+        return ABORTED
     if failed:
         raise RunError(f"rows that failed: {', '.join(failed)}; the others are done")
     return 0
@@ -87,11 +94,17 @@ def _run(
 
 def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
     """Writes table and plot of what is done so far; returns the table."""
-    done = {stage.folder: run.is_done(stage) for cell in cells for stage in cell.stages}
-    table = report.rows(study, cells, done)
+    text, written = "", None
+    # Tasks of an array write the same files: over a newer table, if another row was done meanwhile.
+    while (done := _done(cells)) != written:
+        text, written = _write(study, report.rows(study, cells, done), folder), done
+    return text
+
+
+def _write(study: plan.Study, table: Sequence[dict[str, Any]], folder: str) -> str:
     text = report.markdown(study.title, table)
     os.makedirs(folder, exist_ok=True)
-    # Tasks of an array write the same files: each is replaced whole.
+    # Each file is replaced whole.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as here:
         path = os.path.join(here, study.name)
         for end, content in ((".md", text), (".csv", report.comma_separated(table))):
@@ -101,6 +114,10 @@ def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
         for name in os.listdir(here):
             os.replace(os.path.join(here, name), os.path.join(folder, name))
     return text
+
+
+def _done(cells: Sequence[plan.Cell]) -> dict[str, bool]:
+    return {stage.folder: run.is_done(stage) for cell in cells for stage in cell.stages}
 
 
 def _words(text: str) -> list[str]:

@@ -10,6 +10,7 @@ TOOLS = [
     "cat",
     "cp",
     "dirname",
+    "env",
     "flock",
     "mkdir",
     "mktemp",
@@ -38,7 +39,8 @@ case "$*" in
   *)
     printf '%s\\n' "$PWD" "$@"
     printf '%s\\n' "path=$PYTHONPATH"
-    if [[ -n ${FAKE_FAIL:-} && "$*" == *"$FAKE_FAIL"* ]]; then exit 3; fi ;;
+    if [[ -n ${FAKE_FAIL:-} && "$*" == *"$FAKE_FAIL"* ]]; then exit 3; fi
+    exit "${FAKE_STATUS:-0}" ;;
 esac
 """
 FAKE_UV = """\

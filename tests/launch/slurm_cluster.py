@@ -1,7 +1,10 @@
 """A Slurm of one machine, for the time of a test: both daemons, without root's rights or munge.
 
 The programs are those on PATH; or, unpacked anywhere (`dpkg -x` of Debian's slurmctld, slurmd,
-slurm-client, slurm-wlm-basic-plugins and munge), those below the folder MAE_JAX_SLURM.
+slurm-client, slurm-wlm-basic-plugins, munge and the libraries that they lack), those below the
+folder MAE_JAX_SLURM.
+
+Credentials expire soon, since a job that was put back waits until its old ones have.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ SlurmdUser={user}
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/none
+AuthInfo=cred_expire=5
 CredType=cred/none
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none

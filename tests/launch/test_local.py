@@ -55,13 +55,80 @@ def test_gpus_are_counted_by_nvidia_smi(machine):
         ("--processes=3", {"MAE_JAX_ACCELERATOR": "cuda13"}, "does not divide the 4 GPUs"),
         ("--processes=8", {"MAE_JAX_ACCELERATOR": "cuda13"}, "does not divide the 4 GPUs"),
         ("--processes=2", {"MAE_JAX_ACCELERATOR": "tpu"}, "one process uses all chips"),
+        (
+            "--processes=2",
+            {"MAE_JAX_ACCELERATOR": "cuda13", "CUDA_VISIBLE_DEVICES": ""},
+            "does not divide the 0 GPUs",
+        ),
         ("--processes=0", {}, "must be a number"),
         ("--processes=two", {}, "must be a number"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(machine, flag, env, message):
-    status, _, err = machine.run("--dry_run", flag, CUDA_VISIBLE_DEVICES="0,1,2,3", **env)
+    env = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"} | env
+    status, _, err = machine.run("--dry_run", flag, **env)
     assert status == 2 and message in err
+
+
+# A process of several: writes down its signals, saves a moment after one, and ends with its own
+# word of FAKE_STATUSES.
+PROCESS = """\
+if [[ $1 == -c ]]; then # asked for its version, and for a free port
+  [[ $2 != *socket* ]] || echo 1234
+  exit
+fi
+number=${*: -1} number=${number#*=}
+trap 'echo TERM >>"$FAKE/heard.$number"' TERM
+trap 'echo INT >>"$FAKE/heard.$number"' INT
+trap 'echo USR1 >>"$FAKE/heard.$number"' USR1
+statuses=($FAKE_STATUSES)
+if [[ -n ${FAKE_WAIT:-} ]]; then
+  echo "up $number"
+  until [[ -s $FAKE/heard.$number ]] || ((SECONDS > 20)); do sleep 0.05; done
+  sleep 0.3
+fi
+exit "${statuses[number]}"
+"""
+
+
+@pytest.fixture
+def processes(machine):
+    """Options and environment for three such processes."""
+    machine.add_program("process", PROCESS)
+    python = str(machine.bin / "process")
+    return ["--processes=3", "--config=c.py"], {"MAE_JAX_PYTHON": python}
+
+
+@pytest.mark.parametrize(
+    "statuses, status",
+    [
+        ("0 0 0", 0),
+        ("134 0 70", 70),
+        ("70 134 134", 70),
+        ("134 75 1", 75),
+        ("70 75 70", 75),
+        ("0 3 134", 3),
+    ],
+)
+def test_after_which_the_same_command_goes_on_decides(machine, processes, statuses, status):
+    flags, env = processes
+    assert machine.run(*flags, **env, FAKE_STATUSES=statuses)[0] == status
+
+
+@pytest.mark.parametrize("to_all", [False, True])
+@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
+def test_a_signal_reaches_each_process_once(machine, processes, name, to_all):
+    """To the script alone, or as Ctrl-C does to its group; it waits for all of them to save."""
+    flags, env = processes
+    process = machine.start(*flags, **env, FAKE_STATUSES="75 0 0", FAKE_WAIT="1")
+    others = [process.stderr.readline() for _ in range(2)]
+    assert process.stdout.readline() == "up 0\n"
+    assert sorted(others) == ["[1] up 1\n", "[2] up 2\n"]
+    (os.killpg if to_all else os.kill)(process.pid, getattr(signal, f"SIG{name}"))
+    process.communicate(timeout=20)
+    assert process.returncode == 75
+    heard = [(machine.folder / f"heard.{number}").read_text() for number in range(3)]
+    assert heard == [f"{name}\n"] * 3
 
 
 def start(folder, flags, *own):

@@ -8,33 +8,18 @@ import time
 
 import pytest
 
+from mae_jax import pictures
 from mae_jax.errors import UsageError
+from mae_jax.study import report, run
 from mae_jax.tools import study
+from tests import tiny
 
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-TINY = [
-    "--study=configs/ablations/mask_ratio.py",
-    "--pretrain=configs/demo.py",
-    "--stages=",
-    "--rows=0.5,0.75",
-    "--config.epochs=0",
-    "--config.steps=60",
-    "--config.optim.warmup_epochs=0",
-    "--config.batch_size=8",
-    "--config.data.num_train=64",
-    "--config.data.num_eval=16",
-    "--config.model.image_size=(32,32)",
-    "--config.model.depth=1",
-    "--config.model.decoder_depth=1",
-    "--config.eval_every=60",
-    "--config.picture_every=0",
-    "--config.log_every=1",
-    "--config.checkpoint.every_steps=10",
-]
 
 
 def start(workdir, *more):
-    words = [sys.executable, "-m", "mae_jax.tools.study", *TINY, f"--workdir={workdir}", *more]
+    flags = [*tiny.STUDY, f"--workdir={workdir}", *more]
+    words = [sys.executable, "-m", "mae_jax.tools.study", *flags]
     return subprocess.Popen(
         words, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -82,8 +67,39 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
     assert "error: rows that failed: 0.5" in messages and "0.75, pretrain done in" in messages
 
 
+@pytest.mark.parametrize(
+    "statuses, ended", [([70, 0], 70), ([0, 70], 70), ([70, 1], 70), ([75], 75)]
+)
+def test_what_hung_or_was_stopped_alone_is_told_to_who_starts_it_again(
+    tmp_path, monkeypatch, capsys, statuses, ended
+):
+    """Each run ends with the next status; a row that hung does not keep the next from its turn."""
+    left = iter(statuses)
+    monkeypatch.setattr(run, "command", lambda _: [sys.executable, "-c", f"exit({next(left)})"])
+    monkeypatch.setattr(study, "write", lambda *_: "table")
+    assert study.main([*tiny.STUDY, f"--workdir={tmp_path}"]) == ended
+    assert not list(left)
+    hung = [row for row, status in zip(("0.5", "0.75"), statuses, strict=False) if status == 70]
+    said = f"rows that hung: {', '.join(hung)}; the same command continues"
+    err = capsys.readouterr().err
+    assert (said in err) == bool(hung)
+    assert ("stopped; the same command continues" in err) == (ended == 75)
+
+
+def test_a_row_that_another_task_did_meanwhile_is_in_the_table(tmp_path, monkeypatch):
+    """Row 0 is done while the plot of row 1 is drawn: its task may have written before that."""
+    drawn = []
+    monkeypatch.setattr(run, "run_cell", lambda *_: 0)
+    monkeypatch.setattr(run, "is_done", lambda stage: bool(drawn) and "0.5" in stage.folder)
+    monkeypatch.setattr(report, "measured", lambda *_: {"loss": 0.25})
+    monkeypatch.setattr(pictures, "save", lambda *_: drawn.append(1))
+    assert study.main([*tiny.STUDY, f"--workdir={tmp_path}", "--cell=1"]) == 0
+    assert "\n0.5,0.25," in (tmp_path / "mask_ratio.csv").read_text()
+    assert len(drawn) == 2
+
+
 def test_the_commands_can_be_looked_at_and_split(tmp_path, capsys):
-    words = [*TINY, f"--workdir={tmp_path}", "--dry_run"]
+    words = [*tiny.STUDY, f"--workdir={tmp_path}", "--dry_run"]
     assert study.main(words) == 0
     both = capsys.readouterr().out.splitlines()
     assert len(both) == 2 and "--config.mask.ratio=0.5" in both[0]
@@ -104,5 +120,5 @@ def test_the_commands_can_be_looked_at_and_split(tmp_path, capsys):
 )
 def test_mistakes_are_told_before_anything_runs(tmp_path, word, message):
     with pytest.raises(UsageError, match=message):
-        study.main([*TINY, f"--workdir={tmp_path}", word])
+        study.main([*tiny.STUDY, f"--workdir={tmp_path}", word])
     assert not list(tmp_path.iterdir())
