@@ -51,9 +51,8 @@ class FakeGcs:
             **dict.fromkeys(("CURL_CA_BUNDLE", "TENSORSTORE_CA_BUNDLE"), certificate),
             "no_proxy": "localhost,127.0.0.1",
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-            # Buckets of the same name come and go, and some answer with errors.
+            # Buckets of the same name come and go.
             "GCS_STAT_CACHE_MAX_AGE": "0",
-            "GCS_RETRY_CONFIG_MAX_RETRIES": "1",
         }
         return self
 
@@ -69,7 +68,10 @@ class FakeGcs:
         return (self._folder / bucket / quote(name, safe="")).read_bytes()
 
     def refuse(self, method="", pattern="", status=0):
-        """Answers from now on so what is asked (READ, LIST, WRITE, COPY, DELETE) of such names."""
+        """Answers from now on so what is asked (READ, LIST, WRITE, COPY, DELETE) of such names.
+
+        With 429 and 5xx the clients ask again, for minutes.
+        """
         path = self._folder / "refuse.json"
         path.with_suffix(".new").write_text(json.dumps([method, pattern, status]))
         path.with_suffix(".new").replace(path)
