@@ -25,7 +25,7 @@ _AT_ONCE = 2**26  # bytes, when a checkpoint is only looked at
 # Answers of a disk or a device that say nothing about the checkpoint.
 _NOT_DAMAGE = (
     *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"),
-    *("UNAUTHENTICATED", "bad_alloc", "start new thread"),
+    *("bad_alloc", "start new thread"),
 )
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 

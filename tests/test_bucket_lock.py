@@ -94,6 +94,24 @@ def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():
         assert held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
 
 
+def test_a_lock_is_renewed_while_it_is_held(monkeypatch):
+    written, write = [], files.write
+
+    def counting(path, content):
+        written.append(content)
+        write(path, content)
+
+    monkeypatch.setattr(bucket_lock, "TOUCH_SECONDS", 0.05)
+    held = bucket_lock.BucketLock(RUN)
+    monkeypatch.setattr(files, "write", counting)
+    until = time.monotonic() + 30
+    while len(written) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    held.release()
+    assert json.loads(written[0]) == json.loads(written[1]) == held._mine
+
+
 def test_a_lock_that_says_nothing_is_taken_over_when_it_is_old(caplog):
     files.write(PATH, b"{")
     run_alone()

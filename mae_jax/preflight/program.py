@@ -14,7 +14,7 @@ from mae_jax import agreement, checkpoint, sharding, step_folders, workdir
 from mae_jax.failing import EXPECTED
 from mae_jax.preflight.machine import timed
 from mae_jax.preflight.report import FAILED, OK, WARNING, Row
-from mae_jax.start import check_workdir, start_state
+from mae_jax.start import start_state
 from mae_jax.state import TrainState
 from mae_jax.task import Task
 from mae_jax.tasks import TASKS
@@ -50,7 +50,6 @@ def start(
     """(the state that the run would begin with, where that is); None where it cannot begin."""
     saver = checkpoint.Checkpointer(folder, read_only=True)
     try:
-        check_workdir(task, saver, allow_config_change)
         state, _, said, *_ = start_state(task, config, folder, saver, abstract, allow_config_change)
     except EXPECTED as error:
         advice = NO_MEMORY if isinstance(error, jax.errors.JaxRuntimeError) else ""

@@ -43,6 +43,12 @@ def test_the_workdir_of_a_run_stays_as_it_was(tmp_path):
     assert os.listdir(tmp_path / "data") == ["listing_train.jsonl"]
 
 
+def test_a_workdir_in_a_bucket_is_left_empty(gcs):
+    fine, rows = look(tiny.config(), "gs://bucket/run")
+    assert fine and rows["disk"].seen.startswith("a bucket; each checkpoint takes")
+    assert gcs.names("bucket") == []
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
