@@ -44,13 +44,13 @@ class GrowingFiles:
         self._thread = threading.Thread(target=self._copy_always, name="growing files", daemon=True)
         self._thread.start()
 
-    def copy(self) -> None:
-        """Brings what was written so far to where the next start finds it.
+    def copy(self) -> bool:
+        """Brings what was written so far to where the next start finds it; whether it is there.
 
         What cannot be copied now is copied later, and told once: it ends no run.
         """
         if not self.copies:
-            return
+            return True
         try:
             with self._lock:
                 self._copy()
@@ -58,15 +58,19 @@ class GrowingFiles:
             if not self._told:
                 log.warning("metrics cannot be copied to %s for now: %s", self._workdir, error)
             self._told = True
+            return False
+        return True
 
     def close(self) -> None:
-        """Copies for the last time."""
+        """Copies for the last time; what could not be copied stays on the disk."""
         if not self.copies:
             return
         self._closed.set()
         self._thread.join()
-        self.copy()
-        shutil.rmtree(self.folder)
+        if self.copy():
+            shutil.rmtree(self.folder)
+        else:
+            log.warning("metrics that are not in %s stay in %s", self._workdir, self.folder)
 
     def _copy_always(self) -> None:
         while not self._closed.wait(COPY_SECONDS):

@@ -57,6 +57,16 @@ def test_a_bucket_out_of_reach_ends_no_run_and_is_told_once(gcs, caplog):
     assert [line["step"] for line in metrics.read(RUN)] == [1, 2]
 
 
+def test_what_cannot_be_copied_at_the_end_stays_on_the_disk(gcs, caplog):
+    writer = metrics.MetricWriter(RUN, 0)
+    gcs.refuse("WRITE", "", 403)
+    writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+    place = writer._growing.folder
+    assert f"not in {RUN} stay in {place}" in caplog.text
+    assert [line["step"] for line in metrics.read(place)] == [1]
+
+
 def test_a_file_with_many_pictures_is_not_copied_again_and_again(gcs, monkeypatch):
     monkeypatch.setattr(metrics, "BOARD_BYTES", 1000)
     writer = metrics.MetricWriter(RUN, 0)
