@@ -104,7 +104,7 @@ class BucketLock:
 
 def probe(workdir: str) -> float:
     """Writes a file into the folder, and removes it; its time of writing."""
-    path = f"{workdir}/{PROBE}"
+    path = f"{workdir}/{PROBE}-{secrets.token_hex(8)}"  # another start may be at the same
     files.write(path, b"written to see whether it can be")
     written = files.written_at(path)
     files.remove(path)

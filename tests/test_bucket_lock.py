@@ -62,6 +62,19 @@ def test_the_lock_is_given_back_and_nothing_else_is_left(gcs):
     assert gcs.names("bucket") == []
 
 
+def test_two_that_look_at_once_do_not_disturb_each_other(gcs, monkeypatch):
+    look = files.written_at
+
+    def meanwhile(path):
+        monkeypatch.setattr(files, "written_at", look)
+        bucket_lock.probe(RUN)
+        return look(path)
+
+    monkeypatch.setattr(files, "written_at", meanwhile)
+    assert bucket_lock.probe(RUN) > 0
+    assert gcs.names("bucket") == []
+
+
 def test_of_two_that_start_at_once_one_wins(gcs):
     both = [starter(), starter()]
     for process in both:

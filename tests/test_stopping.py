@@ -32,9 +32,9 @@ with stopping.stop_on_signals() as stop:
     "before, body, pauses, status, said",
     [
         ("", IN_PYTHON, [0], 1, "Interrupted"),
-        ("", IN_C, [0], 75, "stopped before the first step"),
+        ("", IN_C, [0.3], 75, "stopped before the first step"),  # by then it has begun
         ("stop.working()", POLLING, [0], 1, "heard"),
-        ("stop.working()", IN_C, [0, 0.05, 0.7], None, "second signal"),
+        ("stop.working()", IN_C, [0.3, 0.05, 0.7], None, "second signal"),
     ],
     ids=["starting", "compiling", "working", "hanging"],
 )
