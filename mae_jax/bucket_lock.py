@@ -6,14 +6,12 @@ that wrote last stays, and the other ends: in a bucket whoever reads after a wri
 
 import json
 import logging
-import os
 import secrets
-import threading
 import time
 
 from mae_jax import files, lock_owner
 from mae_jax.errors import UsageError
-from mae_jax.lock import LOCK, LOST, PROBE, STALE_SECONDS, TOUCH_SECONDS
+from mae_jax.lock import PROBE, STALE_SECONDS, Lock
 from mae_jax.lock_owner import Owner
 
 log = logging.getLogger(__name__)
@@ -21,7 +19,7 @@ log = logging.getLogger(__name__)
 SETTLE_SECONDS = 3.0  # within which another start that saw no lock either has written its own
 
 
-class BucketLock:
+class BucketLock(Lock):
     """The lock of one workdir, held until `release`.
 
     Raises:
@@ -29,34 +27,16 @@ class BucketLock:
       OSError: nothing can be written there.
     """
 
-    def __init__(self, workdir: str):
-        self._workdir, self._path = workdir, f"{workdir}/{LOCK}"
-        self._mine = lock_owner.this_process() | {"token": secrets.token_hex(8)}
-        self._acquire()
-        self._released = threading.Event()
-        self._thread = threading.Thread(target=self._keep_fresh, name="workdir lock", daemon=True)
-        self._thread.start()
-
-    def release(self) -> None:
-        """Gives the workdir back."""
-        self._released.set()
-        self._thread.join()
-        try:
-            if _read(self._path) == self._mine:
-                files.remove(self._path)
-        except OSError as error:  # the next run finds that this process is gone
-            log.warning("%s cannot be removed: %s", self._path, error)
-
     def _acquire(self) -> None:
-        held = _read(self._path)
+        held = self._read()
         if held is not None:
             if self._is_alive(held):
                 raise UsageError(lock_owner.in_use(self._workdir, self._path, held))
             who = lock_owner.describe(held)
             log.warning("%s is left over from %s: taken over", self._path, who)
-        self._write()
+        self._renew()
         time.sleep(SETTLE_SECONDS)
-        held = _read(self._path)
+        held = self._read()
         if held != self._mine:
             raise UsageError(lock_owner.in_use(self._workdir, self._path, held or {}))
 
@@ -81,25 +61,17 @@ class BucketLock:
             pass
         return False
 
-    def _write(self) -> None:
+    def _renew(self) -> None:
         files.write(self._path, json.dumps(self._mine, indent=2).encode())
 
-    def _keep_fresh(self) -> None:
-        while not self._released.wait(TOUCH_SECONDS):
-            try:
-                held = _read(self._path)
-                if held == self._mine:
-                    self._write()
-                    continue
-            except OSError as error:  # a bucket may be out of reach for a while
-                log.warning("%s cannot be renewed: %s", self._path, error)
-                continue
-            if held is None:
-                log.warning("%s is gone: a second run could start there", self._path)
-                return
-            who = lock_owner.describe(held)
-            log.critical("%s belongs to %s now: this run ends", self._path, who)
-            os._exit(LOST)  # what two runs write is worth nothing
+    def _read(self) -> Owner | None:
+        try:
+            return lock_owner.parse(files.read(self._path)) or {}
+        except FileNotFoundError:
+            return None
+
+    def _remove(self) -> None:
+        files.remove(self._path)
 
 
 def probe(workdir: str) -> float:
@@ -109,11 +81,3 @@ def probe(workdir: str) -> float:
     written = files.written_at(path)
     files.remove(path)
     return written
-
-
-def _read(path: str) -> Owner | None:
-    """What a lock says, {} if it says nothing; None where there is none."""
-    try:
-        return lock_owner.parse(files.read(path)) or {}
-    except FileNotFoundError:
-        return None

@@ -49,8 +49,8 @@ class Lock:
         self._released.set()
         self._thread.join()
         try:
-            if _read(self._path) == self._mine:
-                os.unlink(self._path)
+            if self._read() == self._mine:
+                self._remove()
         except OSError as error:  # the next run finds that this process is gone
             log.warning("%s cannot be removed: %s", self._path, error)
 
@@ -103,9 +103,9 @@ class Lock:
     def _keep_fresh(self) -> None:
         while not self._released.wait(TOUCH_SECONDS):
             try:
-                held = _read(self._path)
+                held = self._read()
                 if held == self._mine:
-                    os.utime(self._path)
+                    self._renew()
                     continue
             except OSError as error:  # a file server may be away for a while
                 log.warning("%s cannot be renewed: %s", self._path, error)
@@ -116,6 +116,18 @@ class Lock:
             who = lock_owner.describe(held)
             log.critical("%s belongs to %s now: this run ends", self._path, who)
             os._exit(LOST)  # what two runs write is worth nothing
+
+    # What differs in a bucket.
+
+    def _read(self) -> Owner | None:
+        """What the lock says, {} if it says nothing; None where there is none."""
+        return _read(self._path)
+
+    def _renew(self) -> None:
+        os.utime(self._path)
+
+    def _remove(self) -> None:
+        os.unlink(self._path)
 
 
 def _wait_until_stale(workdir: str, path: str, handle: int) -> Owner | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import time
@@ -20,6 +21,7 @@ def this_process() -> Owner:
         "machine": _machine(),
         "process_started": _process_started(os.getpid()),
         "locked_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "token": secrets.token_hex(8),
     }
 
 

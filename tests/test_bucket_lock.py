@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mae_jax import bucket_lock, files, lock_owner, workdir
+from mae_jax import bucket_lock, files, lock, lock_owner, workdir
 from mae_jax.errors import UsageError
 
 RUN = "gs://bucket/run"
@@ -16,9 +16,9 @@ PATH = f"{RUN}/lock.json"
 # Takes the lock; says how it went; holds it till stdin ends, and renews it all the time.
 STARTER = """
 import sys
-from mae_jax import bucket_lock, workdir
+from mae_jax import lock, workdir
 from mae_jax.errors import UsageError
-bucket_lock.TOUCH_SECONDS = 0.2
+lock.TOUCH_SECONDS = 0.2
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -114,7 +114,7 @@ def test_a_lock_is_renewed_while_it_is_held(monkeypatch):
         written.append(content)
         write(path, content)
 
-    monkeypatch.setattr(bucket_lock, "TOUCH_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
     held = bucket_lock.BucketLock(RUN)
     monkeypatch.setattr(files, "write", counting)
     until = time.monotonic() + 30
