@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import absl.logging
 
+from mae_jax import backend
 from mae_jax.errors import RunError, UsageError
 
 
@@ -22,6 +23,9 @@ def run_command(command: Callable[[], int]) -> int:
     """Exit status of `command`: 2 for bad input, 1 for a run that cannot go on; one line each."""
     try:
         return command()
-    except (UsageError, RunError, FloatingPointError) as error:
+    except Exception as caught:
+        error = backend.unavailable(caught) or caught
+        if not isinstance(error, (UsageError, RunError, FloatingPointError)):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
