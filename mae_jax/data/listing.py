@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from mae_jax import files
 from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -227,10 +228,10 @@ def remembered(listing: Listing, cache: epath.Path | None, *, place: str) -> Lis
     """
     if cache is None:
         return listing
-    if not cache.exists():
+    kept = _read(cache)
+    if kept is None:
         _write(listing, cache)
         return listing
-    kept = _read(cache)
     before, now = _facts(kept), _facts(listing)
     labelled = kept.classes is not None and listing.classes is not None
     changes: dict[str, list[str]] = {"missing": [], "of another size": [], "of another label": []}
@@ -277,9 +278,15 @@ def _write(listing: Listing, cache: epath.Path) -> None:
     part.replace(cache)
 
 
-def _read(cache: epath.Path) -> Listing:
+def _read(cache: epath.Path) -> Listing | None:
+    """The kept listing; None where there is none, or another process just removed it."""
     try:
-        header, *rows = map(json.loads, cache.read_text().splitlines())
+        with files.os_errors():
+            text = cache.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        header, *rows = map(json.loads, text.splitlines())
         paths, sizes, labels = zip(*rows, strict=True)
         return Listing(
             list(paths), np.array(sizes, np.int64), np.array(labels, np.int32), header["classes"]

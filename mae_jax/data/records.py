@@ -1,6 +1,7 @@
 """Random access to the records of TFRecord files, by an index of where each one starts."""
 
 import concurrent.futures
+import io
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from mae_jax import files
 from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class TFRecordReader:
         self._ends = np.cumsum([part.take for part in parts])
         paths = sorted({part.path for part in parts})
         sizes = np.array([_size(path) for path in paths], np.int64)
-        index = _read_index(cache, paths, sizes) if cache is not None and cache.exists() else None
+        index = _read_index(cache, paths, sizes) if cache is not None else None
         if index is None:
             log.info("indexing the records of %d TFRecord files", len(paths))
             with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -132,8 +134,13 @@ def _write_index(cache: epath.Path, index: dict[str, np.ndarray], sizes: np.ndar
 def _read_index(
     cache: epath.Path, paths: list[str], sizes: np.ndarray
 ) -> dict[str, np.ndarray] | None:
+    """The kept index; None where there is none, or another process just removed it."""
     try:
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        content = files.read(str(cache))
+    except FileNotFoundError:
+        return None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as content:
             kept = {name: content[name] for name in ("names", "sizes", "counts", "offsets")}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"the index {cache} is damaged ({error}): delete it") from error

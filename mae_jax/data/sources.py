@@ -57,7 +57,7 @@ def make_sources(
     if workdir and not resuming:
         for name in KEPT:
             for path in epath.Path(workdir).glob(f"data/{name}"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # the other processes of a run do the same
     options = DataOptions.from_config(data_config)
     if options.source == "shapes":
         train, evaluation = _shapes(options, image_size=image_size, channels=channels)

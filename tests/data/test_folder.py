@@ -4,6 +4,7 @@ import logging
 import os
 
 import pytest
+from etils import epath
 
 from mae_jax.data import make_sources
 from mae_jax.errors import UsageError
@@ -196,6 +197,27 @@ def test_a_start_that_led_to_no_checkpoint_binds_nothing(image_folder, tmp_path)
     workdir = str(tmp_path / "run")
     new = make_sources(options, image_size=(8, 8), channels=3, workdir=workdir, resuming=False)
     assert len(new.train) == 2
+
+
+def test_processes_that_start_together_may_remove_each_others_listing(
+    image_folder, tmp_path, monkeypatch
+):
+    sources(image_folder, tmp_path)
+    kind = type(epath.Path(tmp_path))
+    unlink = kind.unlink
+
+    def after_another(path, **options):
+        unlink(path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(kind, "unlink", after_another)
+    monkeypatch.setattr(kind, "exists", lambda path: True)  # a moment ago
+    options = {"source": "folder", "root": str(image_folder)}
+    new = make_sources(
+        options, image_size=(8, 8), channels=3, workdir=str(tmp_path), resuming=False
+    )
+    assert len(new.train) == 12
+    assert sorted(os.listdir(tmp_path / "data")) == ["listing_eval.jsonl", "listing_train.jsonl"]
 
 
 def test_a_restart_tells_renamed_files_and_new_labels(tmp_path):

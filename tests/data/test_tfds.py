@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 
 from mae_jax.data import eval_batches, make_sources, train_batches
 from mae_jax.data.loader import Loader
@@ -194,6 +195,18 @@ def test_labels_that_are_no_class_are_bad_images(data_dir):
     assert len(loader.bad) == 7
     bad = next(index for index in range(len(source)) if index in loader.bad)
     assert "the label 2 is none of 2 classes" in loader.bad.reason(bad)
+
+
+def test_another_process_may_remove_the_index_of_a_start(data_dirs, tmp_path, monkeypatch):
+    folder = data_dirs["tfrecord"] / "tiny_pictures" / "1.2.0"
+    path = str(min(folder.glob("*train*")))
+    with pytest.raises(UsageError, match="holds") as caught:
+        TFRecordReader([Part(path, skip=0, take=1, in_file=0)], cache=None)
+    number = int(str(caught.value).split("holds ")[1].split()[0])
+    cache = epath.Path(tmp_path / "data" / "records_train.npz")
+    monkeypatch.setattr(type(cache), "exists", lambda path: True)  # a moment ago
+    assert len(TFRecordReader([Part(path, skip=0, take=1, in_file=number)], cache=cache)) == 1
+    assert cache.is_file()
 
 
 def test_a_damaged_index_is_named(data_dirs, tmp_path):
