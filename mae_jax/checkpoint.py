@@ -14,26 +14,27 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mae_jax import integrity, step_folders, stored, together
+from mae_jax import damage_sign, integrity, step_folders, stored, together
 from mae_jax.errors import UsageError
 from mae_jax.integrity import Record
 from mae_jax.state import TrainState
-from mae_jax.step_folders import FOLDER, Found, exists, find, find_run
+from mae_jax.step_folders import FOLDER, Found, NoSuchStep, exists, find
 from mae_jax.step_writer import SaveFailed, StepWriter
-from mae_jax.stored import DamagedCheckpoint, load_arrays, load_metadata, parts
+from mae_jax.stored import DamagedCheckpoint, load_arrays, load_metadata, parts, read_one
 
 __all__ = [
     "FOLDER",
     "Checkpointer",
     "DamagedCheckpoint",
     "Found",
+    "NoSuchStep",
     "SaveFailed",
     "exists",
     "find",
-    "find_run",
     "load_arrays",
     "load_metadata",
     "parts",
+    "read_one",
     "save_weights",
 ]
 
@@ -202,6 +203,7 @@ def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str,
     args = _save_args(state, metadata, record)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(step_folders.absolute(folder), args=args)
+    damage_sign.record_small_files(step_folders.absolute(folder))
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -230,10 +232,11 @@ def _read(found: Found, wanted: dict[str, Any]) -> tuple[Record, dict[str, Any]]
             f"checkpoint {found.step} of {found.run} does not fit this configuration's model and "
             f"optimiser: {integrity.some(other)}"
         )
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+    with stored.damage(found), contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
         folder = epath.Path(found.folder) / "state"
         return record, reader.restore(folder, args=ocp.args.StandardRestore(wanted))
 
 
 def _compare(found: Found, record: Record, restored: dict[str, Any]) -> None:
-    stored.compare(found, record, integrity.record(restored)[0])
+    with stored.damage(found):
+        stored.compare(found, record, integrity.record(restored)[0])

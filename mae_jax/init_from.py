@@ -18,16 +18,17 @@ from mae_jax.task import Task
 log = logging.getLogger(__name__)
 
 
-def read_initial(config: Any) -> convert.Model:
+def read_initial(config: Any, path: str = "") -> convert.Model:
     """The weights that `config.init_from` names, for as many channels as the model has.
 
     Args:
       config: the whole configuration; its model tells what a file does not say.
+      path: where they are, if that is more exact than `init_from`: one step of a run.
 
     Raises:
       UsageError: there are none, or they are damaged, not whole, or of other channels.
     """
-    path, model = config.init_from, config.model
+    path, model = path or config.init_from, config.model
     decoder = "decoder_depth" in model
     size = SIZES.get(model.size)
     hints = convert.Hints(

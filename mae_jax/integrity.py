@@ -24,6 +24,10 @@ _SEED = np.uint32(0x9E3779B9)
 Record = dict[str, list[Any]]  # name -> [shape, dtype, checksum]
 
 
+class BrokenSeal(ValueError):
+    """Metadata are not what was written."""
+
+
 def names(tree: Any) -> dict[str, Any]:
     """Every leaf of any tree by its name, `opt_state/1/mu/mask_token`; as Orbax names them too."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -88,11 +92,13 @@ def unsealed(metadata: dict[str, Any]) -> dict[str, Any]:
     """The metadata without it; those of an earlier version have none.
 
     Raises:
-      ValueError: they are not what was written.
+      BrokenSeal: they are not what was written.
     """
+    if not isinstance(metadata, dict) or not metadata:
+        raise BrokenSeal("the metadata describe nothing")
     rest = {key: value for key, value in metadata.items() if key != "sha256"}
     if metadata.get("sha256", _digest(rest)) != _digest(rest):
-        raise ValueError("the metadata have another checksum than when they were written")
+        raise BrokenSeal("the metadata have another checksum than when they were written")
     return rest
 
 

@@ -9,7 +9,7 @@ begins again by itself.
 import contextlib
 from typing import Any, NamedTuple
 
-from mae_jax import checkpoint, step_folders, together
+from mae_jax import checkpoint, convert, step_folders, together
 from mae_jax import config as config_lib
 from mae_jax.errors import UsageError
 from mae_jax.init_from import load_initial, origin, read_initial
@@ -102,17 +102,47 @@ def start_state(
             "give another --workdir, with --config.resume=RUN to continue another run or a copy of "
             "this one, or remove that folder to begin anew"
         )
+    if misnamed := step_folders.misnamed(workdir):
+        raise UsageError(
+            f"{workdir}/{checkpoint.FOLDER} has {', '.join(misnamed)}, which no run writes: name "
+            f"a step's folder by its number ({int(misnamed[0])}), or move it away to start over"
+        )
     if config.resume:
-        run = together.read(config.resume, lambda: checkpoint.find_run(config.resume)).run
-        # That run may go on and save meanwhile: process 0 says which step.
-        step = together.of_first(lambda: [checkpoint.find_run(config.resume).step])[0]
-        with contextlib.closing(checkpoint.Checkpointer(run, read_only=True)) as other:
-            found = _continued(task, other, step, abstract, allow_change)
-        return found._replace(said=f"{found.said}, of {run} in a new workdir")
-    path = config.init_from
-    if not path:
+        return checkpoint.read_one(
+            config.resume,
+            lambda found: _resumed(task, config.resume, found, abstract, allow_change),
+            find=together.find_one,
+        )
+    if not config.init_from:
         return Start(create_state(task, abstract), {}, "from scratch")
-    initial = together.read(path, lambda: read_initial(config))  # before anything is compiled
+    return _initialized(task, config, abstract)
+
+
+def _resumed(
+    task: Task, path: str, found: checkpoint.Found, abstract: TrainState, allow_change: bool
+) -> Start:
+    """Another run's state in a new workdir."""
+    if not found.run:
+        raise UsageError(
+            f"{path} holds weights without an optimizer: begin with them, --config.init_from={path}"
+        )
+    with contextlib.closing(checkpoint.Checkpointer(found.run, read_only=True)) as other:
+        start = _continued(task, other, found.step, abstract, allow_change)
+    return start._replace(said=f"{start.said}, of {found.run} in a new workdir")
+
+
+def _initialized(task: Task, config: Any, abstract: TrainState) -> Start:
+    """A new run with another model's weights, which are read before anything is compiled."""
+    path = config.init_from
+
+    def read(place: str) -> convert.Model:
+        return together.read(place, lambda: read_initial(config, place))
+
+    if convert.is_file(path):
+        initial = read(path)
+    else:
+        find = together.find_one
+        initial = checkpoint.read_one(path, lambda found: read(found.folder), find=find)
     state, account = load_initial(initial, task, create_state(task, abstract), path=path)
     matched, fresh = len(account["matched"]), len(account["fresh"])
     said = f"weights from {path}: {matched} of {matched + fresh} arrays"

@@ -7,6 +7,7 @@ aside, never read again, never deleted.
 
 import logging
 import os
+import re
 import time
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ CORRUPT = "corrupt-"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # of a save
 _DELETING = "deleting-"
 _COMMITTED = "commit_success.txt"  # where renaming is not atomic, the last file written
+_STEP = re.compile(r"0|[1-9][0-9]*")  # what `folder_of` writes, and nothing that int() would read
 
 
 class Found(NamedTuple):
@@ -39,6 +41,10 @@ class Found(NamedTuple):
     step: int
 
 
+class NoSuchStep(UsageError):
+    """A checkpoint is not where it should be: it never was, or its run has deleted it since."""
+
+
 def absolute(path: str) -> str:
     """The path whatever the current folder; one of a bucket (gs://...) is that already."""
     return path if files.in_bucket(path) else os.path.abspath(path)
@@ -48,16 +54,27 @@ def folder_of(run: str, step: int) -> epath.Path:
     return files.path_of(run) / FOLDER / str(step)
 
 
+def is_step(name: str) -> bool:
+    """Whether this is the name of a step's folder: its number, without leading zeros."""
+    return _STEP.fullmatch(name) is not None
+
+
 @files.os_errors()
 def steps(run: str) -> list[int]:
     """Steps that were saved, oldest first, be they sound or damaged."""
-    return sorted(int(p.name) for p in _listed(run) if p.name.isdecimal() and _committed(p))
+    return sorted(int(p.name) for p in _listed(run) if is_step(p.name) and _committed(p))
 
 
 @files.os_errors()
 def corrupt(run: str) -> list[str]:
     """Names of the folders that were set aside."""
     return sorted(p.name for p in _listed(run) if p.name.startswith(CORRUPT))
+
+
+@files.os_errors()
+def misnamed(run: str) -> list[str]:
+    """Names of folders that are numbers, but not as a run writes them (000020)."""
+    return sorted(p.name for p in _listed(run) if p.name.isdecimal() and not is_step(p.name))
 
 
 def exists(run: str) -> bool:
@@ -70,11 +87,15 @@ def find(path: str) -> Found:
     """The checkpoint of a run folder, meaning its newest step, of a step's, or of a weights folder.
 
     Raises:
+      NoSuchStep: there is no such step.
       UsageError: there is no checkpoint.
     """
     folder = files.path_of(absolute(path))
-    if folder.parent.name == FOLDER and folder.name.isdecimal() and folder.is_dir():
-        return Found(str(folder), str(folder.parent.parent), int(folder.name))
+    if folder.parent.name == FOLDER and is_step(folder.name):
+        found = Found(str(folder), str(folder.parent.parent), int(folder.name))
+        if gone(found):
+            raise no_such_step(found)
+        return found
     if all((folder / item).is_dir() for item in ITEMS):
         return Found(str(folder), "", 0)
     run = str(folder.parent if folder.name == FOLDER else folder)
@@ -89,14 +110,20 @@ def find(path: str) -> Found:
     return Found(str(folder_of(run, found[-1])), run, found[-1])
 
 
-def find_run(path: str) -> Found:
-    """The same, but for what is to be continued: weights alone are refused."""
-    found = find(path)
-    if not found.run:
-        raise UsageError(
-            f"{path} holds weights without an optimiser: begin with them, --config.init_from={path}"
-        )
-    return found
+@files.os_errors()
+def gone(found: Found) -> bool:
+    """Whether a checkpoint is not there, or is being deleted."""
+    folder = files.path_of(found.folder)
+    return not folder.is_dir() or bool(found.run and not _committed(folder))
+
+
+def no_such_step(found: Found) -> NoSuchStep:
+    """Says that a checkpoint is not there, and which are."""
+    there = ", ".join(map(str, steps(found.run))) if found.run else ""
+    return NoSuchStep(
+        f"{found.folder} is not there: never saved, or deleted since"
+        f"{f' (steps of this run: {there})' if there else ''}"
+    )
 
 
 @files.os_errors()
@@ -134,7 +161,7 @@ def remove_unfinished(run: str) -> None:
     """Removes what killed or failed saves and deletions left behind."""
     for path in _listed(run):
         tmp = _UNFINISHED in path.name or path.name.startswith(_DELETING)
-        if tmp or (path.name.isdecimal() and not _committed(path)):
+        if tmp or (is_step(path.name) and not _committed(path)):
             log.info("removing %s, which was left unfinished", path)
             _discard(path)
 

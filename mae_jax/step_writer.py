@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mae_jax import step_folders, stored, together
+from mae_jax import damage_sign, step_folders, stored, together
 from mae_jax.errors import UsageError
 from mae_jax.step_folders import Found
 from mae_jax.stored import DamagedCheckpoint
@@ -79,6 +79,8 @@ class StepWriter:
         """Does a part of the save; what goes wrong is kept for whoever asks."""
         try:
             work()
+        except SaveFailed as failure:
+            self.error = failure
         except Exception as error:
             self.error = SaveFailed(f"checkpoint {self.step} is not saved: {stored.line(error)}")
             self.error.__cause__ = error
@@ -96,12 +98,16 @@ class StepWriter:
             return
         try:
             self._verify()
-        except UsageError as error:
+        except DamagedCheckpoint as error:
             name = step_folders.set_aside(self._found.run, self.step)
-            raise OSError(
-                f"set aside as {name} after reading back: {stored.line(error)}"
+            raise OSError(f"set aside as {name} after reading back: {error.reason}") from error
+        except UsageError as error:
+            raise SaveFailed(
+                f"checkpoint {self.step} is written but could not be read back; it stays, and so "
+                f"do all older ones: {stored.line(error)}"
             ) from error
-        then()
+        then()  # first, since it makes room on the disk
+        damage_sign.record_small_files(self._found.folder)
 
     def _verify(self) -> None:
         """`stored.verify`; a disk or a machine in trouble is asked again."""

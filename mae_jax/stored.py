@@ -2,33 +2,36 @@
 
 The metadata of a checkpoint have a checksum of every array and of themselves; whatever is read is
 compared with them. A checkpoint of an earlier version, which has none, is taken as it is.
+
+Damage has to be proven, since it costs the steps that a run did since the checkpoint before: by a
+checksum, a missing file, or an error of decoding the stored data (`damage_sign`). Whatever else
+goes wrong while reading says nothing about the checkpoint.
 """
 
 import contextlib
-import errno
+import logging
+import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mae_jax import files, integrity
+from mae_jax import backend, damage_sign, files, integrity, step_folders
 from mae_jax.errors import UsageError
 from mae_jax.integrity import Record
-from mae_jax.step_folders import ITEMS, Found, find
+from mae_jax.step_folders import ITEMS, Found, NoSuchStep
+
+log = logging.getLogger(__name__)
 
 ARRAYS = "arrays"  # key of the metadata
 _MARKER = "_CHECKPOINT_METADATA"  # what Orbax writes last
 _AT_ONCE = 2**26  # bytes, when a checkpoint is only looked at
-# Answers of a disk or a device that say nothing about the checkpoint.
-_NOT_DAMAGE = (
-    *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"),
-    *("bad_alloc", "start new thread"),
-)
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+_DETAILS = re.compile(r" \[\w+(\[\d+\])?='.*", re.DOTALL)  # of tensorstore, with pages of settings
 
+_T = TypeVar("_T")
 Read = Callable[[Callable[[str], bool]], Any]
 
 
@@ -61,41 +64,96 @@ class Verified(NamedTuple):
 
 def line(error: BaseException) -> str:
     """What an error says, on one line of bearable length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(_DETAILS.sub("", str(error)).split())
+    # What matters of a long one stands at its beginning and at its end.
+    text = text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
+    return text or type(error).__name__
 
 
 @contextlib.contextmanager
-def damage(folder: str) -> Iterator[None]:
-    """Turns what goes wrong inside into `DamagedCheckpoint`, or UsageError where it says nothing.
+def damage(found: Found) -> Iterator[None]:
+    """Around what reads a checkpoint: tells damage from everything else that can go wrong.
 
-    Which exceptions a damaged file leads to, nobody knows: Orbax raises many kinds.
+    Raises:
+      DamagedCheckpoint: it is proven that the stored data are not what was saved.
+      NoSuchStep: the checkpoint was deleted meanwhile.
+      UsageError: anything else, with its own text.
     """
     try:
         with files.os_errors():
             yield
-    except UsageError:
-        raise
     except Exception as error:
-        number = getattr(error, "errno", None)
-        trouble = isinstance(error, MemoryError) or (number and number not in _DAMAGE)
-        if trouble or any(text in str(error) for text in _NOT_DAMAGE):
-            raise UsageError(f"{folder} cannot be read: {line(error)}") from error
-        raise DamagedCheckpoint(folder, line(error)) from error
+        judged = _judge(found, error)
+        raise judged from (error if judged is not error else error.__cause__)
+
+
+def _judge(found: Found, error: Exception) -> Exception:
+    """What an error on reading a checkpoint means."""
+    if isinstance(error, UsageError) and not isinstance(error, DamagedCheckpoint):
+        return error
+    if no_device := backend.unavailable(error):
+        return no_device
+    *_, first = damage_sign.causes(error)
+    try:
+        with files.os_errors():
+            damaged = _damaged(found.folder, error, first)
+            if damaged and step_folders.gone(found):
+                return step_folders.no_such_step(found)
+    except OSError as trouble:
+        damaged, first = None, trouble
+    return damaged or UsageError(
+        f"{found.folder} cannot be read ({type(first).__name__}: {line(first)}): this does not "
+        "prove that it is damaged, and it is left as it is"
+    )
+
+
+def _damaged(folder: str, error: Exception, first: BaseException) -> DamagedCheckpoint | None:
+    """The damage that an error proves, or that a look at the small files does."""
+    if isinstance(error, DamagedCheckpoint):
+        return error
+    if damage_sign.proves(error, folder):
+        return DamagedCheckpoint(folder, line(first))
+    changed = damage_sign.changed_files(folder)
+    return DamagedCheckpoint(folder, integrity.some(changed)) if changed else None
+
+
+def read_one(
+    path: str, work: Callable[[Found], _T], *, find: Callable[[str], Found] = step_folders.find
+) -> _T:
+    """Result of `work` on the one checkpoint that `path` means now (see `find`).
+
+    Whatever is read of a run that trains meanwhile, and deletes its older steps, is of one step. If
+    that is deleted before `work` is done, the newest one is read instead, once.
+
+    Raises:
+      NoSuchStep: the step that `path` names was deleted, or the newer one as well.
+    """
+    found = find(path)
+    try:
+        return work(found)
+    except NoSuchStep as error:
+        if found == (newer := find(path)):
+            raise
+        log.info("%s; reading step %d instead", error, newer.step)
+        return work(newer)
 
 
 def read_metadata(found: Found) -> tuple[dict[str, Any], Record]:
     """The description of a checkpoint, and the record of its arrays; {} of an earlier version.
 
     Raises:
-      DamagedCheckpoint: it cannot be read, is not what was written, or is of another step.
+      DamagedCheckpoint: it is not what was written, or is of another step.
     """
     folder = epath.Path(found.folder)
-    with damage(found.folder), contextlib.closing(ocp.JsonCheckpointHandler()) as reader:
+    with damage(found), contextlib.closing(ocp.JsonCheckpointHandler()) as reader:
         wanted = (*ITEMS, _MARKER) if found.run else ITEMS
         missing = [name for name in wanted if not (folder / name).exists()]
         if missing:
             raise DamagedCheckpoint(found.folder, f"it has no {', '.join(missing)}")
-        metadata = integrity.unsealed(dict(reader.restore(folder / "metadata")))
+        try:
+            metadata = integrity.unsealed(reader.restore(folder / "metadata"))
+        except integrity.BrokenSeal as error:
+            raise DamagedCheckpoint(found.folder, str(error)) from error
         if found.run and metadata.get("step", found.step) != found.step:
             raise DamagedCheckpoint(found.folder, f"it holds step {metadata['step']}")
     return metadata, metadata.pop(ARRAYS, {})
@@ -115,7 +173,7 @@ def reading(found: Found, tree: Any = None) -> Iterator[tuple[Read, Any]]:
         after every save of a long run it adds up.
     """
     folder = epath.Path(found.folder) / "state"
-    with damage(found.folder), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+    with damage(found), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).tree if tree is None else tree
 
         def read(wanted: Callable[[str], bool]) -> Any:
@@ -146,30 +204,30 @@ def shapes_on_disk(found: Found) -> Record:
         return integrity.shapes(tree)
 
 
-def load_metadata(path: str) -> dict[str, Any]:
-    """Description of the checkpoint at `path` (see `find`)."""
-    return read_metadata(find(path))[0]
+def load_metadata(found: Found | str) -> dict[str, Any]:
+    """Description of a checkpoint; of several things read of one, give each the same `Found`."""
+    return read_metadata(_found(found))[0]
 
 
-def parts(path: str) -> set[str]:
-    """Fields of the state that the checkpoint at `path` (see `find`) holds anything of."""
-    with reading(find(path)) as (_, tree):
+def parts(found: Found | str) -> set[str]:
+    """Fields of the state that a checkpoint holds anything of."""
+    with reading(_found(found)) as (_, tree):
         return {name for name, part in tree.items() if part}
 
 
-def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, Any]:
-    """Parts of the state, as NumPy arrays, of the checkpoint at `path` (see `find`).
+def load_arrays(found: Found | str, parts: tuple[str, ...] = ("params",)) -> dict[str, Any]:
+    """Parts of the state of a checkpoint, as NumPy arrays.
 
     Works on any machine, whatever devices the run had, and reads nothing else.
 
     Args:
-      path: a run's folder or one step's.
+      found: where it is, or a path for `find`.
       parts: fields of `TrainState`; one that the run did not have comes back as {}.
 
     Raises:
       DamagedCheckpoint: what was read is not what was saved.
     """
-    found = find(path)
+    found = _found(found)
     _, record = read_metadata(found)
     with reading(found) as (read, tree):
         there = [part for part in parts if tree.get(part)]
@@ -179,6 +237,10 @@ def load_arrays(path: str, parts: tuple[str, ...] = ("params",)) -> dict[str, An
         saved = {name: entry for name, entry in record.items() if name.split("/")[0] in parts}
         compare(found, saved, integrity.host_record(integrity.names(arrays))[0])
     return dict.fromkeys(parts, {}) | arrays
+
+
+def _found(found: Found | str) -> Found:
+    return step_folders.find(found) if isinstance(found, str) else found
 
 
 def verify(found: Found, tree: Any = None) -> Verified:

@@ -8,10 +8,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mae_jax.errors import UsageError
-from mae_jax.stored import DamagedCheckpoint, damage
+from mae_jax.step_folders import Found, NoSuchStep, find, folder_of
+from mae_jax.stored import DamagedCheckpoint
 
 _T = TypeVar("_T")
-_DAMAGED = 1
 
 
 def everywhere(value: int) -> list[int]:
@@ -77,32 +77,52 @@ def arrays_of_first(
     return multihost_utils.broadcast_one_to_all(like)
 
 
-def read(folder: str, work: Callable[[], _T]) -> _T:
-    """Result of `work`, which reads `folder`, if it succeeds on every process.
+def find_one(path: str) -> Found:
+    """`find` for all processes: the step that process 0 finds, also while a run saves more.
+
+    Raises:
+      UsageError: on every process if on one.
+    """
+    found = read(path, lambda: find(path))
+    step = of_first(lambda: [find(path).step])[0]
+    folder = str(folder_of(found.run, step)) if found.run else found.folder
+    return found._replace(folder=folder, step=step)
+
+
+def read(where: str, work: Callable[[], _T]) -> _T:
+    """Result of `work`, which reads what is at `where`, if it succeeds on every process.
 
     Raises:
       DamagedCheckpoint: on all of them if on one.
-      UsageError: the same.
+      NoSuchStep: the same.
+      UsageError: the same, also for any other error, which is raised as it is where it came up.
     """
     result: Any = None
     error = None
     try:
-        with damage(folder):
-            result = work()
-    except UsageError as caught:
+        result = work()
+    except Exception as caught:
         error = caught
     worst = max(everywhere(_rank(error)))
-    if not worst:
-        return result
     if error and _rank(error) == worst:
         raise error
-    if worst == _DAMAGED:
-        raise DamagedCheckpoint(folder, "another process could not read it")
-    raise UsageError(f"{folder} cannot be read by another process")
+    if worst:
+        raise _of_another(where)[worst]
+    return result
 
 
-def _rank(error: UsageError | None) -> int:
-    """How bad it is: damage is to be worked round, anything else stops the run."""
+def _rank(error: Exception | None) -> int:
+    """How bad it is: damage is worked round, a step that is gone replaced, and the rest an end."""
     if error is None:
         return 0
-    return _DAMAGED if isinstance(error, DamagedCheckpoint) else _DAMAGED + 1
+    return {DamagedCheckpoint: 1, NoSuchStep: 2}.get(type(error), 3)
+
+
+def _of_another(where: str) -> dict[int, UsageError]:
+    """What a process raises for another one, by `_rank`."""
+    said = "another process could not read it: see what it printed last"
+    return {
+        1: DamagedCheckpoint(where, said),
+        2: NoSuchStep(f"{where} is not there any more: {said}"),
+        3: UsageError(f"{where}: {said}"),
+    }

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mae_jax import checkpoint, sharding, step_folders, stored
+from mae_jax import checkpoint, sharding, step_folders, step_writer, stored
 from mae_jax.errors import UsageError
 from mae_jax.state import TrainState
 from tests.processes import run_two
@@ -135,11 +135,22 @@ def manifest_of_another_step(folder):
     shutil.copy(folder.parent / "1" / "state" / "manifest.ocdbt", folder / "state")
 
 
+def overwrite(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def zero(file):
+    size = os.path.getsize(file)
+    with open(file, "wb") as opened:
+        opened.write(bytes(size))
+
+
 FAULTS = {
     "flipped bit": lambda f: flip_a_bit(max(data_files(f), key=os.path.getsize)),
     "flipped bits in all data": damage_data,
     "truncated data": only_data(lambda file: os.truncate(file, os.path.getsize(file) // 2)),
     "truncated to nothing": only_data(lambda file: os.truncate(file, 0)),
+    "zeros in the place of data": only_data(zero),
     "missing data": only_data(os.remove),
     "no manifest": lambda f: os.remove(f / "state" / "manifest.ocdbt"),
     "no _METADATA": lambda f: os.remove(f / "state" / "_METADATA"),
@@ -148,6 +159,13 @@ FAULTS = {
     "no state": lambda f: shutil.rmtree(f / "state"),
     "no metadata": lambda f: shutil.rmtree(f / "metadata"),
     "truncated metadata": lambda f: os.truncate(f / "metadata" / "metadata", 9),
+    "zeros in the place of metadata": lambda f: zero(f / "metadata" / "metadata"),
+    "metadata that are no JSON": overwrite("metadata/metadata", "<html>"),
+    "metadata without content": overwrite("metadata/metadata", "{}"),
+    "metadata of another kind": overwrite("metadata/metadata", "null"),
+    "_METADATA that is no JSON": overwrite("state/_METADATA", "<html>"),
+    "_METADATA without content": overwrite("state/_METADATA", "{}"),
+    "_METADATA of another kind": overwrite("state/_METADATA", "[]"),
     "edited metadata": edit_metadata,
     "metadata of another step": metadata_of_another_step,
     "another step": whole_of_another_step,
@@ -218,25 +236,107 @@ def test_another_model_is_not_damage(run):
     saver.close()
 
 
+def of_tensorstore(code, number):
+    """As tensorstore says that a disk does not answer."""
+    return ValueError(
+        f'{code}Error opening "zarr" driver: Error reading local file "d/0": Failed to read: '
+        f"No [tensorstore_spec='{{}}'] [os_error_code='{number}']"
+    )
+
+
 TROUBLE = [
     PermissionError(13, "no"),
-    RuntimeError("RESOURCE_EXHAUSTED"),
+    OSError(5, "Input/output error"),
     RuntimeError("can't start new thread"),
     MemoryError(),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    jax.errors.JaxRuntimeError("INTERNAL: a device is lost"),
+    jax.errors.JaxRuntimeError("DATA_LOSS: a device is lost"),
+    TypeError("restore() got an unexpected keyword argument"),
+    KeyError("tree_metadata"),
+    AttributeError("module 'orbax' has no attribute 'x'"),
+    AssertionError("of a library"),
+    ValueError("PyTree structures differ"),
+    FileNotFoundError(2, "No such file or directory", "/usr/lib/libcuda.so"),
+    of_tensorstore("UNKNOWN: ", 5),
+    of_tensorstore("FAILED_PRECONDITION: ", 107),
+    of_tensorstore("NOT_FOUND: ", 19),
+    of_tensorstore("", 22),
+    ValueError("UNAVAILABLE: Error reading gs://bucket"),
 ]
 
 
 @pytest.mark.parametrize("error", TROUBLE, ids=repr)
-def test_a_machine_in_trouble_is_not_damage(run, monkeypatch, error):
+def test_what_does_not_prove_damage_is_not_damage(run, monkeypatch, error):
     def refuse(*_, **__):
         raise error
 
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
-    saver = checkpoint.Checkpointer(str(run))
-    with pytest.raises(UsageError, match="cannot be read") as caught:
-        saver.restore(2, abstract())
-    assert not isinstance(caught.value, checkpoint.DamagedCheckpoint)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", refuse)
+    saver, found = checkpoint.Checkpointer(str(run)), checkpoint.find(str(run))
+    for read in (
+        lambda: saver.restore(2, abstract()),
+        lambda: stored.verify(found),
+        lambda: checkpoint.load_arrays(found),
+    ):
+        with pytest.raises(UsageError) as caught:
+            read()
+        assert not isinstance(caught.value, checkpoint.DamagedCheckpoint)
+        said = str(caught.value)
+        assert f"checkpoints/2 cannot be read ({type(error).__name__}: " in said
+        assert "left as it is" in said and "\n" not in said
     saver.close()
+
+
+def test_a_disk_that_refuses_a_file_is_not_damage(run):
+    """What tensorstore itself says of a number of the operating system, ELOOP."""
+    for file in data_files(run / "checkpoints" / "2"):
+        os.remove(file)
+        os.symlink(os.path.basename(file), file)
+    with pytest.raises(UsageError, match="cannot be read .*Too many levels") as caught:
+        stored.verify(checkpoint.find(str(run)))
+    assert not isinstance(caught.value, checkpoint.DamagedCheckpoint)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"state/_METADATA": "0"}'])
+def test_small_files_without_checksums_prove_nothing(run, text):
+    """As those of an earlier version, and of a process that was killed at the wrong moment."""
+    sums = run / "checkpoints" / "2" / "small_files.json"
+    sums.write_text(text) if text else os.remove(sums)
+    assert stored.verify(checkpoint.find(str(run))) == (5, True)
+    (run / "checkpoints" / "2" / "state" / "_METADATA").write_text("{}")
+    with pytest.raises(UsageError, match="cannot be read .KeyError: ") as caught:
+        stored.verify(checkpoint.find(str(run)))
+    assert not isinstance(caught.value, checkpoint.DamagedCheckpoint)
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_a_step_that_its_run_deletes_meanwhile_is_no_damage(run, monkeypatch, caplog, moment):
+    path, restore, seen = str(run), ocp.PyTreeCheckpointHandler.restore, []
+
+    def train_on():
+        if len(seen) == 1:
+            save(run, 3, keep=1).close()
+
+    def late(*args, **kwargs):
+        train_on()
+        return restore(*args, **kwargs)
+
+    def work(found):
+        seen.append(found.step)
+        if moment == "before":
+            train_on()
+        return checkpoint.load_metadata(found), checkpoint.load_arrays(found)["params"]
+
+    if moment == "while":
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", late)
+    with caplog.at_level("INFO"):
+        metadata, params = checkpoint.read_one(path, work)
+    assert seen == [2, 3] and metadata == {"step": 3} and step_names(run) == ["3"]
+    assert_same(params, make_state(3).params)
+    assert "checkpoints/2 is not there" in caplog.text and "reading step 3 instead" in caplog.text
+    with pytest.raises(checkpoint.NoSuchStep, match=r"checkpoints/2 is not there.*run: 3\)"):
+        checkpoint.read_one(f"{path}/checkpoints/2", work)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_used(tmp_path, caplog):
@@ -343,6 +443,29 @@ def test_nothing_is_deleted_before_the_new_step_was_read_back(tmp_path, monkeypa
         saver.save(make_state(step), {"step": step})
     saver.close()
     assert step_names(tmp_path) == ["10", "11", "corrupt-3"]
+
+
+def test_what_cannot_be_read_back_is_neither_set_aside_nor_a_reason_to_delete(
+    tmp_path, monkeypatch
+):
+    tries = []
+
+    def unreadable(found, tree):
+        with stored.damage(found):
+            tries.append(found.step)
+            raise OSError(5, "Input/output error")
+
+    saver = save(tmp_path, 1, keep=1)
+    monkeypatch.setattr(stored, "verify", unreadable)
+    monkeypatch.setattr(step_writer, "READ_SECONDS", 0.0)
+    saver.save(make_state(2), {"step": 2})
+    with pytest.raises(checkpoint.SaveFailed, match="2 is written but could not be read back.*Inp"):
+        saver.wait()
+    assert len(tries) > 3
+    monkeypatch.undo()
+    assert step_names(tmp_path) == ["1", "2"]
+    assert_same(saver.restore(2, abstract()), make_state(2))
+    saver.close()
 
 
 def test_a_save_leaves_nothing_behind_in_memory(tmp_path):

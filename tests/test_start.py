@@ -5,9 +5,10 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from mae_jax import checkpoint, train
+from mae_jax import checkpoint, convert, start, together, train
 from mae_jax.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
 from tests import tiny
@@ -73,6 +74,48 @@ def test_a_run_whose_checkpoints_are_all_damaged_stops(copied):
         assert names(copied) == ["corrupt-2", "corrupt-4", "corrupt-6"]
     with pytest.raises(UsageError, match=r"no checkpoint .*corrupt-2.* set aside as damaged"):
         checkpoint.load_arrays(str(copied))
+
+
+def test_what_does_not_prove_damage_stops_the_start_and_renames_nothing(copied, monkeypatch):
+    def refuse(*_, **__):
+        raise TypeError("restore() got an unexpected keyword argument")
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
+    with pytest.raises(UsageError, match=r"checkpoints/6 cannot be read \(TypeError: restore\(\)"):
+        run(copied)
+    assert names(copied) == ["2", "4", "6"]
+
+
+def test_steps_under_other_names_are_no_reason_to_start_over(copied):
+    for name in names(copied):
+        (copied / "checkpoints" / name).rename(copied / "checkpoints" / f"00000{name}")
+    before = names(copied)
+    with pytest.raises(UsageError, match=r"has 000002, 000004, 000006, .*its number \(2\)"):
+        run(copied)
+    assert names(copied) == before
+
+
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+def test_the_step_to_begin_with_is_the_one_that_process_0_finds(copied, tmp_path, monkeypatch, key):
+    """Another run may save meanwhile; every process would find another newest step."""
+    found, used = checkpoint.find(str(copied / "checkpoints" / "4")), []
+
+    def stop(*arguments):
+        used.append(arguments)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(together, "find_one", lambda path: found)
+    monkeypatch.setattr(start, "read_initial", stop)
+    monkeypatch.setattr(checkpoint.Checkpointer, "restore", stop)
+    with pytest.raises(UsageError, match="enough"):
+        run(tmp_path / "new", **{key: str(copied)})
+    assert used[0][1] == (4 if key == "resume" else found.folder)
+
+
+def test_weights_alone_cannot_be_resumed(copied, tmp_path):
+    convert.save(convert.load(str(copied)), str(tmp_path / "weights"))
+    with pytest.raises(UsageError, match="without an optimizer.*--config.init_from="):
+        run(tmp_path / "new", resume=str(tmp_path / "weights"))
 
 
 def test_a_first_save_that_was_killed_leaves_nothing_to_continue(tmp_path, caplog):

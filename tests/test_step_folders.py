@@ -65,8 +65,6 @@ def test_weights_are_no_step(place):
     for item in step_folders.ITEMS:
         (folder / item).mkdir(parents=True)
     assert step_folders.find(path) == (path, "", 0)
-    with pytest.raises(UsageError, match=f"--config.init_from={path}"):
-        step_folders.find_run(path)
 
 
 def test_in_a_bucket_a_step_is_complete_with_its_last_file(place):
@@ -77,3 +75,16 @@ def test_in_a_bucket_a_step_is_complete_with_its_last_file(place):
     bucket = path.startswith("gs://")
     assert step_folders.steps(path) == ([1] if bucket else [1, 2])
     assert sorted(os.listdir(folder / "checkpoints")) == (["1"] if bucket else ["1", "2"])
+
+
+def test_only_what_a_run_writes_is_a_step(place):
+    path, folder = place
+    make(folder, "20", "0", "000020", "007", "\u0663", "\u00b2", "1e3", "-1", "1.5", " 5")
+    assert step_folders.steps(path) == [0, 20]
+    assert step_folders.misnamed(path) == ["000020", "007", "\u0663"]
+    step_folders.prune(path, 20, keep=1, keep_every=0)
+    step_folders.remove_unfinished(path)
+    assert step_folders.steps(path) == [20] and len(os.listdir(folder / "checkpoints")) == 9
+    assert step_folders.find(f"{path}/checkpoints/007").run == ""
+    with pytest.raises(step_folders.NoSuchStep, match=r"7 is not there.*steps of this run: 20\)"):
+        step_folders.find(f"{path}/checkpoints/7")

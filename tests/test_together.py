@@ -5,6 +5,7 @@ import pytest
 
 from mae_jax import together
 from mae_jax.errors import UsageError
+from mae_jax.step_folders import Found
 from tests.processes import run_two
 
 CHILD = """
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from mae_jax import together
 from mae_jax.errors import UsageError
+from mae_jax.step_folders import Found, NoSuchStep
 
 address, index = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(address, 2, index)
@@ -32,6 +34,19 @@ try:
     together.arrays_of_first(fail, like)
 except UsageError as error:
     print("error", error)
+
+# A run saves while both look, and deletes what one of them reads.
+together.find = lambda path: Found(f"{path}/checkpoints/{3 + index}", path, 3 + index)
+print("one", together.find_one("/run"))
+
+def read():
+    if index == 1:
+        raise NoSuchStep("3 is not there")
+
+try:
+    together.read("/run/checkpoints/3", read)
+except NoSuchStep as error:
+    print("gone", error)
 """
 
 
@@ -43,10 +58,18 @@ def test_arrays_of_process_0_are_those_of_both():
         "a": (np.arange(6, dtype=np.float32).reshape(2, 3) / 7).tolist(),
         "b": np.float32([-1e-30]).tolist(),
     }
-    lines = [[x for x in out.splitlines() if x[0] in "fe"] for out in (first, second)]
+    begin = ("found", "error", "one", "gone")
+    lines = [[x for x in out.splitlines() if x.startswith(begin)] for out in (first, second)]
     other = "error process 0 stopped: see what it printed last"
-    assert lines[0] == [f"found {expected}", "error no images"]
-    assert lines[1] == [f"found {expected}", other]
+    one = f"one {Found('/run/checkpoints/3', '/run', 3)}"
+    gone = "gone /run/checkpoints/3 is not there any more: another process could not read it"
+    assert lines[0] == [
+        f"found {expected}",
+        "error no images",
+        one,
+        f"{gone}: see what it printed last",
+    ]
+    assert lines[1] == [f"found {expected}", other, one, "gone 3 is not there"]
 
 
 def test_one_process_has_what_it_makes():
