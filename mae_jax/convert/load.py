@@ -49,7 +49,7 @@ def load(
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
     else:
-        model = _checkpoint(path, ema)
+        model = checkpoint.read_one(path, lambda found: _checkpoint(path, found, ema))
     metadata = add_hints(model.metadata, hints)
     if license:
         origin = metadata.get("provenance", {})
@@ -57,8 +57,22 @@ def load(
     return dataclasses.replace(model, metadata=metadata)
 
 
-def _checkpoint(path: str, ema: bool) -> Model:
-    metadata, parts = checkpoint.load_metadata(path), checkpoint.parts(path)
+def load_with_average(path: str) -> tuple[Model, Model | None]:
+    """What `load` reads, and the same with the averaged weights of a run that kept them.
+
+    Raises:
+      UsageError: as `load`.
+    """
+
+    def both(found: checkpoint.Found) -> tuple[Model, Model | None]:
+        model = load(found.folder)
+        return model, load(found.folder, ema=True) if model.averaged else None
+
+    return (load(path), None) if files.is_file(path) else checkpoint.read_one(path, both)
+
+
+def _checkpoint(path: str, found: checkpoint.Found, ema: bool) -> Model:
+    metadata, parts = checkpoint.load_metadata(found), checkpoint.parts(found)
     if metadata.get("task") == "tokenizer":
         raise UsageError(
             f"{path} holds a tokenizer and no autoencoder: it is for --config.target.tokenizer"
@@ -66,15 +80,15 @@ def _checkpoint(path: str, ema: bool) -> Model:
     if ema and "ema" not in parts:
         raise UsageError(f"--ema: {path} kept no averaged weights (--config.optim.ema)")
     wanted = ("params", "model_state", "ema") if ema else ("params", "model_state")
-    arrays = checkpoint.load_arrays(path, wanted)
+    arrays = checkpoint.load_arrays(found, wanted)
     params = named(merge(arrays["params"], arrays["ema"]) if ema else arrays["params"])
     check_metadata(metadata, num_arrays=len(params))
     statistics = named(arrays["model_state"].get("batch_stats", {}))
     target = named(arrays["model_state"].get("target", {}))
     check_target(metadata, target)
     report = make_report(params, metadata, kind="checkpoint")
-    run, averaged = checkpoint.find(path).run, "ema" in parts
-    return Model(params, statistics, metadata, report, target, run=run, averaged=averaged)
+    averaged = "ema" in parts
+    return Model(params, statistics, metadata, report, target, run=found.run, averaged=averaged)
 
 
 def _own_file(found: files.File) -> Model:

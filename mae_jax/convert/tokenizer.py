@@ -55,20 +55,26 @@ def load(path: str) -> Tokenizer:
         if os.path.isfile(os.path.join(path, _FOLDER[0])):
             inside = [os.path.join(path, name) for name in _FOLDER]
             return _of_dall_e([file for file in inside if os.path.isfile(file)])
-        metadata = checkpoint.load_metadata(path)
-        sizes, own = sizes_of(metadata), metadata["task"] == "tokenizer"
-        part = "params" if own else "model_state"
-        arrays = checkpoint.load_arrays(path, (part,))[part]
-        return _checked(sizes, named(arrays if own else arrays["target"]))
+        return checkpoint.read_one(path, _of_checkpoint)
     except UsageError as error:
         raise UsageError(f"--config.target.tokenizer={path}: {error}") from error
+
+
+def _of_checkpoint(found: checkpoint.Found) -> Tokenizer:
+    metadata = checkpoint.load_metadata(found)
+    sizes, own = sizes_of(metadata), metadata["task"] == "tokenizer"
+    part = "params" if own else "model_state"
+    arrays = checkpoint.load_arrays(found, (part,))[part]
+    return _checked(sizes, named(arrays if own else arrays["target"]))
 
 
 def vocab_size(path: str) -> int:
     """Number of codes of a tokenizer; of a checkpoint no arrays are read. Raises as `load`."""
     try:
         if os.path.isdir(path) and not os.path.isfile(os.path.join(path, _FOLDER[0])):
-            return sizes_of(checkpoint.load_metadata(path))["vocab_size"]
+            return checkpoint.read_one(path, lambda at: sizes_of(checkpoint.load_metadata(at)))[
+                "vocab_size"
+            ]
     except UsageError as error:
         raise UsageError(f"--config.target.tokenizer={path}: {error}") from error
     return load(path).sizes["vocab_size"]

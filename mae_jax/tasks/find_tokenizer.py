@@ -42,7 +42,7 @@ def _kept(config: Any, workdir: str) -> dict[str, Any] | None:
     if workdir and checkpoint.exists(workdir):
         metadata = _newest(workdir)
     elif config.resume:
-        metadata = checkpoint.load_metadata(config.resume)
+        metadata = checkpoint.read_one(config.resume, checkpoint.load_metadata)
     target = metadata.get("target", {})
     return target["tokenizer"] if target.get("kind") == "tokens" else None
 

@@ -43,7 +43,7 @@ def evaluate(
     Raises:
       UsageError: not a classifier, or other images than the run's, or of other classes.
     """
-    model = convert.load(path)
+    model, average = convert.load_with_average(path)
     model.report.check()
     metadata, fields = model.metadata, model.fields
     require(
@@ -51,7 +51,7 @@ def evaluate(
         f"{path} is not a classifier: fine-tune or probe it first (configs/finetune, "
         "configs/linprobe)",
     )
-    models = {"": model} | ({"ema_": convert.load(path, ema=True)} if model.averaged else {})
+    models = {"": model} | ({"ema_": average} if average else {})
     source = _images(images, root, model, path)
     classes = list(source.classes or ())
     vit = build.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])

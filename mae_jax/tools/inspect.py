@@ -41,16 +41,26 @@ def describe(path: str) -> dict[str, Any]:
 
     A file of which no model can be made gives `why`, and its arrays under its own names.
     """
-    own = not convert.is_file(path)
-    where = checkpoint.find(path).folder if own else os.path.abspath(path)
-    if own and (metadata := checkpoint.load_metadata(path)).get("task") == "tokenizer":
-        return _tokenizer(path, where, metadata)
+    if not convert.is_file(path):
+        return checkpoint.read_one(path, _of_checkpoint)
+    where = os.path.abspath(path)
     try:
         model = convert.load(path)
     except UsageError as error:
-        if own or not os.path.exists(path):
+        if not os.path.exists(path):
             raise
         return {"checkpoint": where, "why": str(error), "arrays": _arrays(files.read(path).arrays)}
+    return _of_model(where, model)
+
+
+def _of_checkpoint(found: checkpoint.Found) -> dict[str, Any]:
+    metadata = checkpoint.load_metadata(found)
+    if metadata.get("task") == "tokenizer":
+        return _tokenizer(found, metadata)
+    return _of_model(found.folder, convert.load(found.folder))
+
+
+def _of_model(where: str, model: convert.Model) -> dict[str, Any]:
     target = {surgery.TARGET + name: x for name, x in model.target.items()}
     return {
         "checkpoint": where,
@@ -63,10 +73,10 @@ def describe(path: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer(path: str, where: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    params = named(checkpoint.load_arrays(path)["params"])
+def _tokenizer(found: checkpoint.Found, metadata: dict[str, Any]) -> dict[str, Any]:
+    params = named(checkpoint.load_arrays(found)["params"])
     return {
-        "checkpoint": where,
+        "checkpoint": found.folder,
         "contents": ["tokenizer: encoder and decoder"],
         "metadata": metadata,
         "arrays": _arrays(params),
@@ -143,8 +153,8 @@ def verify(path: str) -> bool:
     steps = step_folders.steps(run)
     if aside and not steps:
         return False
-    places = [os.path.join(run, step_folders.FOLDER, str(step)) for step in steps] or [folder]
-    sound = [_verify_one(checkpoint.find(place)) for place in places]
+    found = [checkpoint.Found(str(step_folders.folder_of(run, s)), run, s) for s in steps]
+    sound = [_verify_one(one) for one in found or [checkpoint.find(folder)]]
     return all(sound)
 
 
@@ -155,6 +165,9 @@ def _verify_one(found: checkpoint.Found) -> bool:
     except checkpoint.DamagedCheckpoint as error:
         print(f"{name}: damaged: {error.reason}")
         return False
+    except checkpoint.NoSuchStep:
+        print(f"{name}: deleted meanwhile by its run")
+        return True
     state = "all sound" if compared else "all readable, saved without checksums"
     print(f"{name}: {arrays} arrays, {state}")
     return True

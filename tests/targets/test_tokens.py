@@ -226,6 +226,24 @@ def test_another_run_is_no_tokenizer(tmp_path):
         tokenizer.load(str(tmp_path / "x"))
 
 
+def test_a_tokenizer_is_read_from_one_step(tmp_path, monkeypatch):
+    steps = tmp_path / "run" / "checkpoints"
+    steps.mkdir(parents=True)
+    save(steps / "1")
+    save(tmp_path / "later", vocab_size=8)
+    read = checkpoint.load_metadata
+
+    def saved_meanwhile(found):
+        metadata = read(found)
+        (tmp_path / "later").rename(steps / "2")
+        return metadata
+
+    monkeypatch.setattr(checkpoint, "load_metadata", saved_meanwhile)
+    assert tokenizer.load(str(tmp_path / "run")).sizes["vocab_size"] == 16
+    monkeypatch.undo()
+    assert tokenizer.load(str(tmp_path / "run")).sizes["vocab_size"] == 8
+
+
 def test_a_tokenizer_is_no_autoencoder(path):
     with pytest.raises(UsageError, match="holds a tokenizer and no autoencoder"):
         convert.load(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax import checkpoint, convert, pretrained, train
+from mae_jax import checkpoint, convert, pretrained, stored, train
 from mae_jax.console import run_command
 from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
@@ -21,7 +21,7 @@ from tests.parity import official
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("run"))
-    config = tiny.config(steps=2, target__normalize=True)
+    config = tiny.config(steps=2, target__normalize=True, checkpoint__every_steps=1)
     train.run(Pretrain(config, workdir), config, workdir)
     return workdir
 
@@ -53,6 +53,7 @@ def test_inspect_tells_all_in_text_and_json(run, capsys):
 
 def test_inspect_verifies_a_run_a_step_and_weights(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints" / "1")
     shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "3")
     shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "corrupt-1")
     convert.save(convert.load(run), str(tmp_path / "weights"))
@@ -69,6 +70,39 @@ def test_inspect_verifies_a_run_a_step_and_weights(run, tmp_path, capsys):
     assert verify(copy / "checkpoints" / "3") == (1, [lines[2]])
     assert verify(tmp_path / "weights") == (0, [f"{tmp_path}/weights: 36 arrays, all sound"])
     assert verify(tmp_path) == verify(official.path("mae_tiny.safetensors")) == (2, [])
+
+
+def test_what_a_run_saves_meanwhile_is_not_mixed_in(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    first = convert.load(str(copy / "checkpoints" / "1"))
+    (copy / "checkpoints" / "2").rename(tmp_path / "later")
+    read = stored.read_metadata
+
+    def saved_meanwhile(found):
+        metadata = read(found)
+        if (tmp_path / "later").exists():
+            (tmp_path / "later").rename(copy / "checkpoints" / "2")
+        return metadata
+
+    monkeypatch.setattr(stored, "read_metadata", saved_meanwhile)
+    for load in (convert.load, lambda path: convert.load_with_average(path)[0]):
+        found = load(str(copy))
+        assert found.metadata["step"] == 1
+        for name, x in first.params.items():
+            np.testing.assert_array_equal(found.params[name], x)
+        (copy / "checkpoints" / "2").rename(tmp_path / "later")
+    info = inspect.describe(str(copy))
+    assert info["checkpoint"] == str(copy / "checkpoints" / "1")
+    assert info["metadata"]["step"] == 1 and info["sha256"] == inspect.content_hash(first.params)
+    assert inspect.describe(str(copy))["metadata"]["step"] == 2
+
+
+def test_a_step_that_is_deleted_during_verification_is_no_damage(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    gone = checkpoint.find(str(copy / "checkpoints" / "1"))
+    shutil.rmtree(gone.folder)
+    assert inspect._verify_one(gone)
+    assert "step 1: deleted meanwhile" in capsys.readouterr().out
 
 
 def test_inspect_tells_of_a_file_of_another_project(capsys):
