@@ -1,4 +1,4 @@
-"""What to say when jax cannot use the devices that it was told to use."""
+"""One message for a JAX backend that is not available."""
 
 import re
 import sys
@@ -9,8 +9,8 @@ from mae_jax.errors import UsageError
 def unavailable(error: BaseException) -> UsageError | None:
     """The one line for an error of jax that found no device; None for any other error.
 
-    jax raises it wherever a device is first needed: a RuntimeError, or, where there is no NVIDIA
-    GPU, an assertion without a text, after which only asking again tells what it was about.
+    jax raises it wherever a device is first needed: a RuntimeError, or, without an NVIDIA GPU, an
+    AssertionError without any text. Asking jax again shows whether it was about devices.
     """
     jax = sys.modules.get("jax")
     if jax is None or not _may_be_of_devices(error):

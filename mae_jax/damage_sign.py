@@ -56,11 +56,11 @@ def record_small_files(folder: str) -> None:
 
 
 def changed_files(folder: str) -> list[str]:
-    """What is wrong with the small files of a checkpoint, a text each.
+    """How the small files of a checkpoint differ from those that were saved, a text each.
 
-    Nothing is known of those of an earlier version, which kept no checksums.
+    Checkpoints of earlier versions have no checksums of these files: nothing is found there.
     """
-    # This comes after a failure; what is in the way a second time proves nothing.
+    # Reading has just failed for some reason, which may well be in the way here, too.
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(files.read(f"{folder}/{SMALL_FILES}"))
         saved, now = integrity.unsealed(content), _sums(folder)

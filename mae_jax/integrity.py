@@ -88,7 +88,7 @@ def sealed(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata | {"sha256": _digest(metadata)}
 
 
-def unsealed(metadata: dict[str, Any]) -> dict[str, Any]:
+def unsealed(metadata: Any) -> dict[str, Any]:
     """The metadata without it; those of an earlier version have none.
 
     Raises:

@@ -65,14 +65,14 @@ class Verified(NamedTuple):
 def line(error: BaseException) -> str:
     """What an error says, on one line of bearable length."""
     text = " ".join(_DETAILS.sub("", str(error)).split())
-    # What matters of a long one stands at its beginning and at its end.
+    # Long ones name the kind of error first and its cause last.
     text = text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
     return text or type(error).__name__
 
 
 @contextlib.contextmanager
 def damage(found: Found) -> Iterator[None]:
-    """Around what reads a checkpoint: tells damage from everything else that can go wrong.
+    """Tells damage from everything else that goes wrong while a checkpoint is read inside.
 
     Raises:
       DamagedCheckpoint: it is proven that the stored data are not what was saved.
@@ -108,7 +108,7 @@ def _judge(found: Found, error: Exception) -> Exception:
 
 
 def _damaged(folder: str, error: Exception, first: BaseException) -> DamagedCheckpoint | None:
-    """The damage that an error proves, or that a look at the small files does."""
+    """The damage that an error proves, or that changes in the small files prove."""
     if isinstance(error, DamagedCheckpoint):
         return error
     if damage_sign.proves(error, folder):

@@ -78,7 +78,9 @@ def arrays_of_first(
 
 
 def find_one(path: str) -> Found:
-    """`find` for all processes: the step that process 0 finds, also while a run saves more.
+    """The checkpoint that process 0 finds at `path`, on every process.
+
+    Others may already see a newer step of a run that is still training.
 
     Raises:
       UsageError: on every process if on one.
@@ -95,7 +97,7 @@ def read(where: str, work: Callable[[], _T]) -> _T:
     Raises:
       DamagedCheckpoint: on all of them if on one.
       NoSuchStep: the same.
-      UsageError: the same, also for any other error, which is raised as it is where it came up.
+      UsageError: on all of them for any other error; the process that met it raises it unchanged.
     """
     result: Any = None
     error = None
@@ -112,7 +114,7 @@ def read(where: str, work: Callable[[], _T]) -> _T:
 
 
 def _rank(error: Exception | None) -> int:
-    """How bad it is: damage is worked round, a step that is gone replaced, and the rest an end."""
+    """How serious: an older step replaces a damaged one, a newer one a deleted one; others end."""
     if error is None:
         return 0
     return {DamagedCheckpoint: 1, NoSuchStep: 2}.get(type(error), 3)

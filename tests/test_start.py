@@ -112,7 +112,7 @@ def test_the_step_to_begin_with_is_the_one_that_process_0_finds(copied, tmp_path
     assert used[0][1] == (4 if key == "resume" else found.folder)
 
 
-def test_weights_alone_cannot_be_resumed(copied, tmp_path):
+def test_weights_without_an_optimizer_cannot_be_resumed(copied, tmp_path):
     convert.save(convert.load(str(copied)), str(tmp_path / "weights"))
     with pytest.raises(UsageError, match="without an optimizer.*--config.init_from="):
         run(tmp_path / "new", resume=str(tmp_path / "weights"))

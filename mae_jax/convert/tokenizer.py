@@ -72,9 +72,8 @@ def vocab_size(path: str) -> int:
     """Number of codes of a tokenizer; of a checkpoint no arrays are read. Raises as `load`."""
     try:
         if os.path.isdir(path) and not os.path.isfile(os.path.join(path, _FOLDER[0])):
-            return checkpoint.read_one(path, lambda at: sizes_of(checkpoint.load_metadata(at)))[
-                "vocab_size"
-            ]
+            metadata = checkpoint.read_one(path, checkpoint.load_metadata)
+            return sizes_of(metadata)["vocab_size"]
     except UsageError as error:
         raise UsageError(f"--config.target.tokenizer={path}: {error}") from error
     return load(path).sizes["vocab_size"]
