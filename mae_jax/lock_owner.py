@@ -18,7 +18,7 @@ def this_process() -> Owner:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "machine": _machine(),
+        "machine": machine(),
         "process_started": _process_started(os.getpid()),
         "locked_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "token": secrets.token_hex(8),
@@ -52,12 +52,12 @@ def in_use(workdir: str, path: str, held: Owner) -> str:
 
 def is_alive(held: Owner) -> bool | None:
     """Whether the process runs; None where it cannot be looked for, since it is elsewhere."""
-    if held.get("machine") != _machine():
+    if held.get("machine") != machine():
         return None
     return _process_started(held["pid"]) == held["process_started"]
 
 
-def _machine() -> str:
+def machine() -> str:
     """Tells where a process number means the same process: this boot of this machine, this
     container."""
     try:
