@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import absl.logging
 
-from mae_jax.errors import RunError, UsageError
+from mae_jax.errors import RunError, UsageError, exit_status
 
 
 def setup_logging() -> None:
@@ -24,4 +24,4 @@ def run_command(command: Callable[[], int]) -> int:
         return command()
     except (UsageError, RunError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return exit_status(error)
