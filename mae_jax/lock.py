@@ -140,6 +140,7 @@ class Lock:
     def _look(self) -> None:
         """Ends this process if the lock is another's, or the folder is no longer at its path."""
         with self._looking:
+            self._looked = (time.monotonic(), time.time())
             until = time.monotonic() + GONE_SECONDS
             while (held := self._read()) is None and not self._put_back():
                 if time.monotonic() > until:
@@ -148,7 +149,6 @@ class Lock:
             if held not in (None, self._mine):
                 who = lock_owner.describe(held)
                 self._lose(f"{self._path} belongs to {who} now: this run ends")
-            self._looked = (time.monotonic(), time.time())
 
     def _lose(self, why: str) -> NoReturn:
         log.critical("%s", why)

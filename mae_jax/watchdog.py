@@ -7,6 +7,7 @@ was paused. Nothing of jax is imported here: a process that hangs in jax must no
 """
 
 import contextlib
+import errno
 import itertools
 import logging
 import math
@@ -162,6 +163,8 @@ class Watchdog:
         paths = (os.path.join(self._workdir, name) for name in names)
         path = self._workdir
         try:
+            if not files.exists(path):  # renamed or deleted: not to be made again
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             path = next(path for path in paths if not files.exists(path))
             files.write(path, text.encode(errors="backslashreplace"))
         except OSError as error:

@@ -284,3 +284,18 @@ def test_after_a_pause_a_run_looks_whether_another_has_its_workdir(run, monkeypa
     monkeypatch.setattr(time, clock, lambda: real() + lock.STALE_SECONDS)
     with pytest.raises(Left, match="belongs to process 1 on far"):
         workdir.ensure_held()
+
+
+def test_a_disk_that_is_away_is_asked_again_later(run, monkeypatch, caplog):
+    """Not at every step, and not by ending the run."""
+
+    def away(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(lock, "_read", away)
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + lock.STALE_SECONDS)
+    for _ in range(3):
+        workdir.ensure_held()
+    assert len(caplog.records) == 1 and "cannot be read" in caplog.text
+    monkeypatch.undo()

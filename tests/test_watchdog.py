@@ -130,15 +130,19 @@ def test_a_report_shows_all_threads_by_name_the_main_one_first(tmp_path, clock):
     assert "in wait_here" in reader
 
 
-def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, capsys):
+@pytest.mark.parametrize(
+    "place, why", [("gone", "No such file or directory"), ("file", "Not a directory")]
+)
+def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, capsys, place, why):
+    """And none is made: the run may have been moved away."""
     (tmp_path / "file").touch()
-    gone = tmp_path / "file" / "run"
+    gone = tmp_path / place
     with watching(gone) as dog, dog.phase("train"):
         clock.seconds += 601
         dog._look()
     assert "Thread MainThread:" in capsys.readouterr().err
-    assert "cannot be written (Not a directory)" in caplog.text
-    assert not gone.exists()
+    assert f"cannot be written ({why})" in caplog.text
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_code_far_below_reaches_the_one_that_runs(tmp_path, clock):
