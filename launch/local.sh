@@ -6,6 +6,7 @@
 #
 #   --processes=N   N processes that share the GPUs evenly (or the CPU): one per GPU is sometimes
 #                   faster at feeding them. Lines of all but the first begin with the process, [1].
+#                   They listen on the loopback interface only.
 #   --preflight     only look whether the run will work (mae_jax.tools.preflight)
 #   --dry_run       print the commands instead
 #   --help          this; the flags of mae_jax.main are listed by --helpshort, recipes by docs/recipes.md

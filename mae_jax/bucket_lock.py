@@ -46,20 +46,25 @@ class BucketLock(Lock):
         if alive is not None:
             return alive
         try:
-            first, said = files.written_at(self._path), False
-            while probe(self._workdir) - first <= STALE_SECONDS:
-                if files.written_at(self._path) != first:
-                    return True
-                if not said:
-                    wait, who = STALE_SECONDS, lock_owner.describe(held)
-                    log.info(
-                        "%s: waiting up to %.0f s to see if %s is alive", self._path, wait, who
-                    )
-                said = True
-                time.sleep(STALE_SECONDS / 20)
+            return lock_owner.is_renewed(
+                lambda: files.written_at(self._path),
+                probe(self._workdir),
+                stale=STALE_SECONDS,
+                path=self._path,
+                who=lock_owner.describe(held),
+            )
         except FileNotFoundError:  # given back meanwhile
-            pass
-        return False
+            return False
+
+    def _open_folder(self) -> None:
+        return None  # there are none in a bucket
+
+    def _put_back(self) -> bool:
+        if not files.exists(self._workdir):
+            return False
+        self._renew()
+        log.warning("%s was removed: made again", self._path)
+        return True
 
     def _renew(self) -> None:
         files.write(self._path, json.dumps(self._mine, indent=2).encode())

@@ -38,7 +38,8 @@ def define_run(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, place, flag_values=values)
     change = "Continue a run with another configuration."
     flags.DEFINE_bool("allow_config_change", False, change, flag_values=values)
-    modes, connect = ["auto", "on", "off"], "Connect to other processes?"
+    modes = ["auto", "on", "off"]
+    connect = "Connect to other processes: auto (in a cluster, or with --coordinator), on or off."
     flags.DEFINE_enum("distributed", "auto", modes, connect, flag_values=values)
     flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)

@@ -1,13 +1,22 @@
-"""Several processes of one run: starting together."""
+"""Several processes of one run: starting together, and listening only where they must."""
 
 import glob
 import importlib.util
+import ipaddress
+import logging
 import os
+import socket
 from collections.abc import Mapping
 
 import jax
 
+from mae_jax import host, lock_owner
 from mae_jax.errors import UsageError
+from mae_jax.store import Service
+
+log = logging.getLogger(__name__)
+
+BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # jax reads it where no address is given
 
 
 def start(
@@ -26,19 +35,130 @@ def start(
       process_id: which of them this is, with `coordinator`.
 
     Raises:
-      UsageError: the three values are not given together.
+      UsageError: the values make no sense together, or jax finds no cluster.
     """
+    if mode == "off":
+        return
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise UsageError("give --coordinator, --num_processes and --process_id together")
-    if mode == "off" or (mode == "auto" and not all(given) and not _in_cluster()):
-        return
-    if all(given):  # in an allocation of Slurm, jax would still take its variables for the devices
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id, cluster_detection_method="deactivate"
-        )
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        _start_given(coordinator, num_processes, process_id)
+    elif sign := "--distributed=on" if mode == "on" else _sign_of_cluster():
+        _start_in_cluster(sign)
     else:
+        return
+    host.processes = _count_here()
+
+
+def _count_here() -> int:
+    """Processes of the run on this host."""
+    here = lock_owner.machine()
+    return Service("hosts").gather(here).count(here)
+
+
+def _start_given(coordinator: str, num_processes: int, process_id: int) -> None:
+    name, _, port = coordinator.rpartition(":")
+    if not name or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UsageError(f"--coordinator={coordinator} must be HOST:PORT of process 0")
+    if num_processes < 1:
+        raise UsageError(f"--num_processes={num_processes} must be at least 1")
+    if not 0 <= process_id < num_processes:
+        raise UsageError(f"--process_id={process_id} must be 0 to {num_processes - 1}")
+    if is_loopback(name):
+        _keep_to_loopback()
+    bind = None
+    if process_id == 0 and BIND not in os.environ:
+        bind = bind_address(name, port)
+    jax.distributed.initialize(
+        *(coordinator, num_processes, process_id),
+        # In an allocation of Slurm, jax would still take its variables for the devices.
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=bind,
+    )
+
+
+def _start_in_cluster(sign: str) -> None:
+    log.info("%s: connecting to the other processes (--distributed=off if there are none)", sign)
+    try:
         jax.distributed.initialize(local_device_ids=slurm_devices(os.environ))
+    except jax.errors.JaxRuntimeError:  # a cluster, but something went wrong in it
+        raise
+    except (ValueError, RuntimeError) as error:  # what jax needs to know is not there
+        raise UsageError(
+            f"{sign}, but jax finds no cluster here ({' '.join(str(error).split())}): give "
+            "--distributed=off to train in this process only, or --coordinator, --num_processes "
+            "and --process_id"
+        ) from error
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name means the machine it is used on, wherever that is."""
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def bind_address(name: str, port: str) -> str | None:
+    """Where process 0 listens for the others: only at the address that they call.
+
+    Args:
+      name: of this host, as the others know it.
+      port: to listen at.
+
+    Returns:
+      host:port; None, meaning every network interface, if this machine does not have that address
+      itself, or knows itself only by a loopback address (as Debian does), which others do not.
+    """
+    if is_loopback(name) or any(map(_is_ours, _addresses(name))):
+        return f"{name}:{port}"
+    log.warning(
+        "port %s listens on every network interface: %s is no network address of this machine; "
+        "set %s=HOST:PORT, or see that only the hosts of the run reach it (docs/security.md)",
+        *(port, name, BIND),
+    )
+    return None
+
+
+def _addresses(name: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(name.strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(address[0]) for *_, address in found if not is_loopback(str(address[0]))]
+
+
+def _is_ours(address: str) -> bool:
+    """Whether an address is one of this machine's: only those can be listened at."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _keep_to_loopback() -> None:
+    """Makes NCCL (GPUs) and gloo (CPU) use the loopback interface too.
+
+    By default both listen on the address of the host name. jax has no setting for gloo's.
+    """
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if jax.config.jax_cpu_collectives_implementation == "gloo":
+        from jax._src import xla_bridge
+
+        xla_bridge.register_backend_factory("cpu", _make_cpu, priority=0, fail_quietly=False)
+
+
+def _make_cpu() -> object:
+    from jax._src import distributed, xla_bridge
+    from jaxlib import _jax
+
+    client = distributed.global_state.client
+    gloo = _jax.make_gloo_tcp_collectives(distributed_client=client, hostname="localhost")
+    return xla_bridge.make_cpu_client(gloo)
 
 
 def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -82,10 +202,12 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
     return counts[min(int(environment.get("SLURM_NODEID") or 0), len(counts) - 1)]
 
 
-def _in_cluster() -> bool:
-    """Whether srun or mpirun started several processes, or this is a TPU VM (of a pod, perhaps)."""
-    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(int(os.environ.get(name) or 1) > 1 for name in counts):
-        return True
+def _sign_of_cluster() -> str:
+    """What says that there are other processes: a variable of srun or mpirun, or chips of a TPU VM
+    (of a pod, perhaps); "" if nothing does."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        value = os.environ.get(name, "")
+        if value.isdecimal() and int(value) > 1:
+            return f"{name}={value}"
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return "TPU chips" if chips and importlib.util.find_spec("libtpu") is not None else ""

@@ -8,5 +8,10 @@ class UsageError(Exception):
     """
 
 
+def exit_status(error: BaseException) -> int:
+    """Of a command that ends with this exception."""
+    return 2 if isinstance(error, UsageError) else 1
+
+
 class RunError(Exception):
     """A run that cannot go on: what happened, what is safe and what to do. Exit status 1."""

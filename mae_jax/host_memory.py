@@ -3,7 +3,9 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # glibc's malloc.h: parameter, value.
 _SETTINGS = (
@@ -27,15 +29,71 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(*setting) for setting in _SETTINGS)
 
 
-def available_memory() -> int:
-    """Bytes this process could still take: of the machine's and of its container's (cgroup 2)."""
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that could still be taken on this host, and in the control groups of this process.
+
+    Args:
+      root: of the file system.
+    """
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
+    meminfo = root / "proc/meminfo"
     if meminfo.exists():  # Linux; elsewhere all of the memory counts
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return max(free, 0)
+    left = (_left(group, version) for group, version in _control_groups(root))
+    return max(min([free, *(x for x in left if x is not None)]), 0)
+
+
+class _Version(NamedTuple):
+    """How a version of control groups calls things."""
+
+    place: str
+    limit: str
+    used: str
+    cache: str
+
+
+_VERSIONS = {
+    1: _Version(
+        *("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+    2: _Version("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+}
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, _Version]]:
+    """The memory groups of this process and all around them: each may have a limit.
+
+    Slurm and systemd limit groups far below the topmost one; inside a container the topmost may be
+    its own.
+    """
+    own = root / "proc/self/cgroup"
+    for line in own.read_text().splitlines() if own.exists() else []:
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        version = _VERSIONS[2 if number == "0" else 1]
+        top = root / version.place
+        group = top / os.path.normpath(path).lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                yield folder, version
+
+
+def _left(group: Path, version: _Version) -> int | None:
+    """Bytes left in a control group; None where it has no limit."""
+    try:
+        limit = (group / version.limit).read_text().strip()
+        used = int((group / version.used).read_text())
+    except OSError:  # the topmost group has no limit; a container does not see those around it
+        return None
+    if limit == "max":
+        return None
+    # `used` includes cached file contents, which the kernel drops when memory runs short.
+    return int(limit) - used + _cached(group / "memory.stat", version.cache)
+
+
+def _cached(stat: Path, name: str) -> int:
+    lines = stat.read_text().splitlines() if stat.exists() else []
+    return int(dict(line.split() for line in lines).get(name, 0))

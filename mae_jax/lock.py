@@ -2,7 +2,8 @@
 
 A run that is over, however it ended, does not keep the next one out: on the same machine the
 process is looked for; another machine's lock counts as long as it is touched, which its run does
-every minute. (Both times are the file server's, whatever the clocks of the machines say.)
+every minute. A run looks at its lock at the same time, and before it saves: if another run has it
+by now, or the folder was renamed or deleted, it ends before it writes anything more.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import logging
 import os
 import threading
 import time
+from typing import NoReturn
 
-from mae_jax import lock_owner
+from mae_jax import leaving, lock_owner
 from mae_jax.errors import UsageError
 from mae_jax.lock_owner import Owner
 
@@ -23,6 +25,8 @@ LOCK, PROBE = "lock.json", ".probe"
 PROBE_BYTES = 2**20
 TOUCH_SECONDS = 60.0
 STALE_SECONDS = 200.0  # three touches, and some
+FRESH_SECONDS = 120.0  # after a look, nobody can have taken the lock over: less than stale
+GONE_SECONDS = 30.0  # that a folder may be away: renamed by mistake, or its disk has hiccups
 WRITING_SECONDS = 5.0  # a lock that is still empty after so long never will be whole
 ATTEMPTS = 100  # a lock may be given back at any moment, but not for ever
 LOST = 1  # exit status
@@ -40,6 +44,9 @@ class Lock:
         self._workdir, self._path = workdir, os.path.join(workdir, LOCK)
         self._mine = lock_owner.this_process()
         self._acquire()
+        self._folder = self._open_folder()
+        self._looking = threading.Lock()
+        self._looked = (time.monotonic(), time.time())
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_fresh, name="workdir lock", daemon=True)
         self._thread.start()
@@ -53,6 +60,25 @@ class Lock:
                 self._remove()
         except OSError as error:  # the next run finds that this process is gone
             log.warning("%s cannot be removed: %s", self._path, error)
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+    def ensure_held(self, *, now: bool) -> None:
+        """Ends this process if the workdir is no longer its own.
+
+        Args:
+          now: look, even if the last look is so recent that nobody can have taken the lock over.
+        """
+        # A paused machine may stop either of the clocks, and one that is set moves the other.
+        steady, wall = self._looked
+        age = max(time.monotonic() - steady, abs(time.time() - wall))
+        if not now and age < FRESH_SECONDS:
+            return
+        try:
+            self._look()
+        except OSError as error:  # a file server may be away for a while
+            log.warning("%s cannot be read: %s", self._path, error)
 
     def _acquire(self) -> None:
         for _ in range(ATTEMPTS):
@@ -62,8 +88,14 @@ class Lock:
                 if self._take_over():
                     return
                 continue
-            self._write(handle)
-            return
+            try:
+                self._write(handle)
+                return
+            except OSError:  # an empty lock would keep the next start waiting
+                self._remove()
+                raise
+            finally:
+                os.close(handle)
         raise UsageError(f"{self._path} can be neither made nor read: remove it")
 
     def _take_over(self) -> bool:
@@ -85,39 +117,76 @@ class Lock:
                 return False
             who = lock_owner.describe(held)
             log.warning("%s is left over from %s: taken over", self._path, who)
-            os.ftruncate(handle, 0)
             self._write(handle)
-            handle = -1
             return True
         finally:
-            if handle >= 0:
-                os.close(handle)
+            os.close(handle)
 
     def _write(self, handle: int) -> None:
-        """Writes our name through a file handle, and closes it."""
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(self._mine, file, indent=2)
-            file.flush()
+        """Writes our name into an open file."""
+        with open(handle, "wb", closefd=False) as file:
+            file.write(json.dumps(self._mine, indent=2).encode())
+            file.truncate()
             os.fsync(file.fileno())
 
     def _keep_fresh(self) -> None:
         while not self._released.wait(TOUCH_SECONDS):
             try:
-                held = self._read()
-                if held == self._mine:
-                    self._renew()
-                    continue
+                self._look()
+                self._renew()
             except OSError as error:  # a file server may be away for a while
                 log.warning("%s cannot be renewed: %s", self._path, error)
-                continue
-            if held is None:
-                log.warning("%s is gone: a second run could start there", self._path)
-                return
-            who = lock_owner.describe(held)
-            log.critical("%s belongs to %s now: this run ends", self._path, who)
-            os._exit(LOST)  # what two runs write is worth nothing
+
+    def _look(self) -> None:
+        """Ends this process if the lock is another's, or the folder is no longer at its path."""
+        with self._looking:
+            self._looked = (time.monotonic(), time.time())
+            until = time.monotonic() + GONE_SECONDS
+            while (held := self._read()) is None and not self._put_back():
+                if time.monotonic() > until:
+                    self._lose(f"{self._what_happened()}: this run ends, not to write two folders")
+                time.sleep(GONE_SECONDS / 60)
+            if held not in (None, self._mine):
+                who = lock_owner.describe(held)
+                self._lose(f"{self._path} belongs to {who} now: this run ends")
+
+    def _lose(self, why: str) -> NoReturn:
+        log.critical("%s", why)
+        leaving.leave(LOST, why)  # what two runs write is worth nothing
+
+    def _what_happened(self) -> str:
+        """To a folder that is no longer at its path; Linux tells where it is."""
+        try:
+            place = os.readlink(f"/proc/self/fd/{self._folder}")
+        except OSError:
+            place = ""
+        if place.endswith(" (deleted)"):
+            return f"--workdir={self._workdir} was deleted"
+        if not place or place == self._workdir:
+            return f"--workdir={self._workdir} was deleted or renamed"
+        return f"--workdir={self._workdir} was renamed (continue with --workdir={place})"
 
     # What differs in a bucket.
+
+    def _open_folder(self) -> int | None:
+        """A handle that stays with the folder when it is renamed."""
+        return os.open(self._workdir, os.O_RDONLY)
+
+    def _put_back(self) -> bool:
+        """Makes the lock again if only its file was removed; False if the folder is gone."""
+        assert self._folder is not None
+        try:
+            if not os.path.samestat(os.stat(self._workdir), os.fstat(self._folder)):
+                return False
+            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            return False
+        try:
+            self._write(handle)
+        finally:
+            os.close(handle)
+        log.warning("%s was removed: made again", self._path)
+        return True
 
     def _read(self) -> Owner | None:
         """What the lock says, {} if it says nothing; None where there is none."""
@@ -153,15 +222,18 @@ def _wait_until_stale(workdir: str, path: str, handle: int) -> Owner | None:
 
 def _is_touched(workdir: str, path: str, handle: int, who: str) -> bool:
     """Whether a lock is renewed, by a run that cannot be looked for from here."""
-    first, said = os.fstat(handle).st_mtime, False
-    while _is_at(path, handle) and probe(workdir) - first <= STALE_SECONDS:
-        if os.fstat(handle).st_mtime != first:
-            return True
-        if not said:
-            log.info("%s: waiting up to %.0f s to see if %s is alive", path, STALE_SECONDS, who)
-        said = True
-        time.sleep(STALE_SECONDS / 200)
-    return False
+
+    def touched_at() -> float:
+        if not _is_at(path, handle):
+            raise FileNotFoundError(path)
+        return os.fstat(handle).st_mtime
+
+    try:
+        return lock_owner.is_renewed(
+            touched_at, probe(workdir, 1), stale=STALE_SECONDS, path=path, who=who
+        )
+    except FileNotFoundError:  # given back
+        return False
 
 
 def _read(path: str) -> Owner | None:
@@ -189,12 +261,12 @@ def _is_at(path: str, handle: int) -> bool:
         return False
 
 
-def probe(workdir: str) -> float:
-    """Writes a file into the folder, and removes it; its time of writing."""
+def probe(workdir: str, size: int = PROBE_BYTES) -> float:
+    """Writes a file into the folder, and removes it; when that was, by the file server's clock."""
     path = os.path.join(workdir, PROBE)
     try:
         with open(path, "wb") as file:
-            file.write(bytes(PROBE_BYTES))
+            file.write(bytes(size))
             file.flush()
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_mtime

@@ -1,13 +1,18 @@
 """Who holds a workdir: what a lock says of its run, and whether that run is alive."""
 
 import json
+import logging
 import os
 import secrets
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+LOOKS = 20  # while a lock is waited for
 Owner = dict[str, Any]
 
 _NAMES = {"host", "pid", "machine", "process_started", "locked_at"}
@@ -18,7 +23,7 @@ def this_process() -> Owner:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "machine": _machine(),
+        "machine": machine(),
         "process_started": _process_started(os.getpid()),
         "locked_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "token": secrets.token_hex(8),
@@ -52,12 +57,39 @@ def in_use(workdir: str, path: str, held: Owner) -> str:
 
 def is_alive(held: Owner) -> bool | None:
     """Whether the process runs; None where it cannot be looked for, since it is elsewhere."""
-    if held.get("machine") != _machine():
+    if held.get("machine") != machine():
         return None
     return _process_started(held["pid"]) == held["process_started"]
 
 
-def _machine() -> str:
+def is_renewed(
+    written_at: Callable[[], float], now: float, *, stale: float, path: str, who: str
+) -> bool:
+    """Whether a lock is renewed by a run that cannot be looked for; waits until it is or is stale.
+
+    Nobody's clock is trusted for longer than `stale`: a lock from the future is waited for that
+    long, by the clock that cannot be set.
+
+    Args:
+      written_at: when the lock was written or touched last; raises FileNotFoundError if it is gone.
+      now: the time by the same clock.
+      stale: seconds without renewal that make a lock stale.
+      path: of the lock.
+      who: its owner.
+    """
+    first = written_at()
+    wait = stale - max(now - first, 0)
+    until = time.monotonic() + wait
+    if wait > 0:
+        log.info("%s: waiting up to %.0f s to see if %s is alive", path, wait, who)
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, stale / LOOKS))
+        if written_at() != first:
+            return True
+    return False
+
+
+def machine() -> str:
     """Tells where a process number means the same process: this boot of this machine, this
     container."""
     try:

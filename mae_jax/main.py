@@ -43,7 +43,7 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
     """Trains; False when stopped."""
     import jax  # late, so that mistyped flags answer at once
 
-    from mae_jax import agreement, compile_cache, distributed, sharding, train
+    from mae_jax import agreement, compile_cache, distributed, failing, sharding, train
     from mae_jax.host_memory import keep_freed_memory
     from mae_jax.tasks import TASKS
 
@@ -67,7 +67,8 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
             changes = FLAGS.allow_config_change
             facts = agreement.facts_of(task, allow_config_change=changes)
         agreement.check(config, folder, facts)
-        return train.run(task, config, folder, allow_config_change=changes, stop=stop)
+        with failing.ends_all(stop.before_leaving):
+            return train.run(task, config, folder, allow_config_change=changes, stop=stop)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from mae_jax import sharding
+from mae_jax import host, sharding
 from mae_jax.data import DataOptions, Source
 from mae_jax.data.geometry import NUM_DRAWS
 from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
@@ -198,7 +198,8 @@ def free_bytes(mesh: Mesh) -> int:
     # The other half: the images before they are put together, and all else.
     copies = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.devices.flat]
-    return min([available_memory() // 2 // copies, *(limit for limit in limits if limit)])
+    room = host.share(available_memory() // 2) // copies
+    return min([room, *(limit for limit in limits if limit)])
 
 
 def _check_room(shape: tuple[int, int, int, int], *, options: DataOptions, room: int) -> None:

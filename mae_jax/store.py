@@ -6,6 +6,7 @@ Orbax does, since it has no public name.
 
 import logging
 import math
+import secrets
 import time
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ class Service:
 
     SLICE = 5.0  # seconds of waiting in one go: Ctrl-C works only in between
     PATIENCE = 60.0  # seconds before the log says who is waited for
+    GATHER = 600.0  # seconds for the slowest process
 
     def __init__(self, name: str) -> None:
         from jax._src import distributed  # no public name; see the module's docstring
@@ -49,6 +51,12 @@ class Service:
         """What is there now, by key."""
         found = self._client.key_value_dir_get(self._folder)
         return {key.removeprefix(self._folder): value for key, value in found}
+
+    def gather(self, value: str) -> list[str]:
+        """The values of all processes; called once by each, and returns when all have done so."""
+        self.set(secrets.token_hex(8), value)
+        self._client.wait_at_barrier(f"{self._folder}gathered", round(1000 * self.GATHER))
+        return list(self.all().values())
 
     def get(self, key: str, *, until: float, who: str) -> str:
         say_at = time.monotonic() + self.PATIENCE

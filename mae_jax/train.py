@@ -25,6 +25,7 @@ from mae_jax.state import TrainState, abstract_state
 from mae_jax.stopping import Interrupted, StopRequest
 from mae_jax.task import Batch, Task
 from mae_jax.train_step import make_train_step
+from mae_jax.workdir import ensure_held
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class _Loop:
                 state, values = self._step(state, step)
             else:
                 state, values = self._first_step(state, step)
+            ensure_held()
             self._flush()
             stopping, looked = stop.poll(), True
             if step % self.config.log_every == 0 or step == last:
@@ -231,6 +233,7 @@ class _Loop:
         except Interrupted:
             return False
         if self._due(self.config.picture_every, step):
+            ensure_held(now=True)
             with watchdog.phase("picture"):
                 image = self.task.picture(state, self.mesh)
             self.writer.write_image(step, "picture", image)
@@ -265,6 +268,7 @@ class _Loop:
             self.saving.postpone()
             return
         began = time.perf_counter()
+        ensure_held(now=True)
         self.writer.secure()
         more = {"provenance": self.provenance} if self.provenance else {}
         more |= {} if looked else {"look_again": True}

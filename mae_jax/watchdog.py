@@ -1,15 +1,16 @@
 """Shows where every thread is when a run does not move; on request it also ends the process.
 
-Two watchers. A Python thread looks every few seconds and writes the report. Should that thread not
-get to run (compiled code that keeps the interpreter's lock, a workdir that hangs), a timer of
-`faulthandler`, which needs neither, prints the stacks to stderr a little later. Nothing of jax is
-imported here: a process that hangs in jax must not need it.
+Two watchers. A Python thread looks every few seconds and writes the report. If that thread cannot
+run (compiled code that keeps the interpreter's lock, a workdir that hangs), `watchdog_timer`, which
+needs neither, prints the stacks to stderr a little later. Neither counts time for which the process
+was paused. Nothing of jax is imported here: a process that hangs in jax must not need it.
 """
 
 import contextlib
-import faulthandler
+import errno
 import itertools
 import logging
+import math
 import os
 import socket
 import sys
@@ -19,12 +20,14 @@ import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mae_jax import files
+from mae_jax import files, leaving
+from mae_jax.watchdog_timer import Timer
 
 log = logging.getLogger(__name__)
 
 ABORTED = 70  # exit status of a process that was ended because it did not move
 LONGEST_PERIOD = 10.0  # seconds between two looks
+LATE = 5  # periods between two looks that mean that the process was paused
 SLACK = 6  # periods that the timer leaves the thread to report first
 
 
@@ -43,7 +46,7 @@ class Watchdog:
     Args:
       seconds: without a sign of life after which the process counts as stuck; 0: never.
       start_seconds: the same in phases that are `starting`.
-      abort: end a stuck process, with status `ABORTED` (1 where only the timer could act).
+      abort: end a stuck process, with status `ABORTED` (by SIGUSR2 where only the timer could act).
       workdir: folder for the reports `stuck-<process>-<number>.txt`.
       process: number of this process in the run.
     """
@@ -64,11 +67,13 @@ class Watchdog:
         self._mark = _Mark(time.monotonic(), "start", True, None)
         self._stuck: _Mark | None = None  # the mark that was reported
         self._due = 0.0  # when it is reported again
+        self._resumed = -math.inf  # when the latest pause was noticed
         self._closed = threading.Event()
         wanted = [limit for limit in (seconds, start_seconds) if limit > 0]
         self._period = min([LONGEST_PERIOD, *(limit / 10 for limit in wanted)])
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if wanted:
+            self._timer = Timer(self._period, end=abort)
             self._thread.start()
         _running = self
 
@@ -98,13 +103,32 @@ class Watchdog:
         self._closed.set()
         if self._thread.ident:
             self._thread.join()
-            faulthandler.cancel_dump_traceback_later()
+            self._timer.close()
 
     def _watch(self) -> None:
-        self._set_timer()
-        while not self._closed.wait(self._period):
+        while True:
+            self._timer.set(self._timer_seconds())
+            began = time.monotonic()
+            if self._closed.wait(self._period):
+                return
+            self._look_for_pause(time.monotonic() - began)
             self._look()
-            self._set_timer()
+
+    def _look_for_pause(self, slept: float) -> None:
+        """Starts over if this thread slept for much longer than it meant to."""
+        if slept > LATE * self._period:
+            self._resumed = time.monotonic()
+            log.warning("%s was paused for %.0f s; the watchdog starts over", self._name, slept)
+
+    def _deadline(self, mark: _Mark) -> float:
+        """When a process that shows no sign of life is reported; never: infinity."""
+        limit = self._limits[mark.starting]
+        if limit <= 0:
+            return math.inf
+        return max(self._due if self._stuck else 0.0, self._silent_since(mark) + limit)
+
+    def _silent_since(self, mark: _Mark) -> float:
+        return max(mark.at, self._resumed)
 
     def _look(self) -> None:
         """Reports a process that is stuck, ever more rarely, and one that moves again."""
@@ -113,20 +137,15 @@ class Watchdog:
             silent = mark.at - self._stuck.at
             log.warning("%s moves again after %.0f s", self._name, silent)
             self._stuck = None
-        limit = self._limits[mark.starting]
-        if limit <= 0 or now < (self._due if self._stuck else mark.at + limit):
+        if now < self._deadline(mark):
             return
-        self._stuck, self._due = mark, now + (now - mark.at)
-        self._report(mark, now - mark.at)
+        silent = now - self._silent_since(mark)
+        self._stuck, self._due = mark, now + silent
+        self._report(mark, silent)
 
-    def _set_timer(self) -> None:
-        limit = self._limits[self._mark.starting]
-        if limit <= 0 or sys.__stderr__ is None:
-            faulthandler.cancel_dump_traceback_later()
-            return
-        due = self._due if self._stuck else self._mark.at + limit
-        wait = max(due - time.monotonic(), 0) + SLACK * self._period
-        faulthandler.dump_traceback_later(wait, file=sys.__stderr__, exit=self._abort)
+    def _timer_seconds(self) -> float:
+        """Until the timer has to act, since `_look` did not."""
+        return max(self._deadline(self._mark) - time.monotonic(), 0) + SLACK * self._period
 
     def _report(self, mark: _Mark, silent: float) -> None:
         step = "" if mark.step is None else f" after step {mark.step}"
@@ -136,7 +155,7 @@ class Watchdog:
         log.warning("%s; what each of its threads does: %s", what, place)
         if self._abort:
             log.warning("%s is ended with status %d (watchdog.abort)", self._name, ABORTED)
-            os._exit(ABORTED)
+            leaving.leave(ABORTED, what)
 
     def _write(self, text: str) -> str:
         """Writes the report into the next free file, else to stderr; returns where."""
@@ -144,6 +163,8 @@ class Watchdog:
         paths = (os.path.join(self._workdir, name) for name in names)
         path = self._workdir
         try:
+            if not files.exists(path):  # renamed or deleted: not to be made again
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             path = next(path for path in paths if not files.exists(path))
             files.write(path, text.encode(errors="backslashreplace"))
         except OSError as error:

@@ -61,21 +61,39 @@ def only_run(workdir: str, *, first: bool) -> Iterator[Callable[[], None]]:
     Raises:
       UsageError: another run is at work there, or nothing can be written there.
     """
+    global _held
     if not first:
         yield lambda: None
         return
     made = not files.in_bucket(workdir) and not os.path.lexists(workdir)
     try:
-        lock = _lock(workdir)
+        lock = _held = _lock(workdir)
         try:
             yield lock.release
         finally:
+            _held = None
             lock.release()
     finally:
         if made:
             # A start that was refused leaves nothing behind; a run leaves a folder with files.
             with contextlib.suppress(OSError):
                 os.rmdir(workdir)
+
+
+_held: Lock | BucketLock | None = None
+
+
+def ensure_held(*, now: bool = False) -> None:
+    """Ends this process if it held a workdir that another run has by now, or that is gone.
+
+    Called before anything is written there. In between, after a pause of the whole process (a
+    suspended job or machine) that was long enough for another run to take the workdir over.
+
+    Args:
+      now: look, even if the last look was a moment ago: before a folder or a file is made.
+    """
+    if _held:
+        _held.ensure_held(now=now)
 
 
 def _lock(workdir: str) -> Lock | BucketLock:

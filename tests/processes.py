@@ -28,7 +28,7 @@ def run_two(
       timeout: seconds for both.
     """
     address = free_address()
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code, address, str(index), *more],

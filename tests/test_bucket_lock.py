@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mae_jax import bucket_lock, files, lock, lock_owner, workdir
+from mae_jax import bucket_lock, files, leaving, lock, lock_owner, workdir
 from mae_jax.errors import UsageError
 
 RUN = "gs://bucket/run"
@@ -105,6 +105,31 @@ def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():
         patch.setattr(files, "written_at", lambda path: next(moments))
         patch.setattr(bucket_lock, "probe", lambda workdir: 100.5)
         assert held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
+
+
+def test_a_lock_from_the_future_is_waited_for_no_longer(monkeypatch):
+    held = bucket_lock.BucketLock.__new__(bucket_lock.BucketLock)
+    held._workdir, held._path = RUN, PATH
+    monkeypatch.setattr(bucket_lock, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(files, "written_at", lambda path: 1e12)
+    probes = iter([100.0])
+    monkeypatch.setattr(bucket_lock, "probe", lambda workdir: next(probes))
+    assert not held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
+
+
+def test_a_lock_that_is_removed_is_made_again_but_not_in_a_folder_that_is_gone(monkeypatch):
+    held = bucket_lock.BucketLock(RUN)
+    files.write(f"{RUN}/config.json", b"{}")
+    files.remove(PATH)
+    held.ensure_held(now=True)
+    assert json.loads(files.read(PATH)) == held._mine
+    files.remove(PATH)
+    files.remove(f"{RUN}/config.json")
+    monkeypatch.setattr(lock, "GONE_SECONDS", 0.1)
+    monkeypatch.setattr(leaving, "leave", lambda status, why: pytest.fail(why))
+    with pytest.raises(pytest.fail.Exception, match=f"{RUN} was deleted or renamed: this run ends"):
+        held.ensure_held(now=True)
+    held.release()
 
 
 def test_a_lock_is_renewed_while_it_is_held(monkeypatch):

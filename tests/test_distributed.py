@@ -1,9 +1,15 @@
-"""Which GPUs a task of Slurm takes."""
+"""How processes find each other, where they listen, and which GPUs a task of Slurm takes."""
 
+import socket
+
+import jax
 import pytest
+from jax._src import xla_bridge
 
-from mae_jax.distributed import slurm_devices
+from mae_jax import distributed, host
+from mae_jax.distributed import bind_address, slurm_devices
 from mae_jax.errors import UsageError
+from tests.processes import run_two
 
 EIGHT = "0,1,2,3,4,5,6,7"
 
@@ -51,3 +57,136 @@ def test_what_cannot_be_divided_is_refused():
 def test_jax_decides_elsewhere():
     assert slurm_devices({"CUDA_VISIBLE_DEVICES": EIGHT}) is None
     assert devices("") is None
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Addresses of hosts; only loopback addresses and 0.0.0.0 are this machine's own."""
+    known = {"debian": ["127.0.1.1"], "here": ["127.0.1.1", "0.0.0.0"], "proxy": ["203.0.113.7"]}
+
+    def look_up(name, *_, **__):
+        if name not in known:
+            raise socket.gaierror("unknown")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (x, 0)) for x in known[name]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "[::1]", "here"])
+def test_process_0_listens_at_the_address_that_the_others_call(names, name):
+    assert bind_address(name, "1234") == f"{name}:1234"
+
+
+@pytest.mark.parametrize("name", ["debian", "proxy", "unknown"])
+def test_it_listens_everywhere_where_it_does_not_know_its_own_address(names, name, caplog):
+    """Debian maps the name of the host to 127.0.1.1, where no other host can reach it."""
+    assert bind_address(name, "1234") is None
+    assert f"port 1234 listens on every network interface: {name} is" in caplog.text
+
+
+# Its arguments: coordinator, index. Prints where this process listens, and how many are here.
+LISTENING = """
+import os, sys
+from mae_jax import distributed, host
+
+address, index = sys.argv[1:]
+distributed.start("auto", address, 2, int(index))
+import jax
+from jax.experimental import multihost_utils
+multihost_utils.sync_global_devices("the collectives listen")
+sockets = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+           if os.path.lexists(f"/proc/self/fd/{fd}")}
+for table in ("tcp", "tcp6"):
+    for line in open(f"/proc/net/{table}").readlines()[1:]:
+        _, local, _, state, *rest = line.split()
+        if state == "0A" and f"socket:[{rest[5]}]" in sockets:
+            print("listens", local.split(":")[0])
+print("processes", host.processes)
+multihost_utils.sync_global_devices("over")
+"""
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+def test_processes_of_one_machine_listen_on_its_loopback_interface_only():
+    for index, (status, said, errors) in enumerate(run_two(LISTENING, [[], []])):
+        assert status == 0, errors
+        lines = [line.split() for line in said.splitlines() if line.startswith(("li", "pr"))]
+        found = [address for word, address in lines if word == "listens"]
+        assert len(found) >= 2 - index  # the coordinator, and gloo on both
+        assert set(found) <= LOOPBACK
+        assert ["processes", "2"] in lines
+
+
+def test_so_do_their_collectives_whatever_the_name_of_the_host(monkeypatch):
+    made, factories = [], {}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "put back afterwards")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    monkeypatch.setattr(host, "processes", 1)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "_count_here", lambda: 2)
+    register = factories.setdefault
+    monkeypatch.setattr(
+        xla_bridge, "register_backend_factory", lambda *words, **_: register(*words)
+    )
+    distributed.start("auto", "other:1", 2, 0)
+    assert not factories and "NCCL_SOCKET_IFNAME" not in distributed.os.environ
+    distributed.start("auto", "localhost:1", 2, 0)
+    assert distributed.os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setattr(
+        "jaxlib._jax.make_gloo_tcp_collectives", lambda **options: made.append(options["hostname"])
+    )
+    monkeypatch.setattr(xla_bridge, "make_cpu_client", lambda collectives: "client")
+    assert factories["cpu"]() == "client" and made == ["localhost"]
+
+
+@pytest.fixture
+def laptop(monkeypatch):
+    """No variable of a cluster, and no chips of a TPU."""
+    for name in distributed.os.environ:
+        if name.startswith(("SLURM_", "OMPI_", "JAX_COORD")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "mode, variable, value",
+    [
+        ("auto", "OMPI_COMM_WORLD_SIZE", "2"),
+        ("auto", "SLURM_STEP_NUM_TASKS", "4"),
+        ("on", "--distributed", "on"),
+    ],
+)
+def test_variables_of_a_cluster_without_a_cluster_are_named(laptop, mode, variable, value):
+    laptop.setenv(variable, value)
+    with pytest.raises(UsageError) as caught:
+        distributed.start(mode)
+    text = str(caught.value)
+    assert text.startswith(f"{variable}={value}, but jax finds no cluster here (")
+    assert "--distributed=off" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("value", ["1", "", "many"])
+def test_one_process_connects_to_nobody(laptop, value):
+    laptop.setenv("OMPI_COMM_WORLD_SIZE", value)
+    laptop.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("connects"))
+    distributed.start()
+    laptop.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    distributed.start("off")
+
+
+@pytest.mark.parametrize(
+    "coordinator, count, index, message",
+    [
+        ("localhost", 2, 0, "--coordinator=localhost must be HOST:PORT"),
+        ("localhost:http", 2, 0, "must be HOST:PORT"),
+        (":1234", 2, 0, "must be HOST:PORT"),
+        ("localhost:70000", 2, 0, "must be HOST:PORT"),
+        ("localhost:1234", 2, 2, "--process_id=2 must be 0 to 1"),
+        ("localhost:1234", 0, 0, "--num_processes=0 must be at least 1"),
+        ("localhost:1234", None, 0, "together"),
+    ],
+)
+def test_flags_that_make_no_sense_together(coordinator, count, index, message):
+    with pytest.raises(UsageError, match=message):
+        distributed.start("auto", coordinator, count, index)

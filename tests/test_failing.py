@@ -6,14 +6,15 @@ import time
 
 import pytest
 
-from mae_jax import failing
+from mae_jax import checkpoint, failing, lock
+from tests import tiny
 from tests.processes import run_two
 
 # Its arguments: coordinator, index, which process fails, how.
 CHILD = """
 import os, sys, time
 import jax
-from mae_jax import errors, failing
+from mae_jax import errors, failing, leaving
 from mae_jax.console import setup_logging
 
 address, index, fails, how = sys.argv[1:]
@@ -22,11 +23,13 @@ jax.distributed.initialize(address, 2, int(index))
 with failing.ends_all():
     jax.numpy.ones(3).sum().block_until_ready()
     if index != fails:
-        if how == "wait":
+        if how in ("wait", "leave"):
             time.sleep(100)  # as in compiled code, from which nothing brings it back
         if how == "break":
             time.sleep(0.3)
             raise ConnectionResetError("the other one is gone")
+    elif how == "leave":  # as the watchdog does when the main thread hangs
+        leaving.leave(70, "it hangs")
     elif how == "wait":
         raise errors.UsageError("no images\\nand more")
     elif how == "break":
@@ -42,20 +45,24 @@ def run_both(fails, how):
     return [(status, out + err) for status, out, err in ended], time.monotonic() - began
 
 
-@pytest.mark.parametrize("fails", [0, 1])
-def test_the_one_that_waits_ends_and_names_the_one_that_failed(fails):
-    ended, seconds = run_both(fails, "wait")
-    for status, output in ended:
-        assert status == failing.FAILED, output
-        assert f"process {fails} ({socket.gethostname()}) failed: no images\n" in output
+@pytest.mark.parametrize(
+    "fails, how, status, why",
+    [(0, "wait", 2, "no images"), (1, "wait", 2, "no images"), (0, "leave", 70, "it hangs")],
+)
+def test_the_one_that_waits_ends_and_names_the_one_that_failed(fails, how, status, why):
+    ended, seconds = run_both(fails, how)
+    for index, (found, output) in enumerate(ended):
+        assert found == status, output
+        named = f"process {fails} ({socket.gethostname()}) failed: {why}\n" in output
+        assert named or (how, index) == ("leave", fails)
         assert "Traceback" not in output and "done" not in output
-    assert seconds < 40  # a heartbeat of jax takes 100
+    assert seconds < 60  # a heartbeat of jax takes 100
 
 
 def test_what_breaks_because_another_is_gone_is_not_the_reason():
     ended, _ = run_both(1, "break")
     for status, output in ended:
-        assert status == failing.FAILED
+        assert status == 1
         assert "process 1 (" in output and "failed: 'a bug'" in output
         assert "is gone" not in output
     assert "Traceback" in ended[1][1] and "Traceback" not in ended[0][1]  # it is a bug of ours
@@ -70,3 +77,38 @@ def test_a_process_that_is_alone_lets_exceptions_pass(monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda _: pytest.fail("ended"))
     with pytest.raises(KeyError), failing.ends_all():
         raise KeyError("x")
+
+
+# Its arguments: coordinator, index, flags. In process 1 the third step fails.
+TRAINS = """
+import sys
+
+address, index, *words = sys.argv[1:]
+several = [f"--coordinator={address}", "--num_processes=2", f"--process_id={index}"]
+sys.argv = ["main", *words, *several]
+from mae_jax import main, train
+from mae_jax.console import run_command
+from mae_jax.errors import UsageError
+
+step = train._Loop._step
+
+def failing_step(self, state, number):
+    if number == 3:
+        raise UsageError("all images are bad")
+    return step(self, state, number)
+
+if index == "1":
+    train._Loop._step = failing_step
+sys.exit(run_command(main.main))
+"""
+
+
+def test_a_run_ends_everywhere_with_the_status_of_the_process_that_failed(tmp_path):
+    flags = tiny.flags(steps=10, log_every=1, checkpoint__every_steps=2)
+    ended = run_two(TRAINS, [[*flags, f"--workdir={tmp_path}/w"]] * 2)
+    for status, _, errors in ended:
+        assert status == 2, errors
+        assert f"process 1 ({socket.gethostname()}) failed: all images are bad\n" in errors
+        assert "Traceback" not in errors
+    assert not os.path.exists(tmp_path / "w" / lock.LOCK)
+    assert checkpoint.find(str(tmp_path / "w")).step == 2  # the save under way came to its end

@@ -1,5 +1,6 @@
 """One run in a workdir at a time: real processes that race, are killed, or are elsewhere."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from mae_jax import lock, lock_owner, workdir
+from mae_jax import leaving, lock, lock_owner, workdir
 from mae_jax.errors import UsageError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -171,6 +172,21 @@ class TestAnotherMachine:
             time.sleep(0.5)
             assert time.time() - os.stat(tmp_path / lock.LOCK).st_mtime < 60
 
+    def test_one_from_the_future_is_waited_for_no_longer(self, tmp_path, monkeypatch):
+        """Its machine was started again with another clock. Looking costs next to nothing."""
+        path, probe, sizes = leave_lock(tmp_path, machine="elsewhere"), lock.probe, []
+        os.utime(path, (time.time() + 86_400,) * 2)
+
+        def count(workdir, size=lock.PROBE_BYTES):
+            sizes.append(size)
+            assert len(sizes) < 10
+            return probe(workdir, size)
+
+        monkeypatch.setattr(lock, "probe", count)
+        monkeypatch.setattr(lock, "STALE_SECONDS", 0.4)
+        run_alone(tmp_path)
+        assert sizes == [lock.PROBE_BYTES, 1]  # can anything be written; what time is it
+
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": "x"}'])
 def test_a_lock_that_was_never_finished_is_taken_over(tmp_path, monkeypatch, text):
@@ -189,3 +205,97 @@ def test_a_run_whose_lock_was_taken_ends_at_once(tmp_path):
     output, _ = process.communicate("", timeout=20) if process.wait(20) else ("", "")
     assert process.returncode == lock.LOST
     assert "belongs to process 1 on far" in output
+
+
+@pytest.mark.parametrize("left_over", [False, True])
+def test_a_full_disk_is_what_is_said(tmp_path, monkeypatch, left_over):
+    """And no empty lock stays, which the next start would wait for."""
+    if left_over:
+        leave_lock(tmp_path, pid=2**22 + 1)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        lock.Lock(str(tmp_path))
+    assert os.path.exists(tmp_path / lock.LOCK) == left_over
+
+
+class Left(BaseException):
+    """The process would have ended."""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A folder that this process holds; leaving at once is an exception."""
+
+    def leave(status, why):
+        raise Left(why)
+
+    monkeypatch.setattr(leaving, "leave", leave)
+    monkeypatch.setattr(lock, "GONE_SECONDS", 0.5)
+    with workdir.only_run(str(tmp_path / "run"), first=True):
+        yield tmp_path / "run"
+
+
+def test_a_folder_that_is_renamed_is_not_written_again(run):
+    workdir.ensure_held(now=True)
+    run.rename(run.parent / "other")
+    said = f"--workdir={run} was renamed .continue with --workdir={run.parent}/other"
+    with pytest.raises(Left, match=said):
+        workdir.ensure_held(now=True)
+    assert os.listdir(run.parent) == ["other"]
+
+
+def test_nor_one_that_is_deleted_or_another_one_by_now(run):
+    (run / lock.LOCK).unlink()
+    run.rmdir()
+    with pytest.raises(Left, match=f"--workdir={run} was deleted"):
+        workdir.ensure_held(now=True)
+    run.mkdir()
+    with pytest.raises(Left, match=f"--workdir={run} was deleted"):
+        workdir.ensure_held(now=True)
+    assert os.listdir(run) == []
+
+
+def test_a_folder_that_is_away_for_a_moment_is_waited_for(run):
+    other = run.parent / "other"
+    run.rename(other)
+    threading.Timer(0.1, other.rename, [run]).start()
+    workdir.ensure_held(now=True)
+    assert os.path.exists(run / lock.LOCK)
+
+
+def test_a_lock_that_is_removed_is_made_again(run, caplog):
+    mine = (run / lock.LOCK).read_text()
+    (run / lock.LOCK).unlink()
+    workdir.ensure_held(now=True)
+    assert (run / lock.LOCK).read_text() == mine and "was removed: made again" in caplog.text
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "time"])
+def test_after_a_pause_a_run_looks_whether_another_has_its_workdir(run, monkeypatch, clock):
+    """A stopped process, or a machine of which a snapshot was taken: not all clocks go on."""
+    held = json.loads((run / lock.LOCK).read_text())
+    (run / lock.LOCK).write_text(json.dumps(held | {"pid": 1, "host": "far", "token": "other"}))
+    workdir.ensure_held()  # a moment ago it was ours: no look at every step
+    real = getattr(time, clock)
+    monkeypatch.setattr(time, clock, lambda: real() + lock.STALE_SECONDS)
+    with pytest.raises(Left, match="belongs to process 1 on far"):
+        workdir.ensure_held()
+
+
+def test_a_disk_that_is_away_is_asked_again_later(run, monkeypatch, caplog):
+    """Not at every step, and not by ending the run."""
+
+    def away(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(lock, "_read", away)
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + lock.STALE_SECONDS)
+    for _ in range(3):
+        workdir.ensure_held()
+    assert len(caplog.records) == 1 and "cannot be read" in caplog.text
+    monkeypatch.undo()

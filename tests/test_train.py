@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from mae_jax import checkpoint, rng, sharding, train
+from mae_jax import checkpoint, rng, sharding, step_folders, train
 from mae_jax import evaluate as evaluation
 from mae_jax.config import LATER, flatten
 from mae_jax.errors import UsageError
@@ -62,6 +62,27 @@ def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, monkeypatch, changes
         saver.close()
     for x, y in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+class Lost(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("looks", [1, 2], ids=["in a step", "before it saves"])
+def test_nothing_is_saved_in_a_workdir_that_is_lost(tmp_path, monkeypatch, looks):
+    """It looks after each step, in case of a pause, and again before it saves."""
+    asked = []
+
+    def ensure_held(*, now=False):
+        asked.append(now)
+        if len(asked) == looks:
+            raise Lost
+
+    monkeypatch.setattr(train, "ensure_held", ensure_held)
+    with pytest.raises(Lost):
+        run(tmp_path, tiny.config(steps=1, log_every=1))
+    assert asked == [False, True][:looks]
+    assert not step_folders.exists(str(tmp_path)) and len(tiny.metric_lines(tmp_path)) == looks - 1
 
 
 def test_loss_falls_and_a_finished_run_is_left_alone(tmp_path, caplog):

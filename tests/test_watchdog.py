@@ -4,6 +4,7 @@ import contextlib
 import glob
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -58,6 +59,20 @@ def test_phases_have_their_limits_and_reports_become_rarer(tmp_path, clock):
                 assert looks(dog, clock, tmp_path, 3500) == []
             assert looks(dog, clock, tmp_path, 590) == []  # the end of a phase is a sign of life
             assert looks(dog, clock, tmp_path, 10) == [10]  # back in the outer phase, its limit
+
+
+def test_a_pause_is_no_silence(tmp_path, clock, caplog):
+    """Of the process or the machine: the watchdog itself did not run meanwhile."""
+    with watching(tmp_path) as dog, dog.phase("train"):
+        for slept in (10.2, 49.0):
+            dog._look_for_pause(slept)
+        assert not caplog.records
+        clock.seconds += 5000
+        dog._look_for_pause(5000.0)
+        (said,) = caplog.records
+        assert "was paused for 5000 s; the watchdog starts over" in said.getMessage()
+        assert dog._timer_seconds() == 660
+        assert looks(dog, clock, tmp_path, 2000) == [600, 1200]  # then it is watched again
 
 
 def test_signs_of_life_keep_it_quiet(tmp_path, clock):
@@ -115,15 +130,19 @@ def test_a_report_shows_all_threads_by_name_the_main_one_first(tmp_path, clock):
     assert "in wait_here" in reader
 
 
-def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, capsys):
+@pytest.mark.parametrize(
+    "place, why", [("gone", "No such file or directory"), ("file", "Not a directory")]
+)
+def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, capsys, place, why):
+    """And none is made: the run may have been moved away."""
     (tmp_path / "file").touch()
-    gone = tmp_path / "file" / "run"
+    gone = tmp_path / place
     with watching(gone) as dog, dog.phase("train"):
         clock.seconds += 601
         dog._look()
     assert "Thread MainThread:" in capsys.readouterr().err
-    assert "cannot be written (Not a directory)" in caplog.text
-    assert not gone.exists()
+    assert f"cannot be written ({why})" in caplog.text
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_code_far_below_reaches_the_one_that_runs(tmp_path, clock):
@@ -163,11 +182,20 @@ def lock():
     with lock:
         lock.acquire()
 with dog.phase("train"):
+    if sys.argv[2] == "paused":
+        for step in range(40):  # beats all the time, but for the pause
+            if step == 5:
+                print("pause", flush=True)
+            time.sleep(0.1)
+            dog.beat(step)
+        sys.exit()
     {"lock": lock, "held": held, "compiled": lambda: ctypes.CDLL(None).sleep(60)}[sys.argv[2]]()
 """
 
 
-@pytest.mark.parametrize("kind, status", [("lock", 70), ("compiled", 70), ("held", 1)])
+@pytest.mark.parametrize(
+    "kind, status", [("lock", 70), ("compiled", 70), ("held", -signal.SIGUSR2)]
+)
 def test_a_process_that_hangs_is_ended(tmp_path, kind, status):
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path), kind],
@@ -178,9 +206,35 @@ def test_a_process_that_hangs_is_ended(tmp_path, kind, status):
     )
     assert done.returncode == status, done.stderr
     if kind == "held":  # only the timer could act
-        assert "Timeout" in done.stderr and "in held" in done.stderr
+        assert "Current thread" in done.stderr and "in held" in done.stderr
         return
     (report,) = reports(tmp_path)
     with open(report, encoding="utf-8") as file:
         assert f"in {kind if kind == 'lock' else '<lambda>'}" in file.read()
     assert "is ended with status 70" in done.stderr and report in done.stderr
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_a_paused_process_goes_on(tmp_path, abort):
+    """For ten times its limit: neither the thread nor the timer counts that."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            CHILD.replace("abort=True", f"abort={abort}"),
+            str(tmp_path),
+            "paused",
+        ],
+        env=os.environ | {"PYTHONPATH": REPO},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "pause\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=50)
+    assert process.returncode == 0, said
+    assert "was paused for 3 s; the watchdog starts over" in said
+    assert "Current thread" not in said and not reports(tmp_path)

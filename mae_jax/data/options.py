@@ -1,9 +1,9 @@
 """What `config.data` may hold: every key, its default and its meaning, checked at the start."""
 
 import dataclasses
-import os
 from typing import Any
 
+from mae_jax import host
 from mae_jax.config_check import check_name, check_value
 from mae_jax.errors import UsageError
 
@@ -41,7 +41,8 @@ class DataOptions:
       prefetch: batches prepared ahead.
       cache: what stays in memory after it was read once: `none`, `encoded` (the files) or `decoded`
         (their pixels before cropping: several times larger, and spares the decoding).
-      cache_gb: GiB that it may take on each host; 0 = half of what is available at the start.
+      cache_gb: GiB that it may take on each host, divided among the host's processes; 0 = half of
+        what is available at the start.
       resident: keep all images decoded on the devices and crop them there: small sets, no changes
         of colour. Pixels may differ by 1, rarely 2, of 255.
     """
@@ -113,4 +114,4 @@ class DataOptions:
     @property
     def num_workers(self) -> int:
         """Decoding threads: `workers`, or the cores this process may run on."""
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or host.usable_cpus()

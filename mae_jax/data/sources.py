@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from mae_jax import host
 from mae_jax.data import decode, resize
 from mae_jax.data.cache import Budget, Cached
 from mae_jax.data.folder import files_source, make_folder_sources
@@ -90,7 +91,7 @@ def with_cache(sources: list[Source], data_config: Any, *, channels: int) -> lis
     options = DataOptions.from_config(data_config)
     if options.cache == "none":
         return sources
-    limit = int(options.cache_gb * 2**30) or available_memory() // 2
+    limit = host.share(int(options.cache_gb * 2**30) or available_memory() // 2)
     log.info("cache: %s images, up to %.1f GB", options.cache, limit / 2**30)
 
     def decoded(record: Record) -> Record:

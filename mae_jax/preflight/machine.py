@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax import run_info, sharding, together
+from mae_jax import host, run_info, sharding, together
 from mae_jax.agreement import CLOCK_SECONDS
 from mae_jax.host_memory import available_memory
 from mae_jax.preflight.report import FAILED, OK, WARNING, Row
@@ -86,7 +86,7 @@ def _file_system(folder: str) -> str:
 def host_memory() -> Row:
     """Memory that is free for this process."""
     free = available_memory() / 1e9
-    seen = f"{os.cpu_count()} CPUs, {free:,.1f} GB of memory free"
+    seen = f"{host.usable_cpus()} CPUs, {free:,.1f} GB of memory free"
     advice = "end what else runs here, or --config.data.prefetch=1 --config.data.cache=none"
     return Row(OK, "host", seen) if free >= HOST_GB else Row(WARNING, "host", seen, advice)
 

@@ -17,12 +17,12 @@ wrong size), 130 stopped by Ctrl-C.
 
 import argparse
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mae_jax import host
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import imagenet, imagenet_tfds
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tars", required=True, metavar="DIR", help="folder of the two tar files")
     add("--out", required=True, metavar="DIR", help="folder of the result")
     add("--format", choices=("folders", "tfds"), default="folders")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = host.usable_cpus()
     add("--workers", type=int, default=cores, help="processes, for folders (default: all cores)")
     add("--verify_md5", action="store_true", help="read both tar files first: some minutes")
     add("--dry_run", action="store_true", help="check, say what would be done, and do nothing")

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mae_jax import host
 from mae_jax.data import eval_batches, make_sources, train_batches
 from mae_jax.data.cache import OVERHEAD, Budget, Cached
 from mae_jax.data.source import Record
@@ -146,6 +147,13 @@ def test_sources_of_a_run_are_cached_for_training_and_evaluation(image_folder):
         sources.eval, data_config=config, image_size=(16, 16), channels=3, batch_size=4
     )
     assert batch["valid"].all()
+
+
+def test_the_limit_is_that_of_a_host_whatever_the_number_of_its_processes(monkeypatch):
+    config = {"cache": "encoded", "cache_gb": 4.0}
+    monkeypatch.setattr(host, "processes", 8)
+    (source,) = with_cache([Counting([b"x"])], config, channels=3)
+    assert source._budget.limit == 2**29
 
 
 def test_half_of_the_available_memory_is_the_default(caplog):

@@ -61,6 +61,18 @@ def test_starts_a_run_from_the_copy_that_slurm_makes(job, machine):
     assert words[-2:] == ["mae_jax.main", "--config.watchdog.abort=False"]
 
 
+def test_its_name_may_also_be_part_of_a_flag(job, machine):
+    """Or of a folder: Slurm tells the whole command in one line, without quotes."""
+    original = machine.repo / "launch" / "slurm.sbatch"
+    folder = machine.folder / "slurm.sbatch 2"
+    folder.mkdir()
+    (folder / "repo").symlink_to(machine.repo)
+    for path in (original, folder / "repo" / "launch" / "slurm.sbatch"):
+        line = f"   Command={path} --workdir=runs/slurm.sbatch --config=x"
+        machine.add_program("scontrol", f"echo '{line}'")
+        assert job("--config=c.py")[0] == 0
+
+
 def test_head_of_the_script():
     text = (ROOT / "launch/slurm.sbatch").read_text()
     options = set(re.findall(r"^#SBATCH (\S+)$", text, re.MULTILINE))
