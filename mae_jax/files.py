@@ -8,6 +8,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -66,10 +67,31 @@ def write(path: str, content: bytes) -> None:
     if in_bucket(path):
         path_of(path).write_bytes(content)
         return
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".tmp", "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
-    os.replace(path + ".tmp", path)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Yields the name under which to write a file or a folder that takes `path` when it is whole.
+
+    Whatever goes wrong before, a full disk or Ctrl-C, nothing of it stays. A folder must be new.
+    """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    root, ending = os.path.splitext(path)  # the ending may decide what is written
+    temporary = f"{root}.tmp{ending}"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        _discard(temporary)
+
+
+def _discard(path: str) -> None:
+    """Removes a file or a folder, if it is there and can be."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @os_errors()

@@ -1,0 +1,71 @@
+"""What a full or failing disk is reported as: which one it is, what it has, what is needed."""
+
+import errno
+import os
+import re
+import shutil
+
+from mae_jax import files
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def error_line(error: BaseException, path: str, needed: int = 0) -> str:
+    """One line for an error of storage; for any other, the text of the error.
+
+    Args:
+      error: tensorstore and other libraries hide the number of an OSError in their texts.
+      path: what was to be written; need not exist.
+      needed: bytes that it takes, where that is known.
+    """
+    number = _number(error)
+    if number is None or files.in_bucket(path):
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    line = f"{os.strerror(number)} (disk {mount_of(path)}"
+    if number in FULL:
+        line += f": {size(shutil.disk_usage(mount_of(path)).free)} free"
+        line += f", {size(needed)} needed" if needed else ""
+    return line + ")"
+
+
+def require_room(path: str, needed: int) -> None:
+    """Refuses to begin what cannot fit, which would only fill the disk to the last byte.
+
+    Raises:
+      OSError: ENOSPC.
+    """
+    if files.in_bucket(path):
+        return
+    usage = shutil.disk_usage(mount_of(path))
+    if usage.total and usage.free < needed:  # some FUSE file systems report nothing at all
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def mount_of(path: str) -> str:
+    """Mount point of the file system that a path lies on, or would lie on."""
+    path = os.path.realpath(path)
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def size(nbytes: int) -> str:
+    """Bytes as text: 999 B, 1.2 MB, 34.5 GB."""
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _number(error: BaseException | None) -> int | None:
+    """Number of the OSError that an error is, names, or came from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        # tensorstore: os_error_code='28'; safetensors and torch: (os error 28), code: 28
+        named = re.search(r"os_error_code='(\d+)'|os error (\d+)|code: (\d+)", str(error))
+        if named:
+            return int(next(filter(None, named.groups())))
+        error = error.__cause__ or error.__context__
+    return None
