@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mae_jax import integrity, step_folders, stored, together
+from mae_jax import disk, integrity, step_folders, stored, together
 from mae_jax.errors import UsageError
 from mae_jax.integrity import Record
 from mae_jax.state import TrainState
@@ -68,7 +68,9 @@ class Checkpointer:
         self._attempts = 0
         if not read_only:
             try:
-                together.on_first(lambda: step_folders.remove_unfinished(self.run))
+                together.on_first(
+                    lambda: step_folders.remove_unfinished(self.run, level=logging.INFO)
+                )
             except OSError as error:
                 raise UsageError(f"--workdir={workdir} cannot be written to: {error}") from error
 
@@ -96,7 +98,8 @@ class Checkpointer:
             if step in self.steps():
                 return
         except OSError as error:
-            self._failure = SaveFailed(f"checkpoint {step} is not saved: {stored.line(error)}")
+            why = disk.error_line(error, self.run)
+            self._failure = SaveFailed(f"checkpoint {step} is not saved: {why}")
             return
         parts = _parts(state)
         record, spoilt = integrity.record(parts)
@@ -186,6 +189,8 @@ class Checkpointer:
         if any(together.everywhere(writer.error is not None)):
             other = SaveFailed(f"checkpoint {writer.step} is not saved: another process failed")
             self._failure = writer.error or other
+            with contextlib.suppress(OSError):  # the next save removes it, too
+                together.on_first(lambda: step_folders.remove_unfinished(self.run))
 
 
 def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str, Any]) -> None:

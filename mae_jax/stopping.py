@@ -1,6 +1,7 @@
 """Being asked to stop: SIGTERM (schedulers), SIGUSR1 (Slurm's --signal) and SIGINT (Ctrl-C)."""
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -9,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from mae_jax import watchdog
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = 75  # exit status: run the same command again to continue (EX_TEMPFAIL)
 START_GRACE = 5.0  # seconds to leave in good order when there is nothing to save
 LAST_WORDS = 2.0  # seconds for what is called before leaving at once
+SLICE = 1.0  # seconds of a pause between two looks for a request
 REPEAT = 1.0  # schedulers send a signal to a process and to its group: within this it is one
 
 
@@ -60,6 +64,23 @@ class StopRequest:
             self._polls += 1
             self._asked = multihost_utils.reached_preemption_sync_point(self._polls)
         return self._asked
+
+    @property
+    def asked(self) -> bool:
+        """Whether the last `poll` was told to stop; a signal since may not count yet."""
+        return self._asked
+
+    def pause(self, seconds: float) -> None:
+        """Waits; a first request to stop ends the pause, so that what follows is done at once.
+
+        As with `poll`, every process must call this equally often.
+        """
+        before = self._asked
+        for _ in range(math.ceil(seconds / SLICE)):
+            time.sleep(min(seconds, SLICE))
+            watchdog.beat()
+            if self.poll() and not before:
+                return
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.several and number != signal.SIGTERM:
