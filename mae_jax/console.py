@@ -1,5 +1,6 @@
 """What our commands print: our own messages, and only the warnings of libraries."""
 
+import io
 import logging
 import os
 import sys
@@ -8,7 +9,10 @@ from typing import Any
 
 import absl.logging
 
+from mae_jax import disk
 from mae_jax.errors import RunError, UsageError
+
+INTERRUPTED = 130  # exit status: 128 + SIGINT
 
 
 def setup_logging() -> None:
@@ -36,9 +40,62 @@ def _unraisable(unraisable: Any) -> None:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Exit status of `command`: 2 for bad input, 1 for a run that cannot go on; one line each."""
+    """Exit status of `command`: 2 for bad input, 1 for a run that cannot go on; one line each.
+
+    A full disk and other errors of the operating system are of the second kind. Whatever becomes
+    of what is printed on stderr, the status stays what it is.
+    """
+    _mend_streams()
     try:
-        return command()
-    except (UsageError, RunError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        status = command()
+        sys.stdout.flush()  # what cannot be written is an error of the command
+    except (UsageError, RunError, FloatingPointError, OSError) as error:
+        print(f"error: {_text(error)}", file=sys.stderr)
+        status = 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    _give_up_stdout()
+    return status
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return f"{error.filename}: {disk.error_line(error, error.filename)}"
+    return str(error)
+
+
+class _Lossy(io.FileIO):
+    """A file whose errors change nothing: a full disk, or a reader that has gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _mend_streams() -> None:
+    """Makes printing possible where a stream is closed, fails or knows no Unicode."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # or the next file that is opened would be taken for the stream
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is sys.__stderr__:  # and nobody else's
+        raw = io.BufferedWriter(_Lossy(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(
+            raw, sys.stdout.encoding, "backslashreplace", line_buffering=True
+        )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _give_up_stdout() -> None:
+    """Drops what cannot be written: Python would try again at its end, and change the status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,13 +1,52 @@
 """What a full or failing disk is reported as: which one it is, what it has, what is needed."""
 
+import contextlib
 import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
 
 from mae_jax import files
+from mae_jax.errors import RunError, UsageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Not the disk is at fault, but the path or who may write there.
+_BAD_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+)
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[str]:
+    """`files.replacing` within `told`: the file or folder is there whole, or not at all."""
+    with told(path), files.replacing(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def told(path: str, hint: str = "") -> Iterator[None]:
+    """Makes one line of what a disk does to a program that writes there.
+
+    Args:
+      path: what is written.
+      hint: added to the line.
+
+    Raises:
+      UsageError: nothing can be written at this path.
+      RunError: the disk is full or fails.
+    """
+    try:
+        yield
+    except (UsageError, RunError):
+        raise
+    except Exception as error:
+        number = _number(error)
+        if number is None:
+            raise
+        kind = UsageError if number in _BAD_PATH else RunError
+        raise kind(f"{path} cannot be written: {error_line(error, path)}{hint}") from error
 
 
 def error_line(error: BaseException, path: str, needed: int = 0) -> str:
@@ -63,8 +102,8 @@ def _number(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
-        # tensorstore: os_error_code='28'; safetensors and torch: (os error 28), code: 28
-        named = re.search(r"os_error_code='(\d+)'|os error (\d+)|code: (\d+)", str(error))
+        # As tensorstore and as safetensors have it.
+        named = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)|Os { code: (\d+)", str(error))
         if named:
             return int(next(filter(None, named.groups())))
         error = error.__cause__ or error.__context__

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 
 from etils import epath
@@ -73,25 +74,29 @@ def write(path: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """Yields the name under which to write a file or a folder that takes `path` when it is whole.
+    """Yields where to write a file or a folder that takes `path` when it is whole.
 
-    Whatever goes wrong before, a full disk or Ctrl-C, nothing of it stays. A folder must be new.
+    Whatever goes wrong before, a full disk or Ctrl-C, nothing of it stays, nor of what the writer
+    puts beside it. A folder must not exist yet.
     """
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    root, ending = os.path.splitext(path)  # the ending may decide what is written
-    temporary = f"{root}.tmp{ending}"
+    parent, name = os.path.split(os.path.abspath(path))
+    place = os.path.join(parent, f".{name}.tmp")
+    _remove_tree(place)  # of a process that was killed
     try:
-        yield temporary
-        os.replace(temporary, path)
+        os.makedirs(place)
+        yield os.path.join(place, name)
+        os.replace(os.path.join(place, name), path)
     finally:
-        _discard(temporary)
+        _remove_tree(place)
 
 
-def _discard(path: str) -> None:
-    """Removes a file or a folder, if it is there and can be."""
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-    shutil.rmtree(path, ignore_errors=True)
+def _remove_tree(folder: str) -> None:
+    """Removes a folder, if it is there; threads of a failed writer may still put files into it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(0.05)
 
 
 @os_errors()

@@ -29,17 +29,19 @@ class StopRequest:
 
     Until `working` is called there is nothing to save and a signal ends the program: by
     `Interrupted`, or after a few seconds, when the main thread is busy compiling, without it. From
-    then on a signal is remembered and `poll` says so. A second signal leaves at once, wherever the
-    main thread may hang. With several processes jax's own SIGTERM handler makes all of them agree,
-    wherever the signal arrived; the other signals are passed on to it.
+    then on a signal is answered at once and remembered, and `poll` says so. A second signal leaves
+    at once, wherever the main thread may hang. With several processes jax's own SIGTERM handler
+    makes all of them agree, wherever the signal arrived; the other signals are passed on to it.
 
     Attributes:
       several: whether the run has several processes; set it when that is known.
       before_leaving: called before the program is ended without the main thread.
+      answer: printed when the first signal comes while `working`.
     """
 
     def __init__(self) -> None:
         self.several = False
+        self.answer = "finishing this step, then saving; press again to leave without saving"
         self.before_leaving: list[Callable[[], None]] = []
         self._asked = False
         self._working = False
@@ -105,17 +107,27 @@ class StopRequest:
                 continue
             if first is None:
                 first = now
-                if not self._working and not self.several:
+                if self._working:
+                    self._say(self.answer)
+                elif not self.several:
                     deadline = now + START_GRACE
             elif now - first >= REPEAT:
                 self._leave(128 + number, "second signal: leaving at once, without saving")
 
+    def _say(self, message: str, *then: Callable[[], None]) -> None:
+        """Prints and then calls, but waits for neither long: a disk or a terminal may hang."""
+
+        def work() -> None:
+            print(message, file=sys.stderr, flush=True)
+            for call in then:
+                call()
+
+        thread = threading.Thread(target=work, name="signals: says", daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS)
+
     def _leave(self, status: int, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-        # A disk that hangs may be the reason to leave: nothing on it is waited for long.
-        calls = threading.Thread(target=lambda: [c() for c in self.before_leaving], daemon=True)
-        calls.start()
-        calls.join(LAST_WORDS)
+        self._say(message, *self.before_leaving)
         os._exit(status)
 
 
