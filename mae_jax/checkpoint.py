@@ -201,9 +201,14 @@ def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str,
       params: tree of parameters.
       model_state: statistics of the model, or {}.
       metadata: as those of a run's checkpoint.
+
+    Raises:
+      OSError: the disk has no room; or whatever Orbax makes of a disk that fails.
     """
     state = {"params": params} | ({"model_state": model_state} if model_state else {})
-    record, _ = integrity.host_record(integrity.names(state))
+    arrays = integrity.names(state)
+    disk.require_room(folder, sum(x.nbytes for x in arrays.values()))
+    record, _ = integrity.host_record(arrays)
     args = _save_args(state, metadata, record)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(step_folders.absolute(folder), args=args)
