@@ -67,8 +67,9 @@ class StepWriter:
             finish = functools.partial(self._finish, then)
             self._thread = threading.Thread(target=self._attempt, args=(finish,), name="checkpoint")
             self._thread.start()
-        else:
-            self._attempt(self._close)
+        else:  # in the background: it may wait for a process that failed
+            close = threading.Thread(target=self._attempt, args=(self._close,), daemon=True)
+            close.start()
 
     @property
     def running(self) -> bool:

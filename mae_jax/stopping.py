@@ -44,7 +44,7 @@ class StopRequest:
         self.answer = "finishing this step, then saving; press again to leave without saving"
         self.before_leaving: list[Callable[[], None]] = []
         self._asked = False
-        self._working = False
+        self._working = self._answered = False
         self._polls = 0
 
     def working(self) -> None:
@@ -65,6 +65,8 @@ class StopRequest:
 
             self._polls += 1
             self._asked = multihost_utils.reached_preemption_sync_point(self._polls)
+            if self._asked:  # perhaps by a signal that only jax heard, or that another process got
+                self._answer()
         return self._asked
 
     @property
@@ -108,11 +110,17 @@ class StopRequest:
             if first is None:
                 first = now
                 if self._working:
-                    self._say(self.answer)
+                    self._answer()
                 elif not self.several:
                     deadline = now + START_GRACE
             elif now - first >= REPEAT:
                 self._leave(128 + number, "second signal: leaving at once, without saving")
+
+    def _answer(self) -> None:
+        """Says once that the request is heard."""
+        answered, self._answered = self._answered, True
+        if not answered:
+            self._say(self.answer)
 
     def _say(self, message: str, *then: Callable[[], None]) -> None:
         """Prints and then calls, but waits for neither long: a disk or a terminal may hang."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import orbax.checkpoint as ocp
 import pytest
@@ -233,3 +234,21 @@ def test_what_cannot_fit_is_not_begun(tmp_path, monkeypatch):
     with pytest.raises(SaveFailed, match=r"No space left .*: 10.0 kB free, 50.4 kB needed"):
         saver.wait()
     saver.close()
+
+
+def test_the_writer_of_a_save_that_could_not_begin_is_closed(tmp_path, monkeypatch):
+    closed, close = threading.Event(), ocp.AsyncCheckpointer.close
+
+    def spy(self):
+        close(self)
+        closed.set()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", full)
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "close", spy)
+    saver = checkpoint.Checkpointer(str(tmp_path))
+    saver.save(make_state(1), {"step": 1})
+    assert closed.wait(60)
+    assert "No space left on device" in str(saver.failure())
