@@ -110,7 +110,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.checkpoint.every_minutes = 15.0
     config.checkpoint.keep = 3
     config.checkpoint.keep_every = 31250  # steps; about 100 epochs: kept for ever
-    config.checkpoint.max_failures = 5  # failed saves in a row that end the run
+    config.checkpoint.max_failures = 10  # failed saves in a row that end the run
 
     config.nan_guard = ml_collections.ConfigDict()
     config.nan_guard.max_skips = 10  # updates in a row that are not finite and end the run

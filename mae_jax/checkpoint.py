@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mae_jax import damage_sign, integrity, step_folders, stored, together
+from mae_jax import damage_sign, disk, integrity, step_folders, stored, together
 from mae_jax.errors import UsageError
 from mae_jax.integrity import Record
 from mae_jax.state import TrainState
@@ -69,7 +69,9 @@ class Checkpointer:
         self._attempts = 0
         if not read_only:
             try:
-                together.on_first(lambda: step_folders.remove_unfinished(self.run))
+                together.on_first(
+                    lambda: step_folders.remove_unfinished(self.run, level=logging.INFO)
+                )
             except OSError as error:
                 raise UsageError(f"--workdir={workdir} cannot be written to: {error}") from error
 
@@ -97,7 +99,8 @@ class Checkpointer:
             if step in self.steps():
                 return
         except OSError as error:
-            self._failure = SaveFailed(f"checkpoint {step} is not saved: {stored.line(error)}")
+            why = disk.error_line(error, self.run)
+            self._failure = SaveFailed(f"checkpoint {step} is not saved: {why}")
             return
         parts = _parts(state)
         record, spoilt = integrity.record(parts)
@@ -187,6 +190,8 @@ class Checkpointer:
         if any(together.everywhere(writer.error is not None)):
             other = SaveFailed(f"checkpoint {writer.step} is not saved: another process failed")
             self._failure = writer.error or other
+            with contextlib.suppress(OSError):  # the next save removes it, too
+                together.on_first(lambda: step_folders.remove_unfinished(self.run))
 
 
 def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str, Any]) -> None:
@@ -197,9 +202,14 @@ def save_weights(folder: str, params: Any, model_state: Any, metadata: dict[str,
       params: tree of parameters.
       model_state: statistics of the model, or {}.
       metadata: as those of a run's checkpoint.
+
+    Raises:
+      OSError: the disk has no room; or whatever Orbax makes of a disk that fails.
     """
     state = {"params": params} | ({"model_state": model_state} if model_state else {})
-    record, _ = integrity.host_record(integrity.names(state))
+    arrays = integrity.names(state)
+    disk.require_room(folder, sum(x.nbytes for x in arrays.values()))
+    record, _ = integrity.host_record(arrays)
     args = _save_args(state, metadata, record)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(step_folders.absolute(folder), args=args)

@@ -8,7 +8,9 @@ import contextlib
 import errno
 import importlib.util
 import os
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 
 from etils import epath
@@ -66,10 +68,35 @@ def write(path: str, content: bytes) -> None:
     if in_bucket(path):
         path_of(path).write_bytes(content)
         return
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".tmp", "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
-    os.replace(path + ".tmp", path)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Yields where to write a file or a folder that takes `path` when it is whole.
+
+    Whatever goes wrong before, a full disk or Ctrl-C, nothing of it stays, nor of what the writer
+    puts beside it. A folder must not exist yet.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    place = os.path.join(parent, f".{name}.tmp")
+    _remove_tree(place)  # of a process that was killed
+    try:
+        os.makedirs(place)
+        yield os.path.join(place, name)
+        os.replace(os.path.join(place, name), path)
+    finally:
+        _remove_tree(place)
+
+
+def _remove_tree(folder: str) -> None:
+    """Removes a folder, if it is there; threads of a failed writer may still put files into it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(0.05)
 
 
 @os_errors()

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
-from mae_jax import files
+from mae_jax import disk, files
+from mae_jax.event_file import EventFile
 from mae_jax.growing import GrowingFiles
+from mae_jax.record_file import RecordFile
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ def peak_flops(device: Any) -> float | None:
 class MetricWriter:
     """Appends metrics of a run; only process 0 writes.
 
-    Lines after `start_step` are removed first: they belong to steps that will be done again.
+    Lines after `start_step` are removed first: they belong to steps that will be done again. A disk
+    that is full or fails never ends or delays the run: there is one warning, metrics wait in
+    memory, and are written when that is possible again.
     """
 
     def __init__(self, workdir: str, start_step: int, *, active: bool = True):
@@ -61,14 +64,10 @@ class MetricWriter:
         self._growing = GrowingFiles(workdir, FILE)
         path = os.path.join(self._growing.folder, FILE)
         _truncate(path, start_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
-        self._board, self._pictures = self._open_board(purge_step=start_step + 1), 0
-
-    def _open_board(self, **more: Any) -> tensorboardX.SummaryWriter:
-        folder = os.path.join(self._growing.folder, "tensorboard")
-        # The names of two files that are begun in the same second must differ.
-        suffix = f".{time.time_ns() % 10**9}"
-        return tensorboardX.SummaryWriter(folder, filename_suffix=suffix, **more)
+        self._lines = RecordFile(path)
+        self._board_folder = os.path.join(self._growing.folder, "tensorboard")
+        self._board = EventFile(self._board_folder, purge_step=start_step + 1)
+        self._image_bytes = 0
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Appends one line {"step", "split", **values} and the same to TensorBoard.
@@ -79,20 +78,21 @@ class MetricWriter:
             return
         values = {name: None if _not_finite(value) else value for name, value in values.items()}
         line = {"step": step, "split": split, **values}
+        numbers = {f"{split}/{name}": x for name, x in values.items() if x is not None}
         with self.disk_may_be_full():
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
+            self._lines.append(json.dumps(line, allow_nan=False).encode() + b"\n")
         with self.disk_may_be_full():
-            for name, value in values.items():
-                if value is not None:
-                    self._board.add_scalar(f"{split}/{name}", value, step)
+            self._board.add_scalars(step, numbers)
+        if self._told and not self._waiting():
+            log.info("metrics are written again")
+            self._told = False
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Adds a uint8 [H, W, 3] picture to TensorBoard."""
+        """Adds a uint8 [H, W, 3] image to TensorBoard."""
         if self._active:
             with self.disk_may_be_full():
-                self._board.add_image(name, image, step, dataformats="HWC")
-            self._pictures += image.nbytes
+                self._board.add_image(step, name, image)
+            self._image_bytes += image.nbytes
 
     @contextlib.contextmanager
     def disk_may_be_full(self) -> Iterator[None]:
@@ -101,29 +101,34 @@ class MetricWriter:
             yield
         except OSError as error:
             if not self._told:
-                log.warning(
-                    "metrics or pictures cannot be written (%s); the run goes on without", error
-                )
+                line = disk.error_line(error, self._growing.folder)
+                log.warning("metrics or pictures cannot be written: %s; the run continues", line)
             self._told = True
 
     def secure(self) -> None:
         """Before a checkpoint is written: the next start then finds the lines up to it."""
         if self._active:
-            with self.disk_may_be_full():
-                self._board.flush()
-                if self._growing.copies and self._pictures > BOARD_BYTES:
-                    self._board.close()
-                    self._board, self._pictures = self._open_board(), 0
+            self._flush()
+            full = self._image_bytes > BOARD_BYTES and not self._board.records.waiting
+            if self._growing.copies and full:
+                self._board, self._image_bytes = EventFile(self._board_folder), 0
             self._growing.copy()
 
     def close(self) -> None:
-        """Flushes everything to disk."""
+        """Writes what waits; what cannot be written even now is lost, with a warning."""
         if self._active:
-            with self.disk_may_be_full():
-                self._file.close()
-            with self.disk_may_be_full():
-                self._board.close()
+            self._flush()
+            if self._waiting() or self._lines.lost:
+                log.warning("the last metrics are not in %s", self._growing.folder)
             self._growing.close()
+
+    def _flush(self) -> None:
+        for records in (self._lines, self._board.records):
+            with self.disk_may_be_full():
+                records.flush()
+
+    def _waiting(self) -> bool:
+        return self._lines.waiting or self._board.records.waiting
 
 
 def read(workdir: str) -> Iterator[dict[str, Any]]:
@@ -156,13 +161,19 @@ def _truncate(path: str, last_step: int) -> None:
     """
     if not os.path.exists(path):
         return
-    kept = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            values = parse_line(line)
-            if last_step and values and values["step"] <= last_step:
-                kept.append(line)
-    files.write(path, "".join(kept).encode())
+    with open(path, "rb") as file:
+        content = file.read()
+    kept = b"".join(
+        line
+        for line in content.splitlines(keepends=True)
+        if last_step
+        and (values := parse_line(line.decode(errors="replace")))
+        and values["step"] <= last_step
+    )
+    if content.startswith(kept):
+        os.truncate(path, len(kept))  # takes no room, of which there may be none
+    else:
+        files.write(path, kept)
 
 
 class Window(NamedTuple):

@@ -60,6 +60,7 @@ def save(path: str, image: np.ndarray) -> None:
 
     Raises:
       UsageError: the ending of the name says no kind of picture.
+      OSError: it cannot be written.
     """
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
     if kind is None:

@@ -1,6 +1,8 @@
 """When a run saves its state, and what it does when that fails."""
 
+import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +13,12 @@ from mae_jax import together
 from mae_jax.checkpoint import Checkpointer, SaveFailed
 from mae_jax.errors import RunError
 from mae_jax.state import TrainState
+from mae_jax.stopping import StopRequest
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 1.0  # between tries when nothing else is left to do
+# Between a failed save and the next try: at first, at most, and at most when the run is to stop.
+FIRST_PAUSE, LONGEST_PAUSE, STOPPING_PAUSE = 10.0, 600.0, 30.0
 
 
 class Saving:
@@ -24,13 +28,15 @@ class Saving:
       saver: writes them.
       options: `config.checkpoint`.
       check_every: steps between two questions to the other processes.
+      stop: whether the run is to stop.
     """
 
-    def __init__(self, saver: Checkpointer, options: Any, *, check_every: int):
+    def __init__(self, saver: Checkpointer, options: Any, *, check_every: int, stop: StopRequest):
         self._saver, self._options, self._check_every = saver, options, check_every
+        self._stop = stop
         self._failures = 0  # since the newest checkpoint, `_newest`
         self._newest: int | None = None
-        self._again = False
+        self._again_at: float | None = None  # when to save again, whatever else is due
         self._saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -40,26 +46,24 @@ class Saving:
           RunError: too many saves in a row have failed.
         """
         options, checking = self._options, step % self._check_every == 0
-        if checking or jax.process_count() == 1:
-            failure = self._saver.failure()
-            if failure:
-                self._note(failure)
-        if self._again:
-            return True
+        may_ask = checking or jax.process_count() == 1
+        if may_ask and (failure := self._saver.failure()):
+            self._note(failure)
+        if self._again_at is not None:
+            return may_ask and self._past(self._again_at)
         if any(n and step % n == 0 for n in (options.every_steps, options.keep_every)):
             return True
         if not options.every_minutes or not checking:
             return False
-        late = time.monotonic() - self._saved_at > 60 * options.every_minutes
-        return bool(together.everywhere(late)[0])  # the clock of process 0 counts
+        return self._past(self._saved_at + 60 * options.every_minutes)
 
     def postpone(self) -> None:
-        """Saves at the next step instead of now."""
-        self._again = True
+        """Saves as soon as possible instead of now."""
+        self._again_at = -math.inf
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts a checkpoint. A failure shows at a later `due`, or at `finish`."""
-        self._again = False
+        self._again_at = None
         self._saver.save(state, metadata)
         self._saved_at = time.monotonic()
 
@@ -69,12 +73,12 @@ class Saving:
         Raises:
           RunError: too many saves in a row have failed.
         """
+        self._failures = 0  # of the tries that matter most none is used up
         while True:
             try:
                 return self._saver.wait()
             except SaveFailed as failure:
-                self._note(failure)
-            time.sleep(RETRY_SECONDS)
+                self._stop.pause(self._note(failure))
             save()
 
     def newest(self) -> int | None:
@@ -83,11 +87,21 @@ class Saving:
             self._saver.wait()
         except SaveFailed as failure:
             log.warning("%s", failure)
-        return self._saver.latest_step()
+        return self._latest()
 
-    def _note(self, failure: SaveFailed) -> None:
-        """Plans another save, unless this was one failure too many."""
-        newest, limit = self._saver.latest_step(), self._options.max_failures
+    def _latest(self) -> int | None:
+        """Newest checkpoint; the one known before, where the disk cannot even be listed."""
+        with contextlib.suppress(OSError):
+            return self._saver.latest_step()
+        return self._newest
+
+    def _past(self, moment: float) -> bool:
+        """Whether it is past a moment, by the clock of process 0."""
+        return bool(together.everywhere(time.monotonic() >= moment)[0])
+
+    def _note(self, failure: SaveFailed) -> float:
+        """Plans another save, unless this was one failure too many; in how many seconds."""
+        newest, limit = self._latest(), self._options.max_failures
         self._failures = self._failures + 1 if newest == self._newest else 1
         self._newest = newest
         if self._failures >= limit:
@@ -96,5 +110,10 @@ class Saving:
                 f"{self._failures} saves in a row failed ({failure}); {good}. Mend the cause and "
                 f"run the same command again (--config.checkpoint.max_failures={limit})"
             )
-        log.warning("%s; it is tried again (failure %d of %d)", failure, self._failures, limit)
-        self._again = True
+        longest = STOPPING_PAUSE if self._stop.asked else LONGEST_PAUSE
+        pause = min(FIRST_PAUSE * 2 ** (self._failures - 1), longest)
+        log.warning(
+            "%s; next try in %.0f s (failure %d of %d)", failure, pause, self._failures, limit
+        )
+        self._again_at = time.monotonic() + pause
+        return pause

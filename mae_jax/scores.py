@@ -1,11 +1,14 @@
 """What a classifier answered, and what follows from it; every example counts once."""
 
+import contextlib
 import csv
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from mae_jax import files
 
 
 class Predictions(NamedTuple):
@@ -50,8 +53,7 @@ class Predictions(NamedTuple):
         """
         os.makedirs(folder, exist_ok=True)
         each = os.path.join(folder, "predictions.csv")
-        with open(each, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            out = csv.writer(file)
+        with _table(each) as out:
             ranks = [f"top{i + 1}" for i in range(self.best.shape[1])]
             out.writerow(["example", "label", *ranks, "loss"])
             for index, label, best, loss in zip(*self[1:], strict=True):
@@ -59,10 +61,17 @@ class Predictions(NamedTuple):
                 out.writerow([describe(int(index)), *names, f"{loss:.6f}"])
         by_class = os.path.join(folder, "per_class.csv")
         confusion = self.confusion()
-        with open(by_class, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            out = csv.writer(file)
+        with _table(by_class) as out:
             out.writerow(["class", "examples", "top1"])
             for name, row, right in zip(self.classes, confusion, confusion.diagonal(), strict=True):
                 total = int(row.sum())
                 out.writerow([name, total, f"{right / total:.4f}" if total else ""])
         return [each, by_class]
+
+
+@contextlib.contextmanager
+def _table(path: str) -> Iterator[Any]:
+    """A CSV file that is there whole, or not at all."""
+    options = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with files.replacing(path) as temporary, open(temporary, "w", **options) as file:
+        yield csv.writer(file)

@@ -157,12 +157,12 @@ def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
 
 
 @files.os_errors()
-def remove_unfinished(run: str) -> None:
-    """Removes what killed or failed saves and deletions left behind."""
+def remove_unfinished(run: str, *, level: int = logging.DEBUG) -> None:
+    """Removes what killed or failed saves and deletions left behind; logs it at a level."""
     for path in _listed(run):
         tmp = _UNFINISHED in path.name or path.name.startswith(_DELETING)
         if tmp or (is_step(path.name) and not _committed(path)):
-            log.info("removing %s, which was left unfinished", path)
+            log.log(level, "removing %s, which was left unfinished", path)
             _discard(path)
 
 

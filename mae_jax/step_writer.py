@@ -1,5 +1,6 @@
 """One attempt to save a step: written with Orbax in the background, and read back."""
 
+import contextlib
 import functools
 import logging
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mae_jax import damage_sign, step_folders, stored, together
+from mae_jax import damage_sign, disk, step_folders, stored, together
 from mae_jax.errors import UsageError
 from mae_jax.step_folders import Found
 from mae_jax.stored import DamagedCheckpoint
@@ -18,6 +19,7 @@ from mae_jax.stored import DamagedCheckpoint
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 600  # for the slowest process to write its part
+ORBAX_ERRORS = 5  # more than one save can leave behind
 READ_AGAIN, READ_SECONDS = 3, 10.0  # tries to read a checkpoint back, and the pause after each
 
 
@@ -41,6 +43,7 @@ class StepWriter:
     def __init__(self, found: Found, tree: Any, attempt: int):
         self._found, self.step = found, found.step
         self._tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        self._bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._tree))
         self.error: SaveFailed | None = None
         self._thread: threading.Thread | None = None
         # Orbax's remembers the errors of a failed save: every attempt has its own. So do its
@@ -64,6 +67,9 @@ class StepWriter:
             finish = functools.partial(self._finish, then)
             self._thread = threading.Thread(target=self._attempt, args=(finish,), name="checkpoint")
             self._thread.start()
+        else:  # in the background: it may wait for a process that failed
+            close = threading.Thread(target=self._attempt, args=(self._close,), daemon=True)
+            close.start()
 
     @property
     def running(self) -> bool:
@@ -76,24 +82,33 @@ class StepWriter:
             self._thread.join()
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Does a part of the save; what goes wrong is kept for whoever asks."""
+        """Does a part of the save; what goes wrong first is kept for whoever asks."""
         try:
             work()
         except SaveFailed as failure:
-            self.error = failure
+            self.error = self.error or failure
         except Exception as error:
-            self.error = SaveFailed(f"checkpoint {self.step} is not saved: {stored.line(error)}")
-            self.error.__cause__ = error
+            why = disk.error_line(error, self._found.run, self._bytes)
+            self.error = self.error or SaveFailed(f"checkpoint {self.step} is not saved: {why}")
+            # No cause: its traceback would keep the arrays in memory until the next try.
 
     def _write(self, args: Any) -> None:
         """Starts Orbax's part of a save, if process 0 can make folders: all fail, or none."""
         together.on_first(lambda: step_folders.remove_unfinished(self._found.run))
         together.on_first(lambda: step_folders.make_writable(self._found.run))
+        together.on_first(lambda: disk.require_room(self._found.run, self._bytes))
         self._orbax.save(step_folders.folder_of(self._found.run, self.step), args=args)
+
+    def _close(self) -> None:
+        """Waits until the step is written; ends Orbax's threads, also when it was not."""
+        # Orbax stops closing at each error of a failed save: one for the arrays, some for metadata.
+        with contextlib.ExitStack() as closing:
+            for _ in range(ORBAX_ERRORS):
+                closing.callback(self._orbax.close)
 
     def _finish(self, then: Callable[[], None]) -> None:
         """Waits until the step is written; process 0 then reads it back."""
-        self._orbax.close()
+        self._close()
         if jax.process_index() != 0:
             return
         try:

@@ -1,6 +1,7 @@
 """Being asked to stop: SIGTERM (schedulers), SIGUSR1 (Slurm's --signal) and SIGINT (Ctrl-C)."""
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -9,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from mae_jax import watchdog
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = 75  # exit status: run the same command again to continue (EX_TEMPFAIL)
 START_GRACE = 5.0  # seconds to leave in good order when there is nothing to save
 LAST_WORDS = 2.0  # seconds for what is called before leaving at once
+SLICE = 1.0  # seconds of a pause between two looks for a request
 REPEAT = 1.0  # schedulers send a signal to a process and to its group: within this it is one
 
 
@@ -25,20 +29,22 @@ class StopRequest:
 
     Until `working` is called there is nothing to save and a signal ends the program: by
     `Interrupted`, or after a few seconds, when the main thread is busy compiling, without it. From
-    then on a signal is remembered and `poll` says so. A second signal leaves at once, wherever the
-    main thread may hang. With several processes jax's own SIGTERM handler makes all of them agree,
-    wherever the signal arrived; the other signals are passed on to it.
+    then on a signal is answered at once and remembered, and `poll` says so. A second signal leaves
+    at once, wherever the main thread may hang. With several processes jax's own SIGTERM handler
+    makes all of them agree, wherever the signal arrived; the other signals are passed on to it.
 
     Attributes:
       several: whether the run has several processes; set it when that is known.
       before_leaving: called before the program is ended without the main thread.
+      answer: printed when the first signal comes while `working`.
     """
 
     def __init__(self) -> None:
         self.several = False
+        self.answer = "finishing this step, then saving; press again to leave without saving"
         self.before_leaving: list[Callable[[], None]] = []
         self._asked = False
-        self._working = False
+        self._working = self._answered = False
         self._polls = 0
 
     def working(self) -> None:
@@ -59,7 +65,26 @@ class StopRequest:
 
             self._polls += 1
             self._asked = multihost_utils.reached_preemption_sync_point(self._polls)
+            if self._asked:  # perhaps by a signal that only jax heard, or that another process got
+                self._answer()
         return self._asked
+
+    @property
+    def asked(self) -> bool:
+        """Whether the last `poll` was told to stop; a signal since may not count yet."""
+        return self._asked
+
+    def pause(self, seconds: float) -> None:
+        """Waits; a first request to stop ends the pause, so that what follows is done at once.
+
+        As with `poll`, every process must call this equally often.
+        """
+        before = self._asked
+        for _ in range(math.ceil(seconds / SLICE)):
+            time.sleep(min(seconds, SLICE))
+            watchdog.beat()
+            if self.poll() and not before:
+                return
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.several and number != signal.SIGTERM:
@@ -84,17 +109,33 @@ class StopRequest:
                 continue
             if first is None:
                 first = now
-                if not self._working and not self.several:
+                if self._working:
+                    self._answer()
+                elif not self.several:
                     deadline = now + START_GRACE
             elif now - first >= REPEAT:
                 self._leave(128 + number, "second signal: leaving at once, without saving")
 
+    def _answer(self) -> None:
+        """Says once that the request is heard."""
+        answered, self._answered = self._answered, True
+        if not answered:
+            self._say(self.answer)
+
+    def _say(self, message: str, *then: Callable[[], None]) -> None:
+        """Prints and then calls, but waits for neither long: a disk or a terminal may hang."""
+
+        def work() -> None:
+            print(message, file=sys.stderr, flush=True)
+            for call in then:
+                call()
+
+        thread = threading.Thread(target=work, name="signals: says", daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS)
+
     def _leave(self, status: int, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-        # A disk that hangs may be the reason to leave: nothing on it is waited for long.
-        calls = threading.Thread(target=lambda: [c() for c in self.before_leaving], daemon=True)
-        calls.start()
-        calls.join(LAST_WORDS)
+        self._say(message, *self.before_leaving)
         os._exit(status)
 
 

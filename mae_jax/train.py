@@ -72,9 +72,10 @@ def run(
         if task.num_steps == 0 or int(start.state.step) < task.num_steps:
             # Not before: a start that is refused, or has nothing to do, changes nothing.
             run_info.announce(workdir, config, task.facts(), start.account)
-        loop = _Loop(task, config, workdir, mesh, saver, abstract, start.provenance)
+        stop = stop or StopRequest()
+        loop = _Loop(task, config, workdir, mesh, saver, abstract, start.provenance, stop)
         with watchdog.phase("train"):
-            return loop.run(start, stop or StopRequest(), closing)
+            return loop.run(start, closing)
 
 
 class _Loop:
@@ -89,6 +90,7 @@ class _Loop:
         saver: checkpoint.Checkpointer,
         abstract: TrainState,
         provenance: dict[str, Any],
+        stop: StopRequest,
     ):
         self.task, self.config, self.mesh = task, config, mesh
         self.workdir, self.provenance = workdir, provenance
@@ -100,19 +102,19 @@ class _Loop:
         )
         self.data_wait = DataWait(batch_size=config.batch_size)
         self.guard = NanGuard(config.nan_guard.max_skips, workdir, task.examples)
-        self.saving = Saving(saver, config.checkpoint, check_every=config.log_every)
+        self.stop = stop
+        self.saving = Saving(saver, config.checkpoint, check_every=config.log_every, stop=stop)
         self.in_flight: collections.deque[tuple[int, Batch]] = collections.deque()
         self.pending: tuple[int, Batch] | None = None
 
-    def run(self, start: Start, stop: StopRequest, closing: contextlib.ExitStack) -> bool:
+    def run(self, start: Start, closing: contextlib.ExitStack) -> bool:
         """Runs the steps that are left; True when all are done.
 
         Args:
           start: where to begin.
-          stop: says when to stop before the end.
           closing: ends what runs in the background.
         """
-        self.stop, state = stop, start.state
+        state = start.state
         first, last = int(state.step), self.task.num_steps
         self._open(first, closing)
         if (first == 0 or start.look_again) and not self._look(state, first):
@@ -129,7 +131,7 @@ class _Loop:
                 state, values = self._first_step(state, step)
             ensure_held()
             self._flush()
-            stopping, looked = stop.poll(), True
+            stopping, looked = self.stop.poll(), True
             if step % self.config.log_every == 0 or step == last:
                 self.pending = (step, values)
             if self._look_due(step):

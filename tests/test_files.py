@@ -64,3 +64,25 @@ def test_a_bucket_out_of_reach_is_as_a_disk_that_is(gcs, status, number):
 def test_errors_of_others_pass():
     with pytest.raises(KeyError), files.os_errors():
         raise KeyError
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=repr)
+def test_nothing_stays_of_a_file_that_could_not_be_written(tmp_path, error):
+    (tmp_path / "a.npz").write_bytes(b"old")
+    with pytest.raises(type(error)), files.replacing(str(tmp_path / "a.npz")) as temporary:
+        assert temporary.endswith(os.sep + "a.npz")
+        for name in (temporary, temporary + ".beside"):
+            with open(name, "wb") as file:
+                file.write(b"half")
+        raise error
+    assert os.listdir(tmp_path) == ["a.npz"] and (tmp_path / "a.npz").read_bytes() == b"old"
+
+
+def test_a_folder_appears_whole_and_what_a_kill_left_goes(tmp_path):
+    (tmp_path / ".a.tmp" / "a").mkdir(parents=True)
+    (tmp_path / ".a.tmp" / "a" / "old").touch()
+    with files.replacing(str(tmp_path / "a")) as temporary:
+        os.makedirs(temporary)
+        open(os.path.join(temporary, "new"), "w").close()
+        assert not (tmp_path / "a").exists()
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["new"]

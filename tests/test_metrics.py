@@ -1,12 +1,19 @@
 """What is written, and what survives a restart."""
 
+import contextlib
+import errno
 import json
+import multiprocessing
+import os
+import struct
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
-from mae_jax import metrics
+from mae_jax import disk, event_file, metrics, record_file
 
 
 def test_lines_of_undone_steps_and_half_lines_are_removed(tmp_path):
@@ -78,18 +85,149 @@ def test_speed_leaves_pauses_out(monkeypatch):
     assert watch.report() == {}
 
 
-def test_a_full_disk_does_not_end_a_run_and_a_broken_line_no_restart(tmp_path, monkeypatch, caplog):
+def refuse(monkeypatch, number, taken=0):
+    """Makes the disk of record files fail, after it took some bytes of each write."""
+
+    def fail(file, data):
+        file.write(data[:taken])
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(record_file, "_write_all", fail)
+
+
+def events(folder):
+    """(step, tag, value) of all event files, oldest first, read by the definition of TFRecord."""
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            content, data = data[12 : 12 + size], data[16 + size :]
+            assert len(content) == size
+            event = event_pb2.Event.FromString(content)
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+    return found
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO], ids=os.strerror)
+@pytest.mark.parametrize("taken", [0, 7])
+def test_metrics_wait_for_a_disk_that_fails_and_none_is_lost(
+    tmp_path, monkeypatch, caplog, number, taken
+):
+    caplog.set_level("INFO")
     writer = metrics.MetricWriter(str(tmp_path), 0)
     writer.write(1, "train", {"loss": 1.0})
-    real = writer._file
-    writer._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
-    for step in (2, 3):
-        writer.write(step, "train", {"loss": 1.0})
-    assert caplog.text.count("No space left on device") == 1
-    monkeypatch.setattr(writer, "_file", real)
-    writer.write(4, "train", {"loss": 1.0})
+    with monkeypatch.context() as failing:
+        refuse(failing, number, taken)
+        for step in (2, 3):
+            writer.write(step, "train", {"loss": 1.0})
+        assert [line["step"] for line in metrics.read(str(tmp_path))] == [1]
+        assert events(tmp_path) == [(1, "train/loss", 1.0)]
+        writer.secure()
+    assert caplog.text.count(os.strerror(number)) == 1
+    assert f"(disk {disk.mount_of(str(tmp_path))}" in caplog.text
+    assert "written again" not in caplog.text
+    writer.write(4, "train", {"loss": 0.5})
+    assert caplog.text.count("metrics are written again") == 1
     writer.close()
+    assert [line["step"] for line in metrics.read(str(tmp_path))] == [1, 2, 3, 4]
+    wanted = [(step, "train/loss", 1.0) for step in (1, 2, 3)] + [(4, "train/loss", 0.5)]
+    assert events(tmp_path) == wanted
+
+
+def test_half_a_record_that_could_not_be_cut_off_is_cut_off_later(tmp_path, monkeypatch):
+    file = record_file.RecordFile(str(tmp_path / "a"), b"first,")
+    file.append(b"second,")
+    with monkeypatch.context() as failing:
+        refuse(failing, errno.EIO, taken=3)
+        failing.setattr(record_file.contextlib, "suppress", broken_disk)
+        with pytest.raises(OSError):
+            file.append(b"third,")
+        assert (tmp_path / "a").read_bytes() == b"first,second,thi"
+    file.flush()
+    assert (tmp_path / "a").read_bytes() == b"first,second,third,"
+
+
+@contextlib.contextmanager
+def broken_disk(kind):
+    raise OSError(errno.EIO, "cannot be truncated")
+    yield
+
+
+def test_a_real_device_without_room_costs_only_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(record_file, "WAITING_BYTES", 10)
+    file = record_file.RecordFile("/dev/full", b"12345")
+    for record, lost in ((b"67890", 0), (b"x", 1), (b"y", 2)):
+        with pytest.raises(OSError, match="No space left"):
+            file.append(record)
+        assert file.lost == lost
+
+
+def test_metrics_that_cannot_be_written_in_the_end_are_told(tmp_path, monkeypatch, caplog):
+    writer = metrics.MetricWriter(str(tmp_path), 0)
+    refuse(monkeypatch, errno.ENOSPC)
+    writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+    assert f"the last metrics are not in {tmp_path}" in caplog.text
+
+
+def test_writing_needs_no_thread_no_process_and_no_shared_memory(tmp_path, monkeypatch):
+    def no(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device: /dev/shm")
+
+    for name in ("Queue", "Lock", "SimpleQueue", "Process"):
+        monkeypatch.setattr(multiprocessing, name, no)
+    before = threading.active_count()
+    writer = metrics.MetricWriter(str(tmp_path), 0)
+    writer.write(1, "train", {"loss": 1.0})
+    assert threading.active_count() == before
+    assert events(tmp_path) == [(1, "train/loss", 1.0)]  # at once, without a flush
+    writer.close()
+
+
+def crc32c(data):
+    """Castagnoli's checksum, bit by bit."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def masked(value):
+    """As TFRecord stores it."""
+    return ((value >> 15 | value << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_checksums_are_those_of_tfrecord(tmp_path):
+    assert crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
+    file = event_file.EventFile(str(tmp_path), purge_step=3)
+    file.records.flush()
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    kinds = []
+    while data:
+        size, sum_of_size = struct.unpack("<QI", data[:12])
+        end = 12 + size
+        content, (sum_of_content,) = data[12:end], struct.unpack("<I", data[end : end + 4])
+        assert sum_of_size == masked(crc32c(data[:8])) and sum_of_content == masked(crc32c(content))
+        data = data[end + 4 :]
+        kinds.append(event_pb2.Event.FromString(content).WhichOneof("what"))
+    assert kinds == ["file_version", "session_log"]
+
+
+def test_a_broken_line_is_no_obstacle_to_a_restart(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("\0" * 20 + "\n" + path.read_text() + '{"step": 5, "spl')
+    whole = b'{"step": 1, "split": "train"}\n'
+    path.write_bytes(b"\0" * 20 + b"\n" + whole + b"\xff\xfe\n" + whole + b'{"step": 5, "spl')
     metrics.MetricWriter(str(tmp_path), 4).close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 4]
+    assert path.read_bytes() == 2 * whole
+
+
+def test_a_restart_on_a_full_disk_cuts_its_lines_in_place(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "split": "train"}}\n' for step in range(1, 9)))
+    monkeypatch.setattr(metrics.files, "write", None)  # would need room for a copy
+    metrics.MetricWriter(str(tmp_path), 4).close()
+    assert [line["step"] for line in metrics.read(str(tmp_path))] == [1, 2, 3, 4]

@@ -33,7 +33,7 @@ with stopping.stop_on_signals() as stop:
     [
         ("", IN_PYTHON, [0], 1, "Interrupted"),
         ("", IN_C, [0.3], 75, "stopped before the first step"),  # by then it has begun
-        ("stop.working()", POLLING, [0], 1, "heard"),
+        ("stop.working()", POLLING, [0], 1, "finishing this step, then saving; press again"),
         ("stop.working()", IN_C, [0.3, 0.05, 0.7], None, "second signal"),
     ],
     ids=["starting", "compiling", "working", "hanging"],
@@ -73,3 +73,29 @@ with stop_on_signals() as stop:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "asked True" in done.stdout, done.stderr
+
+
+HANGING = """
+import os
+_, full = os.pipe()
+os.set_blocking(full, False)
+try:
+    while os.write(full, bytes(4096)):
+        pass
+except BlockingIOError:
+    os.set_blocking(full, True)
+os.dup2(full, 2)  # nobody reads it
+"""
+
+
+def test_a_terminal_that_hangs_delays_no_request():
+    program = HANGING + PROGRAM.format(before="stop.working()", body=POLLING)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program.replace("'heard'", "3")],
+        env=os.environ | {"PYTHONPATH": REPO},
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 3

@@ -4,15 +4,13 @@ import importlib
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from mae_jax import checkpoint, targets
+from mae_jax import checkpoint, disk, targets
 from mae_jax.convert import card, hugging_face, names, surgery, timm
 from mae_jax.convert.files import METADATA, SUFFIXES
 from mae_jax.convert.model import Model, tree
@@ -50,29 +48,14 @@ def save(model: Model, path: str, *, format: str = "") -> str:
             f"{targets.describe(model.metadata['target'])}: --format=mae and npz have, and "
             "--encoder_only leaves the decoder out"
         )
-    root, ending = os.path.splitext(path)
+    ending = os.path.splitext(path)[1]
     ending = ending if ending in SUFFIXES else ""  # a folder's name may have a dot
     endings = _ENDINGS.get(format, ("",))
     if ending not in endings:
         what = f"a file ending in {' or '.join(endings)}" if endings[0] else "a folder"
         raise UsageError(f"--to={path}: --format={format} writes {what}")
-    # Takes its name when it is whole.
-    unfinished = f"{root}.unfinished{ending}" if ending else f"{path}.unfinished"
-    _remove(unfinished)  # of an earlier attempt
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        done = FORMATS[format](model, unfinished)
-        os.rename(unfinished, path)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write {path}: {error}") from error
-    return done
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.exists(path):
-        os.remove(path)
+    with disk.writing(path) as unfinished:
+        return FORMATS[format](model, unfinished)
 
 
 def with_tables(model: Model) -> Arrays:
@@ -138,7 +121,8 @@ def _save_pth(arrays: Arrays, metadata: str, path: str) -> None:
     torch = importlib.import_module("torch")
 
     tensors = {name: torch.from_numpy(x.copy()) for name, x in arrays.items()}
-    torch.save({"model": tensors, METADATA: metadata}, path)
+    with open(path, "wb") as file:  # whose errors say more than those of torch
+        torch.save({"model": tensors, METADATA: metadata}, file)
 
 
 def _hugging_face_mae(model: Model, path: str) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mae_jax import files, metrics, pictures, plots
+from mae_jax import disk, files, metrics, pictures, plots
 from mae_jax.console import run_command
 from mae_jax.errors import UsageError
 
@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"without {metric}: {', '.join(missing)}")
     if args.out:
         lines = {name: (curve.epochs, curve.values) for name, curve in runs.items()}
-        pictures.save(args.out, plots.curves(metric, lines, xlabel="epoch"))
+        with disk.told(args.out):
+            pictures.save(args.out, plots.curves(metric, lines, xlabel="epoch"))
         print(args.out)
     return 0
 

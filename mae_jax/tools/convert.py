@@ -24,7 +24,7 @@ from typing import Any
 
 from mae_jax import convert, targets
 from mae_jax.config import require
-from mae_jax.console import run_command
+from mae_jax.console import run_command, setup_logging
 from mae_jax.convert import surgery
 from mae_jax.convert.describe import TABLES
 from mae_jax.convert.released import UNKNOWN
@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    run(_parser().parse_args(argv))
+    args = _parser().parse_args(argv)
+    setup_logging()
+    run(args)
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from mae_jax import convert, pictures, plots, sharding
+from mae_jax import convert, disk, pictures, plots, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
@@ -122,10 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     metrics, answers, source = evaluate(
         args.checkpoint, images=args.images, root=args.root, batch_size=args.batch_size
     )
-    files = answers.write(args.out, source.describe)
     image = plots.confusion_matrix(answers.confusion(), answers.classes)
-    files.append(os.path.join(args.out, "confusion.png"))
-    pictures.save(files[-1], image)
+    with disk.told(args.out):
+        files = answers.write(args.out, source.describe)
+        files.append(os.path.join(args.out, "confusion.png"))
+        pictures.save(files[-1], image)
     for name, value in metrics.items():
         print(f"{name:<10} {value:.6g}")
     print("\n".join(files))

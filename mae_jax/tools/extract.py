@@ -13,6 +13,7 @@ An interrupted command goes on where it stopped when it is given again (FILE.par
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -24,12 +25,12 @@ import jax
 import numpy as np
 import tqdm
 
+from mae_jax import disk, files, pretrained, sharding
 from mae_jax import evaluate as evaluation
-from mae_jax import pretrained, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import Source, eval_batches, image_source
-from mae_jax.errors import UsageError
+from mae_jax.errors import RunError, UsageError
 from mae_jax.stopping import stop_on_signals
 from mae_jax.tools.inspect import content_hash
 
@@ -79,9 +80,7 @@ class Partial:
                 "give another --out",
             )
         else:
-            with open(path + ".tmp", "w", encoding="utf-8") as file:
-                json.dump(settings, file)
-            os.replace(path + ".tmp", path)
+            files.write(path, json.dumps(settings).encode())
 
     def cut(self, batch_size: int) -> int:
         """Number of whole batches that are there; what is beyond them is cut off."""
@@ -139,6 +138,7 @@ def extract(
 
     Raises:
       UsageError: `out` exists or has another ending, or was begun with other settings.
+      RunError: the disk is full or fails.
       Stopped: by SIGINT or SIGTERM, behind a batch; what was done is kept.
     """
     require(out.endswith(SUFFIXES), f"--out={out} must end in {' or '.join(SUFFIXES)}")
@@ -157,26 +157,49 @@ def extract(
         "arithmetic": jax.default_backend(),
     }
     batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
-    partial = Partial(f"{out}.partial", settings, shape=shape, dtype=np.dtype(dtype))
-    begin = partial.cut(batch_size)
+    with _told(out, f"{out}.partial"):
+        partial = Partial(f"{out}.partial", settings, shape=shape, dtype=np.dtype(dtype))
+        begin = partial.cut(batch_size)
     total = len(source)
     initial = min(begin * batch_size, total)
     with stop_on_signals() as stop, tqdm.tqdm(total=total, initial=initial, unit="image") as bar:
+        stop.answer = "finishing this batch, which is kept; press again to leave at once"
         stop.working()
         for rows in _rows(model, function, source, batch_size, begin):
             inside = rows.pop("index") >= 0
             rows = {name: x[inside] for name, x in rows.items()}
             rows["features"][~rows["valid"]] = np.nan
-            partial.append(rows)
+            with _told(out, partial.folder):
+                partial.append(rows)
             bar.update(int(inside.sum()))
             if stop.poll():
                 raise Stopped
     write = _write_npz if out.endswith(".npz") else _write_parquet
-    write(out + ".tmp", partial, source)
-    os.replace(out + ".tmp", out)
+    with _told(out, partial.folder), files.replacing(out) as unfinished:
+        write(unfinished, partial, source)
     bad = [source.describe(int(i)) for i in np.flatnonzero(~partial.read("valid", total))]
     shutil.rmtree(partial.folder)
     return bad
+
+
+@contextlib.contextmanager
+def _told(out: str, folder: str) -> Iterator[None]:
+    """`disk.told`; of a command that fails only rows that are done stay, in a folder it names."""
+    try:
+        with disk.told(out):
+            yield
+    except RunError as error:
+        if any(name.endswith(".bin") and size for name, size in _sizes(folder)):
+            raise RunError(
+                f"{error}; what is done stays in {folder}: the same command continues"
+            ) from error
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _sizes(folder: str) -> list[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.stat().st_size) for entry in entries]
 
 
 def _rows(

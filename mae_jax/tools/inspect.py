@@ -19,7 +19,7 @@ import numpy as np
 
 from mae_jax import checkpoint, convert, step_folders, stored
 from mae_jax.config import flatten
-from mae_jax.console import run_command
+from mae_jax.console import run_command, setup_logging
 from mae_jax.convert import files, surgery
 from mae_jax.errors import UsageError
 from mae_jax.params import named
@@ -189,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--verify", action="store_true", help="look for damage; of a run, in all its steps"
     )
     args = parser.parse_args(argv)
+    setup_logging()
     if args.verify:
         return 0 if verify(args.path) else 1
     info = describe(args.path)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import pictures, pretrained
+from mae_jax import disk, pictures, pretrained
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
 from mae_jax.data import load_images
@@ -206,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         priority=read_priority(args.priority, model) if args.priority else None,
         seed=args.seed,
     )
-    pictures.save(args.out, image)
+    with disk.told(args.out):
+        pictures.save(args.out, image)
     more = f" of {len(found)} (--max_images)" if len(files) < len(found) else ""
     print(f"{args.out}: {len(files)} images{more}")
     return 0

@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax import files, pictures, plots, workdir
+from mae_jax import disk, files, pictures, plots, workdir
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import RunError, UsageError
 from mae_jax.stopping import STOPPED
@@ -97,7 +97,8 @@ def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
     text, written = "", None
     # Tasks of an array write the same files: over a newer table, if another row was done meanwhile.
     while (done := _done(cells)) != written:
-        text, written = _write(study, report.rows(study, cells, done), folder), done
+        with disk.told(folder):
+            text, written = _write(study, report.rows(study, cells, done), folder), done
     return text
 
 

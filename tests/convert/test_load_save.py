@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import shutil
 
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mae_jax import convert
+from mae_jax import convert, disk
 from mae_jax.convert import describe, hugging_face, released, surgery
-from mae_jax.errors import UsageError
+from mae_jax.errors import RunError, UsageError
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.posemb import sincos_2d
 from mae_jax.models.vit import VisionTransformer
@@ -72,8 +73,9 @@ def test_the_official_classifier_computes_what_it_did(pool):
 @pytest.mark.parametrize("format", PATHS)
 def test_out_and_in_again_is_exact(tiny_mae, tmp_path, format):
     path = str(tmp_path / PATHS[format])
-    root, ending = os.path.splitext(path)
-    pathlib.Path(f"{root}.unfinished{ending}").write_text("of an earlier attempt")
+    left = tmp_path / f".{PATHS[format]}.tmp"  # by a process that was killed
+    left.mkdir()
+    (left / PATHS[format]).write_text("half")
     convert.save(tiny_mae, path, format=format)
     assert len(os.listdir(tmp_path)) == 1
     for written in (p for p in tmp_path.rglob("*") if p.is_file()):
@@ -91,6 +93,20 @@ def test_out_and_in_again_is_exact(tiny_mae, tmp_path, format):
         assert again.metadata["target"] == tiny_mae.metadata["target"]
     with pytest.raises(UsageError, match="exists: remove it"):
         convert.save(tiny_mae, path, format=format)
+
+
+@pytest.mark.parametrize("format", PATHS)
+def test_a_disk_without_room_is_one_line_and_nothing_stays(tiny_mae, tmp_path, monkeypatch, format):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file longer than this
+    try:
+        with pytest.raises(RunError, match=r"cannot be written: (No space|File too large)"):
+            convert.save(tiny_mae, str(tmp_path / PATHS[format]), format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

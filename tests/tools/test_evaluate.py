@@ -1,6 +1,8 @@
 """The commands around classification: evaluate a checkpoint, compare runs."""
 
 import json
+import os
+import resource
 import shutil
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mae_jax import train
-from mae_jax.errors import UsageError
+from mae_jax.errors import RunError, UsageError
+from mae_jax.scores import Predictions
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools import compare, evaluate
@@ -112,3 +115,23 @@ def test_runs_are_compared_in_a_table_and_a_plot(tmp_path, capsys):
         compare.main([str(tmp_path / "a"), "--metric=eval/top2"])
     with pytest.raises(UsageError, match="has no metrics.jsonl"):
         compare.main([str(tmp_path)])
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    lines = '{"step": 1, "epoch": 1.0, "split": "eval", "loss": 1.0}\n'
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines)
+    names = [f"class {i}" for i in range(9)]
+    best = np.zeros((1, 5), np.int32)
+    answers = Predictions(names, np.zeros(1, int), best[:, 0], best, np.zeros(1, np.float32))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # no file longer than this
+    try:
+        with pytest.raises(RunError, match="c.png cannot be written: File too large"):
+            compare.main([str(tmp_path / "run"), "--out", str(tmp_path / "c.png")])
+        with pytest.raises(OSError, match="File too large"):
+            answers.write(str(tmp_path / "answers"), str)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(os.listdir(tmp_path)) == ["answers", "run"]
+    assert os.listdir(tmp_path / "answers") == []

@@ -1,5 +1,6 @@
 """Features of images into a file: right, in order, and resumable at any row."""
 
+import errno
 import glob
 import os
 import shutil
@@ -12,7 +13,7 @@ from PIL import Image
 
 from mae_jax import convert, pretrained
 from mae_jax.data import image_source
-from mae_jax.errors import UsageError
+from mae_jax.errors import RunError, UsageError
 from mae_jax.tools import extract
 from tests.parity import official
 
@@ -99,6 +100,42 @@ def test_patches_of_a_layer_in_half_precision(folder, weights, tmp_path):
     assert command(weights, f"{folder}/cat/*.png", parquet, *more) == 0
     schema = pyarrow.parquet.read_schema(parquet)
     assert schema.metadata[b"shape"] == b"[64, 48]"
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("out", ["out.npz", "out.parquet"])
+def test_a_full_disk_keeps_what_is_done_and_leaves_nothing_else(
+    folder, weights, tmp_path, monkeypatch, out
+):
+    append, calls, path = extract.Partial.append, [], tmp_path / out
+    with monkeypatch.context() as patch:
+        patch.setattr(extract.files, "write", full)
+        with pytest.raises(RunError, match=rf"{out} cannot be written: No space left .* free\)$"):
+            command(weights, folder, path)
+    assert os.listdir(tmp_path) == []
+
+    def fills_up(self, rows):
+        calls.append(len(rows["label"]))
+        append(self, {name: x[:1] for name, x in rows.items()} if len(calls) == 2 else rows)
+        if len(calls) == 2:
+            full()
+
+    stays = rf"stays in {path}.partial: the same command continues$"
+    with monkeypatch.context() as patch:
+        patch.setattr(extract.Partial, "append", fills_up)
+        with pytest.raises(RunError, match=stays):
+            command(weights, folder, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(extract.np, "savez", full)
+        patch.setattr(pyarrow.parquet.ParquetWriter, "write_table", full)
+        with pytest.raises(RunError, match=stays):
+            command(weights, folder, path)
+    assert os.listdir(tmp_path) == [f"{out}.partial"]
+    assert command(weights, folder, path) == 0
+    assert os.listdir(tmp_path) == [out]
 
 
 class Stop(Exception):
