@@ -13,7 +13,10 @@ from mae_jax import checkpoint, pictures, resident, run_info, sharding
 from mae_jax.config import require
 from mae_jax.config_rules import LARGEST
 from mae_jax.data import DataOptions, pipeline, sources
+from mae_jax.data.folder import check_root
 from mae_jax.data.order import TrainOrder
+from mae_jax.errors import all_of
+from mae_jax.init_from import check_there
 from mae_jax.optim.recipe import make_recipe
 from mae_jax.optim.schedules import num_steps
 from mae_jax.task import Evaluator
@@ -22,6 +25,24 @@ from mae_jax.tasks import adaptation
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 100
+
+
+def check_places(config: Any, workdir: str) -> None:
+    """Whether what a run reads when it starts is where the configuration says; reads nothing yet.
+
+    Raises:
+      UsageError: names every key that leads nowhere.
+    """
+    checks: list[Callable[[], object]] = []
+    if config.data.source == "folder":
+        checks.append(lambda: check_root(config.data.root))
+    # A run that continues needs neither of these any more.
+    if workdir and not checkpoint.exists(workdir):
+        if config.resume:
+            checks.append(lambda: checkpoint.find_run(config.resume))
+        elif config.init_from:
+            checks.append(lambda: check_there(config.init_from))
+    all_of(*checks)
 
 
 class ImageTask:

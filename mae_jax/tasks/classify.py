@@ -25,7 +25,7 @@ from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build
 from mae_jax.tasks.adaptation import mixes
 from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
-from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.predict import Predictor
 
 
@@ -41,7 +41,12 @@ class Classify(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        check_together(config, jax.device_count())
+        check_together(
+            config,
+            jax.device_count(),
+            lambda: check_places(config, workdir),
+            lambda: build.encoder_fields(config.model),
+        )
         encoder = build.encoder_fields(config.model)
         super().__init__(config, workdir, image_size=encoder["image_size"])
         self.require_held_out()
