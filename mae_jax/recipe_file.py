@@ -1,5 +1,6 @@
 """Finds the Python file that a flag names, and says in one line why it cannot be one."""
 
+import ast
 import os
 import re
 import stat
@@ -48,7 +49,7 @@ def find(path: str, flag: str = "--config") -> str:
 
 def _check_program(found: str, path: str, flag: str) -> None:
     try:
-        compile(Path(found).read_bytes(), found, "exec", dont_inherit=True)
+        ast.parse(Path(found).read_bytes(), found)
     except OSError as error:
         raise UsageError(f"{flag}={path} cannot be read: {error.strerror}") from error
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
