@@ -71,7 +71,7 @@ def _meant(path: str, flag: str) -> str:
     hint = re.sub(r"mean (.*)\?$", r"mean --config=configs/\1.py?", hint)
     folders = sorted({f"{recipe.partition('/')[0]}/" for recipe in recipes if "/" in recipe})
     plain = [recipe for recipe in recipes if "/" not in recipe]
-    return f"{hint}; recipes in configs/ are {', '.join(plain)} and those in {', '.join(folders)}"
+    return f"{hint}{'' if hint else '.'} Recipes in configs/: {', '.join(plain + folders)}"
 
 
 def _recipes() -> list[str]:

@@ -159,7 +159,7 @@ def _read_pth(path: str, *, ema: bool = False) -> File:
     if ema or not arrays:
         notes.append(f"averaged weights: {key}" + " (the file has no others)" * (not arrays))
     elif average:
-        notes.append(f"the file has averaged weights too ({key}): --ema takes them")
+        notes.append(f"the file has averaged weights too ({key}): convert --ema takes them")
     arguments = content.get("args")
     stated = _training_arguments(arguments) if isinstance(arguments, dict) else {}
     text = content.get(METADATA)

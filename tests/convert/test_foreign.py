@@ -152,7 +152,9 @@ def test_averages_inside_a_file_are_noted_and_taken_when_asked_for(tmp_path, key
     path = save_pth(tmp_path / "x.pth", {"epoch": "3", "state_dict": arrays, key: averages})
     model = convert.load(path, hints=CLASSIFIER)
     assert model.averaged
-    assert f"the file has averaged weights too ({key}): --ema takes them" in model.report.notes
+    assert (
+        f"the file has averaged weights too ({key}): convert --ema takes them" in model.report.notes
+    )
     np.testing.assert_array_equal(bias(path), arrays["head.bias"])
     np.testing.assert_array_equal(bias(path, ema=True), arrays["head.bias"] + 1)
     assert f"averaged weights: {key}" in files.read(path, ema=True).notes
