@@ -2,10 +2,10 @@
 
 python -m mae_jax.tools.convert --from X --to Y [--format mae|hf|hf_vit|timm|official|npz]
 
-X: a run of ours, one of its steps, or a folder of weights; a .pth, .safetensors or .npz file; a
-folder of Hugging Face (ViTMAE, ViT) or timm. Y: a file or folder that does not exist yet. The
-format is told by Y's ending where it can be: .safetensors and .pth are official names, .npz ours, a
-folder `mae`.
+X: a run of ours, one of its steps, or a folder of weights; a file of PyTorch, safetensors or NumPy
+under any name; a folder of Hugging Face (ViTMAE, ViT) or timm. Y: a file or folder that does not
+exist yet. The format is told by Y's ending where it can be: .safetensors and .pth are official
+names, .npz ours, a folder `mae`.
 
   mae       folder of weights that every command and --config.init_from takes
   hf        Hugging Face folder, ViTMAEForPreTraining
@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--to", required=True, metavar="Y", help="file or folder to write")
     add("--format", default="", help=f"one of {', '.join(convert.FORMATS)}")
     add("--encoder_only", action="store_true", help="leave out the decoder, or the head")
-    add("--ema", action="store_true", help="a run's averaged weights")
+    add("--ema", action="store_true", help="averaged weights, of a run or a training file")
     add("--license", default="", help="of the weights, for the model card: cc-by-nc-4.0, ...")
     many: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "PATTERN"}
     add("--allow_missing", **many, help="parameters (our names) that may be absent")
