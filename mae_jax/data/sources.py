@@ -62,7 +62,7 @@ def make_sources(
     if options.source == "shapes":
         train, evaluation = _shapes(options, image_size=image_size, channels=channels)
     elif options.source == "folder":
-        train, evaluation = make_folder_sources(options, workdir=workdir)
+        train, evaluation = make_folder_sources(options, workdir=workdir, resuming=resuming)
     else:
         train, evaluation = make_tfds_sources(options, workdir=workdir)
     if evaluation is None and options.holdout:
