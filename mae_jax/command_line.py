@@ -13,9 +13,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mae_jax import workdir
+from mae_jax import paths, workdir
+from mae_jax.config import flatten
 from mae_jax.config_check import check_name, check_values, shorten
 from mae_jax.config_keys import RULES
+from mae_jax.config_rules import Place
 from mae_jax.errors import UsageError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -85,6 +87,9 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError("get_config() of the recipe must return an ml_collections.ConfigDict")
     check_values(config)
+    config.update_from_flattened_dict(
+        {k: paths.expand(x) for k, x in flatten(config).items() if isinstance(RULES[k], Place)}
+    )
     return config
 
 
@@ -136,9 +141,12 @@ def _find_config(argv: list[str]) -> list[str]:
     found = []
     for before, word in zip(["", *argv], argv, strict=False):
         name, equals, value = word.rpartition("=") if "=" in word else (before, "", word)
-        path, colon, argument = value.partition(":")
-        inside = os.path.join(REPO, path)
-        if name.lstrip("-") == "config" and not os.path.exists(path) and os.path.exists(inside):
-            word = (f"{name}=" if equals else "") + inside + colon + argument
+        if name.lstrip("-") == "config":
+            path, colon, argument = value.partition(":")
+            path = paths.expand(path)
+            inside = os.path.join(REPO, path)
+            if not os.path.exists(path) and os.path.exists(inside):
+                path = inside
+            word = (f"{name}=" if equals else "") + path + colon + argument
         found.append(word)
     return found

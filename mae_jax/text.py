@@ -1,8 +1,10 @@
 """Text that comes from outside: lists that people wrote, and names that are shown to them."""
 
 import codecs
+import io
 import os
 import unicodedata
+from collections.abc import Sequence
 
 from mae_jax.errors import UsageError
 
@@ -43,6 +45,18 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def same_names(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:
+    """Whether two lists hold the same names, however these are normalized."""
+    if one is None or other is None:
+        return one is other
+    return [*map(normalized, one)] == [*map(normalized, other)]
+
+
+def lines(path: str) -> list[str]:
+    """The lines of a text file, without spaces around them or empty ones at the end, as `read`."""
+    return [line.strip() for line in io.StringIO(read(path).rstrip(), newline=None)]
+
+
 def read(path: str) -> str:
     """The content of a text file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
@@ -52,19 +66,21 @@ def read(path: str) -> str:
       UsageError: there is no such file, or it cannot be read or decoded.
     """
     if not os.path.isfile(path):
-        raise UsageError(f"{quoted(path)} is not a file")
+        raise UsageError(f"{quoted(path)} cannot be read: there is no such file")
     try:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
-        raise UsageError(f"cannot read {quoted(path)}: {error.strerror}") from error
+        raise UsageError(f"{quoted(path)} cannot be read: {error.strerror}") from error
     mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
     try:
         text = data[len(mark) :].decode(
             encoding, "surrogateescape" if encoding == "utf-8" else "strict"
         )
     except UnicodeDecodeError as error:
-        raise UsageError(f"{quoted(path)} is not valid {encoding}: save it as UTF-8") from error
+        raise UsageError(
+            f"{quoted(path)} cannot be read: it is not valid {encoding}; save it as UTF-8"
+        ) from error
     if "\0" in text:
-        raise UsageError(f"{quoted(path)} is not a text file in UTF-8: save it as UTF-8")
+        raise UsageError(f"{quoted(path)} cannot be read: it is not text in UTF-8; save it as such")
     return text

@@ -304,11 +304,17 @@ def read_list(path: str) -> Listing:
 
 
 def file_size(path: str | Path) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """Bytes of a file; None where there is none, or it is out of reach.
+
+    Raises:
+      UsageError: the storage fails.
+    """
     try:
         status = os.stat(path)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in (*_ABSENT, *_FORBIDDEN):
+            return None
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
     # Reading a pipe or a device would never end.
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 

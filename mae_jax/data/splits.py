@@ -122,21 +122,22 @@ def _unwrapped(root: str, named: Sequence[str]) -> str:
 
 def _look(place: str) -> tuple[list[str], bool]:
     """Names of the folders in a folder, sorted, and whether there are images beside them."""
+    folders, images = [], False
     try:
         with os.scandir(place) as entries:
-            found = [(entry.name, _is_dir(entry)) for entry in entries]
+            for entry in entries:
+                named = entry.name.lower().endswith(EXTENSIONS) and entry.name[0] != "."
+                # A link that is called like an image is not followed: there may be a million.
+                if _is_dir(entry, follow=not named):
+                    folders.append(entry.name)
+                images |= named and entry.name not in folders[-1:]
     except OSError as error:
         raise UsageError(f"cannot read {place}: {error.strerror}") from error
-    folders = sorted(name for name, folder in found if folder and not is_service(name))
-    return folders, any(
-        name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        for name, folder in found
-        if not folder
-    )
+    return sorted(name for name in folders if not is_service(name)), images
 
 
-def _is_dir(entry: os.DirEntry) -> bool:
+def _is_dir(entry: os.DirEntry, follow: bool) -> bool:
     try:
-        return entry.is_dir()
+        return entry.is_dir(follow_symlinks=follow)
     except OSError:  # a link that leads nowhere
         return False

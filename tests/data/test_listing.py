@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_jax.data import listing, make_sources
+from mae_jax.data import evaluation_folder, listing, make_sources
 from mae_jax.errors import UsageError
 from tests.data.helpers import jpeg, picture
 
@@ -199,6 +199,26 @@ def test_a_kept_listing_outlives_other_rules(tmp_path, caplog):
         sources(root, tmp_path / "run")
 
 
+def test_the_order_of_classes_that_a_model_does_not_name(tmp_path, caplog):
+    """Plain order, as torchvision has it; timm's is another here, which must not go unsaid."""
+    names = ["0", "1", "2", "10", "11"]
+    write(tmp_path, *(f"{name}/1.jpg" for name in names))
+    plain = evaluation_folder(str(tmp_path), None, number=5)
+    assert plain.classes == ["0", "1", "10", "11", "2"] and labels(plain) == [0, 1, 2, 3, 4]
+    assert "(class 2 is 10). timm's order is the natural one (class 2 is 2)" in caplog.text
+    natural = evaluation_folder(str(tmp_path), names, number=5)
+    assert natural.classes == names and labels(natural) == [0, 1, 3, 4, 2]
+    caplog.clear()
+    write(tmp_path / "b", "n01/1.jpg", "n02/1.jpg")
+    evaluation_folder(str(tmp_path / "b"), None, number=2)
+    assert not caplog.records
+    write(tmp_path / "c", "Zebra/1.jpg", "ant/1.jpg")
+    evaluation_folder(str(tmp_path / "c"), None, number=2)
+    assert "(class 0 is Zebra)" in caplog.text and "(class 0 is ant)" in caplog.text
+    with pytest.raises(UsageError, match="are not classes of the model"):
+        evaluation_folder(str(tmp_path / "b"), ["n01", "n02", "n02"], number=3)
+
+
 # Lists.
 
 
@@ -241,7 +261,7 @@ def test_bad_lists_are_one_line(tmp_path):
     refused(b"", "it has none")
     refused(b"# only a comment\n", "it has none")
     refused(b'path\n"' + b"x" * 200_000 + b'"\n', "is not a CSV file: field larger")
-    refused("path\n1.jpg\n".encode("utf-16-le"), "not a text file in UTF-8", "list.txt")
+    refused("path\n1.jpg\n".encode("utf-16-le"), "it is not text in UTF-8", "list.txt")
     refused(b"\xff\xfe1", "is not valid utf-16-le", "list.txt")
     refused(b"a\x1b[31m.jpg\n", r"for example 'a\\x1b\[31m.jpg' \(", "list.txt")
     refused(b"1.jpg \n\xff.jpg\n", r"for example '1.jpg ', '\\udcff.jpg' \(", "list.txt")
