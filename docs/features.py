@@ -5,16 +5,16 @@
 RUN is a run, one of its steps, or weights of any kind (docs/weights.md).
 """
 
-import glob
 import sys
 
-from mae_jax import pictures, pretrained
+from mae_jax import data, pictures, pretrained
 
 
 def main(run: str, pattern: str, out: str) -> None:
     """Prints the shapes of what comes out, and which images are most alike; draws a picture."""
     model = pretrained.load(run)
-    files = sorted(glob.glob(pattern))[:16]
+    source = data.files_source(pattern)
+    files = [source.describe(i) for i in range(min(16, len(source)))]
     images = model.load_images(files)  # uint8 [N, H, W, C], or any array of that shape
 
     features = model.features(images)  # float32 [N, D]: mean of the patch tokens

@@ -14,9 +14,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mae_jax import recipe_file, workdir
+from mae_jax import paths, recipe_file, workdir
+from mae_jax.config import flatten
 from mae_jax.config_check import check_name, check_values, shorten
 from mae_jax.config_keys import RULES
+from mae_jax.config_rules import Place
 from mae_jax.errors import UsageError, all_of
 
 REPO = recipe_file.REPO
@@ -87,6 +89,9 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError("get_config() of the recipe must return an ml_collections.ConfigDict")
     check_values(config)
+    config.update_from_flattened_dict(
+        {k: paths.expand(x) for k, x in flatten(config).items() if isinstance(RULES[k], Place)}
+    )
     return config
 
 
@@ -146,6 +151,7 @@ def _find_config(argv: list[str]) -> list[str]:
         name, equals, value = word.rpartition("=") if "=" in word else (before, "", word)
         path, colon, argument = value.partition(":")
         if name.lstrip("-") == "config" and path:
-            word = (f"{name}=" if equals else "") + recipe_file.find(path) + colon + argument
+            found = recipe_file.find(paths.expand(path))
+            word = (f"{name}=" if equals else "") + found + colon + argument
         found.append(word)
     return found

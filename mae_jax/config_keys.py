@@ -6,7 +6,7 @@ No imports of models or data here, so that a mistyped value is answered before j
 that code looks up elsewhere (sizes, samplers, ...) are compared with it by tests.
 """
 
-from mae_jax.config_rules import LARGEST, Choice, Flag, Number, Numbers, Rule, Text, Whole
+from mae_jax.config_rules import LARGEST, Choice, Flag, Number, Numbers, Place, Rule, Text, Whole
 
 STEPS = "steps between two, 0: never"
 
@@ -18,8 +18,8 @@ COMMON: dict[str, Rule] = {
     "steps": Whole("length of the run in updates; 0: by `epochs`"),
     "batch_size": Whole("images of an update, on all devices; lowered for small sets", 1, 2**24),
     "grad_accum": Whole("parts that a batch is worked through in", 1, 2**24),
-    "resume": Text("another run, or one of its steps, to continue in a new workdir"),
-    "init_from": Text("a run, or other weights, to begin with"),
+    "resume": Place("another run, or one of its steps, to continue in a new workdir"),
+    "init_from": Place("a run, or other weights, to begin with"),
     "init_channels": Text(
         "weights of other channels",
         r"error|mean|repeat|select:\d{1,6}(,\d{1,6})*",
@@ -38,7 +38,7 @@ COMMON: dict[str, Rule] = {
     "model.remat": Choice("what is computed again to save memory", ("none", "dots", "blocks")),
     "data.source": Choice("kind of data set", ("shapes", "folder", "tfds")),
     "data.name": Text("tfds: the data set"),
-    "data.root": Text("folder: directory or list file; tfds: data_dir"),
+    "data.root": Place("folder: directory or list file; tfds: data_dir"),
     "data.split": Text("to train on"),
     "data.eval_split": Text("held out; empty: the source's validation split, or `holdout`"),
     "data.holdout": Whole("training images held out without an evaluation split; at most half"),
@@ -113,7 +113,7 @@ PRETRAIN: dict[str, Rule] = {
     "target.components": Whole("pca: coefficients, at most as many as numbers of a patch", 1),
     "target.fit_images": Whole("pca: training images that it is learnt from", 1),
     "target.loss_on": Choice("patches that the loss is taken on", ("masked", "all")),
-    "target.tokenizer": Text("tokens: a run of task tokenizer, or DALL-E's encoder.pkl"),
+    "target.tokenizer": Place("tokens: a run of task tokenizer, or DALL-E's encoder.pkl"),
 }
 
 TOKENIZER: dict[str, Rule] = {

@@ -140,6 +140,13 @@ class Text(Rule):
         return bool(whole) and value.isprintable()
 
 
+@dataclasses.dataclass(frozen=True)
+class Place(Text):
+    """A path, or ""; `~` in it is the home folder (`paths.expand`)."""
+
+    shown: str = "a path"
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" for a word that is not among the known ones, or ""."""
     by_lower = {name.lower(): name for name in known}

@@ -75,7 +75,7 @@ def run_command(command: Callable[[], int]) -> int:
         error = backend.unavailable(caught) or caught
         if not isinstance(error, (UsageError, RunError, FloatingPointError, OSError)):
             raise
-        say(f"error: {_text(error)}", error=True)
+        say(*_lines(error), error=True)
         status = exit_status(error)
     except KeyboardInterrupt:
         say("interrupted", error=True)
@@ -84,10 +84,12 @@ def run_command(command: Callable[[], int]) -> int:
     return status
 
 
-def _text(error: Exception) -> str:
+def _lines(error: Exception) -> list[str]:
+    if isinstance(error, UsageError) and len(error.args) > 1:
+        return [f"error: {len(error.args)} problems", *(f"  - {text}" for text in error.args)]
     if isinstance(error, OSError) and isinstance(error.filename, str):
-        return f"{error.filename}: {disk.error_line(error, error.filename)}"
-    return str(error)
+        return [f"error: {error.filename}: {disk.error_line(error, error.filename)}"]
+    return [f"error: {error}"]
 
 
 class _Lossy(io.FileIO):

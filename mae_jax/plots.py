@@ -1,13 +1,20 @@
 """Plots with matplotlib, as uint8 pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mae_jax.text import printable
+
 NAMED = 40  # with more classes than this their names are not written
+
+
+def _plain(names: Iterable[str]) -> list[str]:
+    """Names as text that is drawn as it is; matplotlib would read `$` as mathematics."""
+    return [printable(name).replace("$", r"\$") for name in names]
 
 
 def _image(figure: Figure) -> np.ndarray:
@@ -28,8 +35,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     axes.set(xlabel="answer", ylabel="class", title=f"top-1 {right:.2%} of {counts.sum():,}")
     if len(classes) <= NAMED:
         ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=90)
-        axes.set_yticks(ticks, classes)
+        names = _plain(classes)
+        axes.set_xticks(ticks, names, rotation=90)
+        axes.set_yticks(ticks, names)
         for (row, column), count in np.ndenumerate(counts):
             if count and len(classes) <= 12:
                 share = count / total[row, 0]
@@ -45,7 +53,7 @@ def curves(
     """uint8 [H, W, 3] picture of named (x, y) lines."""
     figure = Figure((8, 5), layout="constrained", dpi=110)
     axes = figure.subplots()
-    for name, (x, y) in lines.items():
+    for name, (x, y) in zip(_plain(lines), lines.values(), strict=True):
         axes.plot(x, y, marker="o" if len(x) < 30 else "", markersize=4, label=name)
     axes.set(title=title, xlabel=xlabel)
     axes.grid(alpha=0.3)

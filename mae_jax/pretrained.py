@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import convert, data, targets
+from mae_jax import convert, data, paths, targets
 from mae_jax.config import require
 from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
@@ -39,6 +39,7 @@ def load(path: str, *, dtype: str = "auto", ema: bool = False) -> "Pretrained":
     Raises:
       UsageError: there is none, it is damaged, or it is not whole.
     """
+    path = paths.expand(path)
     model = convert.load(path, ema=ema)
     model.report.check()
     return Pretrained(model, path, dtype=dtype)

@@ -8,7 +8,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-from mae_jax import bucket_lock, files, lock
+from mae_jax import bucket_lock, files, lock, paths
 from mae_jax.bucket_lock import BucketLock
 from mae_jax.errors import UsageError
 from mae_jax.lock import Lock
@@ -28,10 +28,7 @@ def resolve(workdir: str) -> str:
         raise UsageError(f"--workdir={workdir!r} has characters that cannot be printed")
     if files.in_bucket(workdir):
         return _resolve_in_bucket(workdir)
-    path = os.path.expanduser(workdir)
-    if path.startswith("~"):
-        raise UsageError(f"--workdir={workdir}: there is no such user; write ./{workdir} otherwise")
-    return os.path.abspath(path)
+    return os.path.abspath(paths.expand(workdir))
 
 
 def _resolve_in_bucket(workdir: str) -> str:

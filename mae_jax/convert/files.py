@@ -1,7 +1,6 @@
 """What is in a file or folder of weights, under its own names, and what it says of itself."""
 
 import contextlib
-import glob
 import json
 import lzma
 import os
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mae_jax.convert import pth
 from mae_jax.errors import UsageError
+from mae_jax.text import lines as lines_of
 from mae_jax.untrusted import check_npy, check_zip
 
 METADATA = "mae_jax"  # under this name our own files carry the metadata of a checkpoint
@@ -303,14 +303,13 @@ def _hugging_face(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], li
 
 def _card_license(path: str) -> str:
     """The licence that the head of a model card (README.md) names, or ""."""
-    for card in glob.glob(os.path.join(path, "README.md")):
-        with open(card, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-        if lines[:1] == ["---"]:
-            head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else []
-            for line in head:
-                if line.startswith("license:"):
-                    return line.partition(":")[2].strip()
+    card = os.path.join(path, "README.md")
+    lines = lines_of(card) if os.path.isfile(card) else []
+    if lines[:1] == ["---"]:
+        head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else []
+        for line in head:
+            if line.startswith("license:"):
+                return line.partition(":")[2].strip()
     return ""
 
 

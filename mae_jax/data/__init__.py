@@ -1,6 +1,6 @@
 """The input pipeline. TensorFlow is imported with the first batch, not before."""
 
-from mae_jax.data.folder import evaluation_folder
+from mae_jax.data.folder import evaluation_folder, files_source
 from mae_jax.data.options import DataOptions
 from mae_jax.data.pipeline import Batches, eval_batches, load_images, train_batches
 from mae_jax.data.source import Record, Source
@@ -14,6 +14,7 @@ __all__ = [
     "Sources",
     "eval_batches",
     "evaluation_folder",
+    "files_source",
     "image_source",
     "load_images",
     "make_sources",

@@ -3,20 +3,23 @@
 import glob
 import logging
 import os
+import re
+import stat
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from mae_jax import text
 from mae_jax.data import listing as listings
+from mae_jax.data import splits
 from mae_jax.data.options import DataOptions
 from mae_jax.data.source import Record
 from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-EVAL_FOLDERS = ("val", "validation")
 _LISTS = (".txt", ".csv")
 MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (decode.MAX_VALUES)
 
@@ -57,22 +60,39 @@ class FolderSource:
 
 
 def make_folder_sources(
-    options: DataOptions, *, workdir: str | None
+    options: DataOptions, *, workdir: str | None, resuming: bool = True
 ) -> tuple[FolderSource, FolderSource | None]:
     """The training source and, where there is an evaluation split, the evaluation source.
+
+    Args:
+      options: `config.data`.
+      workdir: where listings are kept between starts; None keeps nothing.
+      resuming: False: what is kept there may be another host's, which starts at this moment.
 
     Raises:
       UsageError: root or a split does not exist, holds no images, or changed since the run began.
     """
     root = options.root
     check_root(root)
-    if os.path.isdir(root):
-        train_at, eval_at = _folders(options)
+    if _is_folder(root):
+        # A run that began without held-out images does not get any later.
+        without = resuming and _is_kept(workdir, "train") and not _is_kept(workdir, "eval")
+        train_at, eval_at = splits.find(
+            root, split=options.split, eval_split=options.eval_split, discover=not without
+        )
     else:
         train_at, eval_at = root, _eval_list(options)
     train = _source(train_at, part="train", workdir=workdir)
+    if train.classes and all(map(splits.is_split, train.classes)):
+        raise UsageError(
+            f"the only classes in {train_at} would be {', '.join(train.classes)}, which are parts "
+            "of a data set: name those to train on and to hold out by --config.data.split= and "
+            "--config.data.eval_split= (a list file takes all images)"
+        )
     if eval_at is None:
         return train, None
+    if os.path.realpath(eval_at) == os.path.realpath(train_at):
+        log.warning("the held-out images are those trained on: %s", train_at)
     return train, _source(eval_at, part="eval", workdir=workdir, classes=train.classes)
 
 
@@ -96,18 +116,24 @@ def check_root(root: str) -> None:
 
 
 def files_source(where: str) -> FolderSource:
-    """All images below a folder, of a list file, or that a glob pattern names.
+    """All images below a folder, of a list file, or that a path or a glob pattern names.
+
+    What exists is taken as it is, even if it has the characters of a pattern.
 
     Raises:
       UsageError: there are none.
     """
     if os.path.isdir(where) or (where.lower().endswith(_LISTS) and os.path.exists(where)):
         return _source(where, part="all", workdir=None)
-    paths = sorted(p for p in glob.glob(where, recursive=True) if os.path.isfile(p))
-    if not paths:
-        raise UsageError(f"--images={where!r} is no folder, no list, and no file matches it")
-    sizes = np.array([os.path.getsize(path) for path in paths], np.int64)
-    listing = listings.Listing(paths, sizes, np.full(len(paths), -1, np.int32), None)
+    paths = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
+    found = [(path, size) for path in paths if (size := listings.file_size(path)) is not None]
+    if not found:
+        raise UsageError(
+            f"--images={where!r} is no folder, no list, and no file matches it (quote a pattern)"
+        )
+    paths, sizes = map(list, zip(*found, strict=True))
+    unknown = np.full(len(paths), -1, np.int32)
+    listing = listings.Listing(paths, np.array(sizes, np.int64), unknown, None)
     return FolderSource(listing, base="", name=where, part="all")
 
 
@@ -125,50 +151,72 @@ def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> 
     Raises:
       UsageError: no such folder, no images, or folders that are not the classes.
     """
-    if not os.path.isdir(place):
+    if not _is_folder(place, "--images"):
         raise UsageError(f"{place} is not a folder")
     if classes is None:
         source = _source(place, part="all", workdir=None)
         if source.classes is None or len(source.classes) != number:
             raise UsageError(
                 f"{place} has {len(source.classes or ())} folders of classes where the model has "
-                f"{number} classes, whose names it does not know: wrong folder?"
+                f"{number} classes, whose names it does not know: wrong folder? (--classes FILE "
+                "names them)"
             )
-        log.info("the model does not know the names of its classes: taken in the folders' order")
+        _tell_order(source.classes)
         return source
     source = _source(place, part="eval", workdir=None, classes=classes)
     if source.classes is None:
         raise UsageError(
             f"the folders of {place} are not classes of the model ({len(classes)}: "
-            f"{', '.join(classes[:3])}, ...): wrong folder?"
+            f"{', '.join(classes[:3])}, ...): wrong folder? (if they have other names, --classes "
+            "FILE gives these in the model's order)"
         )
     return source
 
 
-def _folders(options: DataOptions) -> tuple[str, str | None]:
-    root, split = options.root, options.split
-    train_at = os.path.join(root, split)
-    if options.eval_split:
-        eval_at = os.path.join(root, options.eval_split)
-        if not os.path.isdir(eval_at):
-            raise UsageError(f"--config.data.eval_split={options.eval_split}: no folder {eval_at}")
-    else:
-        places = [os.path.join(root, name) for name in EVAL_FOLDERS if name != split]
-        eval_at = next(filter(os.path.isdir, places), None)
-    if os.path.isdir(train_at):
-        log.info("training images: the folder %s", train_at)
-    elif split not in ("", "train"):
-        raise UsageError(f"--config.data.split={split}: no folder {train_at}")
-    elif eval_at is not None:
-        # Falling back to the root would train on the evaluation images.
-        raise UsageError(
-            f"{root} holds {os.path.basename(eval_at)} but no folder {split or 'train'}: name the "
-            f"folder of training images by --config.data.split="
-        )
-    else:
-        train_at = root
-        log.info("training images: the folder %s itself (it holds no folder 'train')", root)
-    return train_at, eval_at
+def _tell_order(classes: list[str]) -> None:
+    """Says in which order folders were taken for the classes of a model that does not know it."""
+    natural = sorted(classes, key=_natural)
+    if natural == classes:
+        log.info("the model does not know the names of its classes: taken in the folders' order")
+        return
+    first = next(i for i, pair in enumerate(zip(classes, natural, strict=True)) if len({*pair}) > 1)
+    log.warning(
+        "the model does not know the names of its classes: taken in the plain order of the "
+        "folders, as torchvision does it (class %d is %s). timm's order is the natural one (class "
+        "%d is %s): if the model was trained with it, the accuracy is wrong. --classes FILE, with "
+        "a name a line in the model's order, settles it",
+        *(first, classes[first], first, natural[first]),
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts names as timm does: digits by their number, letters without case."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+
+def _is_folder(path: str, flag: str = "--config.data.root") -> bool:
+    """Whether something is a folder.
+
+    Raises:
+      UsageError: there is nothing, or it is out of reach.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{flag}={path} does not exist") from error
+    except OSError as error:
+        raise UsageError(f"{flag}={path} cannot be read: {error.strerror}") from error
+
+
+def _is_kept(workdir: str | None, part: str) -> bool:
+    """Whether a run keeps a listing already."""
+    cache = _cache(workdir, part)
+    return cache is not None and cache.exists()
+
+
+def _cache(workdir: str | None, part: str) -> epath.Path | None:
+    return epath.Path(workdir) / "data" / f"listing_{part}.jsonl" if workdir else None
 
 
 def _eval_list(options: DataOptions) -> str | None:
@@ -185,9 +233,9 @@ def _source(
 ) -> FolderSource:
     """Lists `place`; for evaluation, numbers its labels by the training `classes`."""
     is_folder = os.path.isdir(place)
-    found = listings.scan_folder(place) if is_folder else listings.read_list(place)
-    cache = epath.Path(workdir) / "data" / f"listing_{part}.jsonl" if workdir else None
-    found = listings.remembered(found, cache, place=place)
+    known = set(map(text.normalized, classes or ()))
+    found = listings.scan_folder(place, known=known) if is_folder else listings.read_list(place)
+    found = listings.remembered(found, _cache(workdir, part), place=place)
     if part == "eval" and found.classes != classes:
         found = _renumbered(found, classes, place=place)
     base = place if is_folder else os.path.dirname(place)
@@ -197,15 +245,19 @@ def _source(
 def _renumbered(
     listing: listings.Listing, classes: list[str] | None, *, place: str
 ) -> listings.Listing:
-    extra = sorted(set(listing.classes or []) - set(classes or []))
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(classes or ()):
+        numbers.setdefault(text.normalized(name), []).append(number)
+    theirs = [numbers.get(text.normalized(name), []) for name in listing.classes or ()]
+    extra = [name for name, of in zip(listing.classes or (), theirs, strict=True) if len(of) != 1]
     if extra or listing.classes is None:
         # Wrong labels would be worse than none: whoever needs them sees `classes` is None.
         if extra:
             log.warning(
-                "%s has %d classes that the training images do not have (%s): its labels are "
-                "not used",
-                *(place, len(extra), ", ".join(extra[:5])),
+                "%s has %d classes that the training images do not have, or have twice (%s): its "
+                "labels are not used",
+                *(place, len(extra), ", ".join(sorted(extra)[:5])),
             )
         return listing._replace(labels=np.full_like(listing.labels, -1), classes=None)
-    table = np.array([(classes or []).index(name) for name in listing.classes] + [-1], np.int32)
+    table = np.array([*(of[0] for of in theirs), -1], np.int32)
     return listing._replace(labels=table[listing.labels], classes=classes)

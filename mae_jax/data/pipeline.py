@@ -22,6 +22,7 @@ from mae_jax.data.options import DataOptions
 from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
 from mae_jax.data.source import Source
 from mae_jax.errors import UsageError
+from mae_jax.paths import expand
 
 Batch = dict[str, np.ndarray]
 _open_batches: "weakref.WeakSet[Batches]" = weakref.WeakSet()
@@ -135,7 +136,7 @@ def load_images(
     images = np.empty((len(paths), *image_size, channels), options.dtype)
     for row, path in enumerate(paths):
         try:
-            image = pixels(Path(path).read_bytes(), options, channels=channels)
+            image = pixels(Path(expand(str(path))).read_bytes(), options, channels=channels)
             images[row] = transform(image, np.empty(0))
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:

@@ -1,5 +1,6 @@
 """Picks and builds the sources that `config.data` asks for."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mae_jax import host
+from mae_jax import host, paths
 from mae_jax.data import decode, resize
 from mae_jax.data.cache import Budget, Cached
 from mae_jax.data.folder import files_source, make_folder_sources
@@ -71,10 +72,11 @@ def make_sources(
             for path in epath.Path(workdir).glob(f"data/{name}"):
                 path.unlink(missing_ok=True)  # the other processes of a run do the same
     options = DataOptions.from_config(data_config)
+    options = dataclasses.replace(options, root=paths.expand(options.root))
     if options.source == "shapes":
         train, evaluation = _shapes(options, image_size=image_size, channels=channels)
     elif options.source == "folder":
-        train, evaluation = make_folder_sources(options, workdir=workdir)
+        train, evaluation = make_folder_sources(options, workdir=workdir, resuming=resuming)
     else:
         train, evaluation = make_tfds_sources(options, workdir=workdir)
     if evaluation is None and options.holdout:
@@ -119,7 +121,8 @@ def image_source(where: str, *, root: str = "") -> Source:
 
     Args:
       where: a folder, with all folders below; a list file (.txt, .csv); a file or a quoted glob
-        pattern; or `tfds:NAME/SPLIT` of a prepared TFDS set, such as tfds:imagenet2012/validation.
+        pattern (what exists is no pattern); or `tfds:NAME/SPLIT` of a prepared TFDS set, such as
+        tfds:imagenet2012/validation.
       root: data_dir of TFDS.
 
     Raises:
@@ -133,7 +136,7 @@ def image_source(where: str, *, root: str = "") -> Source:
             )
         options = DataOptions(source="tfds", name=name, split=split, root=root)
         return make_tfds_sources(options, workdir=None)[0]
-    return files_source(where)
+    return files_source(paths.expand(where))
 
 
 class ShapesSource:

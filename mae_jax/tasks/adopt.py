@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_jax import text
 from mae_jax.config import require
 from mae_jax.models.posemb import resize_table, sincos_2d
 from mae_jax.models.vit import VisionTransformer
@@ -68,7 +69,7 @@ def adopt_encoder(
             fresh.append(f"{norm}/")
         elif (
             theirs["num_classes"]
-            and metadata["classes"] == classes
+            and text.same_names(metadata["classes"], classes)
             and not (theirs["head_norm"] or model.head_norm)
         ):
             wanted |= {"head"}

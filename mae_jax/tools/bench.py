@@ -30,7 +30,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from mae_jax import command_line
+from mae_jax import command_line, paths
 from mae_jax.bench.compile import bench_compile, fake_devices, topology_devices
 from mae_jax.bench.data import bench_data
 from mae_jax.bench.report import table
@@ -54,7 +54,8 @@ def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
                 "the batch size of the recipe, without --find_batch"
             )
         return (
-            bench_rows(config, plan.load(values.rows, "--rows").rows, values.repeats) | _machine()
+            bench_rows(config, plan.load(paths.expand(values.rows), "--rows").rows, values.repeats)
+            | _machine()
         )
     options = Options(**{name: getattr(values, name) for name in Options._fields})
     return bench_step(config, options) | _machine()
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; prints a table and one JSON object last."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in COMMANDS:
-        raise UsageError(f"say what to measure: one of {list(COMMANDS)}\n{__doc__}")
+        raise UsageError(f"say what to measure: one of {', '.join(COMMANDS)} (docs/performance.md)")
     values = flags.FlagValues()
     command_line.define_config(values, words)
     _define_flags(values)

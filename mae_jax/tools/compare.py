@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mae_jax import disk, files, metrics, pictures, plots
-from mae_jax.console import run_command
+from mae_jax import disk, files, metrics, paths, pictures, plots
+from mae_jax.console import run_command, say
 from mae_jax.errors import UsageError
+from mae_jax.text import printable
 
 PREFERRED = ("eval/top1", "knn/top1", "eval/loss")
 LOWER_IS_BETTER = ("loss",)
@@ -62,7 +63,7 @@ def table(metric: str, runs: dict[str, Curve]) -> str:
         top = best(values)
         length = f"{steps[-1]} | {epochs[-1]:.4g}"
         at = steps[values.index(top)]
-        lines.append(f"| {name} | {length} | {values[-1]:.4g} | {top:.4g} | {at} |")
+        lines.append(f"| {printable(name)} | {length} | {values[-1]:.4g} | {top:.4g} | {at} |")
     return "\n".join(lines)
 
 
@@ -88,20 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser.add_argument("runs", type=paths.expand, nargs="+", help="folders of runs")
     parser.add_argument("--metric", help="SPLIT/NAME")
-    parser.add_argument("--out", help="PNG of the curves")
+    parser.add_argument("--out", type=paths.expand, help="PNG of the curves")
     args = parser.parse_args(argv)
     metric, runs = compare(args.runs, args.metric)
-    print(table(metric, runs))
+    say(*table(metric, runs).splitlines())
     missing = [run for run in args.runs if _label(run) not in runs]
     if missing:
-        print(f"without {metric}: {', '.join(missing)}")
+        say(f"without {metric}: {', '.join(missing)}")
     if args.out:
         lines = {name: (curve.epochs, curve.values) for name, curve in runs.items()}
         with disk.told(args.out):
             pictures.save(args.out, plots.curves(metric, lines, xlabel="epoch"))
-        print(args.out)
+        say(args.out)
     return 0
 
 

@@ -22,13 +22,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax import convert, targets
+from mae_jax import convert, paths, targets, text
 from mae_jax.config import require
-from mae_jax.console import run_command, setup_logging
+from mae_jax.console import run_command, say, setup_logging
 from mae_jax.convert import surgery
 from mae_jax.convert.describe import TABLES
 from mae_jax.convert.released import UNKNOWN
-from mae_jax.errors import UsageError
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         ema=args.ema,
         license=args.license,
     )
-    print("\n".join([args.source, *(f"  {line}" for line in model.report.lines())]))
+    say(args.source, *(f"  {line}" for line in model.report.lines()))
     _check_hints(args, model)
     before = tuple(model.metadata.get("missing", ()))
     model.report.check(allow_missing=(*args.allow_missing, *before), allow_unused=args.allow_unused)
@@ -51,21 +50,14 @@ def run(args: argparse.Namespace) -> None:
     model = _changed(model, args)
     origin = model.metadata.get("provenance", {})
     if "released" in origin:
-        print(f"  the released {origin['released']}")
+        say(f"  the released {origin['released']}")
     if origin.get("license", UNKNOWN) != UNKNOWN:
-        print(f"  these weights are {origin['license']}, and so is what is made of them")
-    print(f"  {_describe(model)}")
-    print(f"{args.to}: {convert.save(model, args.to, format=args.format)}")
+        say(f"  these weights are {origin['license']}, and so is what is made of them")
+    say(f"  {_describe(model)}")
+    say(f"{args.to}: {convert.save(model, args.to, format=args.format)}")
 
 
 def _hints(args: argparse.Namespace) -> convert.Hints:
-    classes = None
-    if args.classes:
-        try:
-            with open(args.classes, encoding="utf-8") as file:
-                classes = file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--classes: {args.classes} cannot be read: {error}") from error
     return convert.Hints(
         num_heads=args.num_heads,
         decoder_num_heads=args.decoder_num_heads,
@@ -73,7 +65,7 @@ def _hints(args: argparse.Namespace) -> convert.Hints:
         normalize=None if args.norm_pix_loss is None else args.norm_pix_loss == "true",
         mean=args.mean and tuple(args.mean),
         std=args.std and tuple(args.std),
-        classes=classes,
+        classes=text.lines(args.classes) if args.classes else None,
     )
 
 
@@ -134,8 +126,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--from", dest="source", required=True, metavar="X", help="weights to read")
-    add("--to", required=True, metavar="Y", help="file or folder to write")
+    add(
+        "--from",
+        dest="source",
+        type=paths.expand,
+        required=True,
+        metavar="X",
+        help="weights to read",
+    )
+    add("--to", type=paths.expand, required=True, metavar="Y", help="file or folder to write")
     add("--format", default="", help=f"one of {', '.join(convert.FORMATS)}")
     add("--encoder_only", action="store_true", help="leave out the decoder, or the head")
     add("--ema", action="store_true", help="averaged weights, of a run or a training file")
@@ -151,7 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--norm_pix_loss", choices=("true", "false"), help="target: normalised patches or raw")
     add("--mean", type=float, nargs="+", help="of the pixels, in [0, 1]; default ImageNet's")
     add("--std", type=float, nargs="+")
-    add("--classes", metavar="FILE", help="names of the classes, one a line, in the head's order")
+    names: dict[str, Any] = {"type": paths.expand, "metavar": "FILE"}
+    add("--classes", **names, help="names of the classes, one a line, in the head's order")
     changes = parser.add_argument_group("changes")
     add = changes.add_argument
     add("--channels", type=int, help="of the images wanted; needs --channel_policy")

@@ -1,6 +1,6 @@
 """Accuracy of a classifier's checkpoint: predictions, per-class accuracy, confusion matrix.
 
-python -m mae_jax.tools.evaluate --checkpoint X --out DIR [--images DIR]
+python -m mae_jax.tools.evaluate --checkpoint X --out DIR [--images DIR [--classes FILE]]
 
 X is a classification run, one of its steps, or the weights of a classifier of any kind
 (docs/weights.md). Evaluates on the held-out images that the run had, or on all images of a folder
@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from mae_jax import convert, disk, pictures, plots, sharding
+from mae_jax import convert, disk, paths, pictures, plots, sharding, text
 from mae_jax.config import require
-from mae_jax.console import run_command, setup_logging
+from mae_jax.console import run_command, say, setup_logging
 from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
 from mae_jax.scores import Predictions
 from mae_jax.tasks import build
@@ -27,13 +27,19 @@ from mae_jax.tasks.predict import Predictor
 
 
 def evaluate(
-    path: str, *, images: str = "", root: str = "", batch_size: int = 256
+    path: str,
+    *,
+    images: str = "",
+    classes: Sequence[str] | None = None,
+    root: str = "",
+    batch_size: int = 256,
 ) -> tuple[dict[str, float], Predictions, Source]:
     """Answers of the checkpoint at `path` for all held-out images.
 
     Args:
       path: a classification run, one of its steps, or weights (see `convert.load`).
       images: a folder to evaluate on instead (see `data.evaluation_folder`).
+      classes: names of the folders of `images` in the order of the model's head; None: its own.
       root: where the run's data are now; "" where they were.
       batch_size: images at once on all devices; rounded up to a multiple of their number.
 
@@ -52,7 +58,7 @@ def evaluate(
         "configs/linprobe)",
     )
     models = {"": model} | ({"ema_": average} if average else {})
-    source = _images(images, root, model, path)
+    source = _images(images, classes, root, model, path)
     classes = list(source.classes or ())
     vit = build.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])
     mesh = sharding.make_mesh()
@@ -75,11 +81,19 @@ def evaluate(
     return metrics, answers, source
 
 
-def _images(images: str, root: str, model: convert.Model, path: str) -> Source:
+def _images(
+    images: str, named: Sequence[str] | None, root: str, model: convert.Model, path: str
+) -> Source:
     """The folder that is asked for, or the held-out images of the run itself."""
     classes, number = model.metadata["classes"], model.fields["num_classes"]
     if images:
-        return evaluation_folder(images, classes, number=number)
+        require(
+            named is None or len(named) == number,
+            f"--classes has {len(named or ())} names for the {number} classes of {path}",
+        )
+        names = classes if named is None else list(named)
+        return evaluation_folder(images, names, number=number)
+    require(named is None, "--classes names the folders of --images: give them, too")
     require(
         bool(model.run), f"{path} belongs to no run that has held-out images: give --images DIR"
     )
@@ -99,7 +113,7 @@ def _images(images: str, root: str, model: convert.Model, path: str) -> Source:
     )
     assert found.eval is not None
     require(
-        list(found.eval.classes or ()) == classes,
+        text.same_names(found.eval.classes, classes),
         "the held-out images have other classes than the checkpoint was trained for",
     )
     return found.eval
@@ -112,15 +126,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, help="a run, one of its steps, or weights")
-    parser.add_argument("--out", required=True, help="folder to write into")
-    parser.add_argument("--images", default="", help="folder with a folder for each class")
-    parser.add_argument("--root", default="", help="where the run's own data are now")
-    parser.add_argument("--batch_size", type=int, default=256, help="images at once")
+    place: dict[str, Any] = {"type": paths.expand, "default": ""}
+    add = parser.add_argument
+    add("--checkpoint", **place, required=True, help="a run, one of its steps, or weights")
+    add("--out", **place, required=True, help="folder to write into")
+    add("--images", **place, help="folder with a folder for each class")
+    names = "names of these folders, one a line, in the order of the model's head"
+    add("--classes", **place, metavar="FILE", help=names)
+    add("--root", **place, help="where the run's own data are now")
+    add("--batch_size", type=int, default=256, help="images at once")
     args = parser.parse_args(argv)
     setup_logging()
     metrics, answers, source = evaluate(
-        args.checkpoint, images=args.images, root=args.root, batch_size=args.batch_size
+        args.checkpoint,
+        images=args.images,
+        classes=text.lines(args.classes) if args.classes else None,
+        root=args.root,
+        batch_size=args.batch_size,
     )
     image = plots.confusion_matrix(answers.confusion(), answers.classes)
     with disk.told(args.out):
@@ -128,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.append(os.path.join(args.out, "confusion.png"))
         pictures.save(files[-1], image)
     for name, value in metrics.items():
-        print(f"{name:<10} {value:.6g}")
-    print("\n".join(files))
+        say(f"{name:<10} {value:.6g}")
+    say(*files)
     return 0
 
 

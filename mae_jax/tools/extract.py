@@ -7,8 +7,9 @@ file (.txt, .csv), a quoted glob pattern, or tfds:NAME/SPLIT. Images go through 
 transform that belongs to the model. The default is the mean of the patch tokens behind the final
 norm, which the decoder reads; it asks nothing of the class token (--pool cls; try both).
 
-FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`, `label` (-1: none) and
-`valid` (false, and features NaN, where an image could not be read); FILE.parquet the same columns.
+FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`, `label` (-1: none),
+`class` (its name, "": none) and `valid` (false, and features NaN, where an image could not be
+read); FILE.parquet the same columns.
 An interrupted command goes on where it stopped when it is given again (FILE.partial/).
 """
 
@@ -25,10 +26,10 @@ import jax
 import numpy as np
 import tqdm
 
-from mae_jax import disk, files, pretrained, sharding
+from mae_jax import disk, files, paths, pretrained, sharding, text
 from mae_jax import evaluate as evaluation
 from mae_jax.config import require
-from mae_jax.console import run_command, setup_logging
+from mae_jax.console import run_command, say, setup_logging
 from mae_jax.data import Source, eval_batches, image_source
 from mae_jax.errors import RunError, UsageError
 from mae_jax.stopping import stop_on_signals
@@ -143,6 +144,8 @@ def extract(
     """
     require(out.endswith(SUFFIXES), f"--out={out} must end in {' or '.join(SUFFIXES)}")
     require(not os.path.exists(out), f"{out} exists: remove it, or give another --out")
+    if out.endswith(".parquet"):
+        _check_names(source)
     function = model.feature_function(pool=pool, layer=layer)
     pixels = jax.ShapeDtypeStruct((1, *model.image_size, model.channels), np.uint8)
     shape = jax.eval_shape(function, model.encoder_variables, pixels).shape[1:]
@@ -227,12 +230,31 @@ def _rows(
         yield {name: np.array(x) for name, x in rows.items()}
 
 
+def _check_names(source: Source) -> None:
+    """Refuses names that Parquet cannot hold, before the work."""
+    for name in (*(source.describe(i) for i in range(len(source))), *(source.classes or ())):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"Parquet holds names in UTF-8 only, which {text.quoted(name)} is not: rename it, "
+                "or give an --out that ends in .npz"
+            ) from error
+
+
+def _class_names(source: Source, labels: np.ndarray) -> list[str]:
+    names = [*(source.classes or ()), ""]  # the label -1 is the last
+    return [names[label] if source.classes else "" for label in labels.tolist()]
+
+
 def _write_npz(path: str, partial: Partial, source: Source) -> None:
     rows = len(source)
     names = [source.describe(i) for i in range(rows)]
     columns = {name: partial.read(name, rows) for name in ("features", "label", "valid")}
     with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, path=np.array(names), **columns)
+        named = {"path": names, "class": _class_names(source, columns["label"])}
+        arrays = {name: np.array(texts, np.str_) for name, texts in named.items()}
+        np.savez(file, allow_pickle=False, **arrays, **columns)
 
 
 def _write_parquet(path: str, partial: Partial, source: Source) -> None:
@@ -244,7 +266,13 @@ def _write_parquet(path: str, partial: Partial, source: Source) -> None:
     width = int(np.prod(features.shape[1:]))
     kind = pa.list_(pa.from_numpy_dtype(features.dtype), width)
     schema = pa.schema(
-        [("path", pa.string()), ("label", pa.int32()), ("valid", pa.bool_()), ("features", kind)],
+        [
+            ("path", pa.string()),
+            ("label", pa.int32()),
+            ("class", pa.string()),
+            ("valid", pa.bool_()),
+            ("features", kind),
+        ],
         metadata={"shape": json.dumps(features.shape[1:])},
     )
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
@@ -252,9 +280,11 @@ def _write_parquet(path: str, partial: Partial, source: Source) -> None:
         for start in range(0, total, step):
             rows = slice(start, min(start + step, total))
             flat = pa.array(features[rows].reshape(-1))
+            labels = partial.read("label", total)[rows]
             columns = [
                 pa.array([source.describe(i) for i in range(rows.start, rows.stop)]),
-                pa.array(partial.read("label", total)[rows]),
+                pa.array(labels),
+                pa.array(_class_names(source, labels), pa.string()),
                 pa.array(partial.read("valid", total)[rows]),
                 pa.FixedSizeListArray.from_arrays(flat, width),
             ]
@@ -269,14 +299,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a run, one of its steps, or weights")
-    add("--images", required=True, help="folder, list file, glob pattern or tfds:NAME/SPLIT")
-    add("--out", required=True, help=".npz or .parquet to write")
+    place: dict[str, Any] = {"type": paths.expand, "required": True}
+    add("--checkpoint", **place, help="a run, one of its steps, or weights")
+    add("--images", **place, help="folder, list file, glob pattern or tfds:NAME/SPLIT")
+    add("--out", **place, help=".npz or .parquet to write")
     add("--pool", default="mean", choices=pretrained.POOLS, help="of the tokens")
     add("--layer", type=int, default=-1, help="block, from 0 or from the end (default the last)")
     add("--batch_size", type=int, default=64, help="images at once")
     add("--dtype", default="float32", choices=("float32", "float16"), help="of the features")
-    add("--root", default="", help="tfds: data_dir")
+    add("--root", type=paths.expand, default="", help="tfds: data_dir")
     add("--ema", action="store_true", help="averaged weights, of a run or a training file")
     args = parser.parse_args(argv)
     setup_logging()
@@ -292,11 +323,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=args.batch_size,
         )
     except Stopped:
-        print("stopped: the same command continues", file=sys.stderr)
+        say("stopped: the same command continues", error=True)
         return STOPPED
-    for name in bad:
-        print(f"could not be read: {name}", file=sys.stderr)
-    print(f"{args.out}: written" + (f", {len(bad)} images could not be read" if bad else ""))
+    say(*(f"could not be read: {name}" for name in bad), error=True)
+    say(f"{args.out}: written" + (f", {len(bad)} images could not be read" if bad else ""))
     return 0
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax import checkpoint, convert, step_folders, stored
+from mae_jax import checkpoint, convert, paths, step_folders, stored
 from mae_jax.config import flatten
-from mae_jax.console import run_command, setup_logging
+from mae_jax.console import run_command, say, setup_logging
 from mae_jax.convert import files, surgery
 from mae_jax.errors import UsageError
 from mae_jax.params import named
@@ -107,31 +107,31 @@ def _arrays(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 def _print(info: dict[str, Any]) -> None:
-    print(info["checkpoint"])
+    say(info["checkpoint"])
     if "why" in info:
-        print(f"  not a model that can be used as it is: {info['why']}")
+        say(f"  not a model that can be used as it is: {info['why']}")
     else:
         _print_model(info)
-    print("arrays")
+    say("arrays")
     for name, array in info["arrays"].items():
         shape = "x".join(map(str, array["shape"]))
-        print(f"  {name:<40} {shape:>14} {array['dtype']:<9} "
+        say(f"  {name:<40} {shape:>14} {array['dtype']:<9} "
               f"mean {array['mean']:+.4f} std {array['std']:.4f}")  # fmt: skip
     if "sha256" in info:
-        print(f"{info['parameters']:,} parameters, sha256 {info['sha256']}")
+        say(f"{info['parameters']:,} parameters, sha256 {info['sha256']}")
 
 
 def _print_model(info: dict[str, Any]) -> None:
-    print(f"  holds: {', '.join(info['contents'])}")
+    say(f"  holds: {', '.join(info['contents'])}")
     for line in convert.Report(**info["report"]).lines() if "report" in info else ():
-        print(f"  {line}")
+        say(f"  {line}")
     metadata = dict(info["metadata"])
     config = metadata.pop("config", {})
     for key, value in flatten(metadata).items():
-        print(f"  {key:<24} {value}")
-    print("configuration")
+        say(f"  {key:<24} {value}")
+    say("configuration")
     for key, value in flatten(config).items():
-        print(f"  {key:<24} {value}")
+        say(f"  {key:<24} {value}")
 
 
 def verify(path: str) -> bool:
@@ -149,7 +149,7 @@ def verify(path: str) -> bool:
     run = os.path.dirname(folder) if os.path.basename(folder) == step_folders.FOLDER else folder
     aside = step_folders.corrupt(run)
     for name in aside:
-        print(f"{name}: set aside as damaged at an earlier start, not looked at")
+        say(f"{name}: set aside as damaged at an earlier start, not looked at")
     steps = step_folders.steps(run)
     if aside and not steps:
         return False
@@ -163,13 +163,13 @@ def _verify_one(found: checkpoint.Found) -> bool:
     try:
         arrays, compared = stored.verify(found)
     except checkpoint.DamagedCheckpoint as error:
-        print(f"{name}: damaged: {error.reason}")
+        say(f"{name}: damaged: {error.reason}")
         return False
     except checkpoint.NoSuchStep:
-        print(f"{name}: deleted meanwhile by its run")
+        say(f"{name}: deleted meanwhile by its run")
         return True
     state = "all sound" if compared else "all readable, saved without checksums"
-    print(f"{name}: {arrays} arrays, {state}")
+    say(f"{name}: {arrays} arrays, {state}")
     return True
 
 
@@ -182,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "path",
+        type=paths.expand,
         help="a run's folder (its newest step), one step's folder, or weights (docs/weights.md)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")

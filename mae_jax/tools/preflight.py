@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mae_jax import command_line
-from mae_jax.console import run_command, setup_logging
+from mae_jax.console import run_command, say, setup_logging
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,14 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if process and row.mark == preflight.OK:
             return
         before = f"process {process}: " if jax.process_count() > 1 else ""
-        print(*(before + line for line in row.lines()), sep="\n", flush=True)
+        say(*(before + line for line in row.lines()))
 
     try:
         with failing.ends_all():
             changes = values.allow_config_change
             return 0 if preflight.look(config, folder, tell, allow_config_change=changes) else 1
     except failing.EXPECTED as error:
-        print(f"{preflight.FAILED} {error}", flush=True)
+        say(f"{preflight.FAILED} {error}")
         return 1
 
 

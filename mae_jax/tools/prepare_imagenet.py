@@ -22,9 +22,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_jax import host
+from mae_jax import host, paths
 from mae_jax.config import require
-from mae_jax.console import run_command, setup_logging
+from mae_jax.console import run_command, say, setup_logging
 from mae_jax.data import imagenet, imagenet_tfds
 from mae_jax.data.imagenet_release import Release, check_tars, imagenet_2012
 from mae_jax.errors import RunError
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace, release: Release) -> None:
     if args.dry_run:
         log.info("--dry_run: nothing was done")
         return
-    print("train with:")
-    print(f"  launch/local.sh --config=configs/vit_b.py {_flags(args.format, out)}")
+    say("train with:")
+    say(f"  launch/local.sh --config=configs/vit_b.py {_flags(args.format, out)}")
 
 
 def _flags(kind: str, out: Path) -> str:
@@ -65,8 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--tars", required=True, metavar="DIR", help="folder of the two tar files")
-    add("--out", required=True, metavar="DIR", help="folder of the result")
+    add(
+        "--tars",
+        type=paths.expand,
+        required=True,
+        metavar="DIR",
+        help="folder of the two tar files",
+    )
+    add("--out", type=paths.expand, required=True, metavar="DIR", help="folder of the result")
     add("--format", choices=("folders", "tfds"), default="folders")
     cores = host.usable_cpus()
     add("--workers", type=int, default=cores, help="processes, for folders (default: all cores)")

@@ -1,24 +1,24 @@
 """Pictures of what a model makes of images with hidden patches (paper figures 2 to 4, 6).
 
-python -m mae_jax.tools.reconstruct --checkpoint X --images 'DIR/*.jpg' --out FILE.png
+python -m mae_jax.tools.reconstruct --checkpoint X --images DIR --out FILE.png
 
-X is a run, one of its steps, or weights of any kind with a decoder (docs/weights.md).
+X is a run, one of its steps, or weights of any kind with a decoder (docs/weights.md). --images is a
+folder, a list file (.txt, .csv), a file, or a quoted glob pattern.
 """
 
 import argparse
-import glob
 import itertools
-import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import disk, pictures, pretrained
+from mae_jax import disk, paths, pictures, pretrained
 from mae_jax.config import require
-from mae_jax.console import run_command, setup_logging
-from mae_jax.data import load_images
+from mae_jax.console import run_command, say, setup_logging
+from mae_jax.data import files_source, load_images
 from mae_jax.errors import UsageError
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patch_means
@@ -138,19 +138,6 @@ def _of_patches(picture: np.ndarray, model: pretrained.Pretrained) -> np.ndarray
     return np.asarray(means).reshape(model.grid)
 
 
-def find_images(pattern: str) -> list[str]:
-    """Files that a glob pattern names, sorted.
-
-    Raises:
-      UsageError: there are none.
-    """
-    files = sorted(f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f))
-    if not files:
-        hint = f"it is a folder: '{pattern}/*.jpg'" if os.path.isdir(pattern) else "quote it"
-        raise UsageError(f"no image matches the pattern --images {pattern!r} ({hint})")
-    return files
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -158,9 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True, help="a run, one of its steps, or weights")
-    parser.add_argument("--images", required=True, help="glob pattern of image files")
-    parser.add_argument("--out", required=True, help="PNG to write")
+    place: dict[str, Any] = {"type": paths.expand}
+    parser.add_argument(
+        "--checkpoint", **place, required=True, help="a run, one of its steps, or weights"
+    )
+    parser.add_argument(
+        "--images", **place, required=True, help="folder, list file, file or glob pattern"
+    )
+    parser.add_argument("--out", **place, required=True, help="PNG to write")
     parser.add_argument(
         "--mask_ratio", type=float, nargs="+", help="one or more; default: as in training"
     )
@@ -172,12 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--mask",
+        **place,
         metavar="FILE",
         help=".npy of patches, 1 hides, or a picture that is white where it hides (half a patch "
         "or more), black elsewhere",
     )
     parser.add_argument(
         "--priority",
+        **place,
         metavar="FILE",
         help=".npy of patches, or a picture: the highest numbers, the brightest patches are hidden "
         "first, as many as --mask_ratio says",
@@ -194,8 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--priority says which patches are hidden: leave out --mask_kind")
     endings = (".png", ".jpg", ".jpeg", ".webp")
     require(args.out.lower().endswith(endings), f"--out={args.out} must end in {endings}")
-    found = find_images(args.images)
-    files = found[: args.max_images]
+    found = files_source(args.images)
+    files = [found.describe(i) for i in range(min(args.max_images, len(found)))]
     model = pretrained.load(args.checkpoint)
     image = picture(
         model,
@@ -209,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with disk.told(args.out):
         pictures.save(args.out, image)
     more = f" of {len(found)} (--max_images)" if len(files) < len(found) else ""
-    print(f"{args.out}: {len(files)} images{more}")
+    say(f"{args.out}: {len(files)} images{more}")
     return 0
 
 

@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax import disk, files, pictures, plots, workdir
+from mae_jax import disk, files, paths, pictures, plots, workdir
 from mae_jax.console import run_command, setup_logging
 from mae_jax.errors import RunError, UsageError
 from mae_jax.stopping import STOPPED
@@ -156,7 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--study", required=True, help="a file of configs/ablations")
+    parser.add_argument(
+        "--study", type=paths.expand, required=True, help="a file of configs/ablations"
+    )
     parser.add_argument("--workdir", default="runs/studies", help="folder of studies (%(default)s)")
     parser.add_argument("--rows", default="", help="A,B,...: these rows alone")
     parser.add_argument("--stages", default="linprobe,finetune", help="after pre-training")

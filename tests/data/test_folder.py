@@ -101,7 +101,7 @@ def test_wrong_places_are_named(image_folder, config, message):
 
 
 def test_evaluation_images_are_not_trained_on_by_accident(tmp_path):
-    write(tmp_path, "training/1.jpg", "val/2.jpg")
+    write(tmp_path, "images/1.jpg", "val/2.jpg")
     with pytest.raises(UsageError, match="--config.data.split="):
         sources(tmp_path)
 

@@ -68,6 +68,8 @@ def test_features_of_a_folder(folder, weights, expected, tmp_path, capsys):
     found = np.load(out)
     assert found["path"].tolist() == files
     assert found["label"].tolist() == [0] * 6 + [1] * 3 + [-1] + [1] * 3
+    names = ["cat"] * 6 + ["dog"] * 3 + [""] + ["dog"] * 3
+    assert found["class"].tolist() == names
     assert found["valid"].tolist() == [i != 9 for i in range(13)]
     assert found["features"].dtype == np.float32
     np.testing.assert_allclose(found["features"], features, rtol=0, atol=1e-5)
@@ -81,8 +83,31 @@ def test_parquet_holds_the_same(folder, weights, expected, tmp_path):
     out = tmp_path / "out.parquet"
     assert command(weights, folder, out) == 0
     table = pyarrow.parquet.read_table(out).to_pydict()
+    assert table["class"] == ["cat"] * 6 + ["dog"] * 3 + [""] + ["dog"] * 3
     assert table["path"] == files and table["valid"].count(False) == 1
     np.testing.assert_allclose(np.array(table["features"]), features, rtol=0, atol=1e-5)
+
+
+def test_names_that_parquet_cannot_hold_are_refused_before_the_work(folder, weights, tmp_path):
+    name = "\udcff.png"
+    (tmp_path / "odd").mkdir()
+    shutil.copy(f"{folder}/cat/00.png", tmp_path / "odd" / name)
+    with pytest.raises(UsageError, match=r"holds names in UTF-8 only, which .*udcff.png' is not"):
+        command(weights, str(tmp_path / "odd"), tmp_path / "out.parquet")
+    assert os.listdir(tmp_path) == ["odd"]
+    assert command(weights, str(tmp_path / "odd"), tmp_path / "out.npz") == 0
+    found = np.load(tmp_path / "out.npz")
+    assert found["path"].tolist() == [str(tmp_path / "odd" / name)]
+    assert found["class"].tolist() == [""]
+
+
+def test_what_exists_is_no_pattern(tmp_path, folder):
+    for name in ("shot[0].png", "shot0.png"):
+        shutil.copy(f"{folder}/cat/00.png", tmp_path / name)
+    assert image_source(f"{tmp_path}/shot[0].png").describe(0) == f"{tmp_path}/shot[0].png"
+    assert len(image_source(f"{tmp_path}/shot*.png")) == 2
+    (tmp_path / "shot[0].png").unlink()
+    assert image_source(f"{tmp_path}/shot[0].png").describe(0) == f"{tmp_path}/shot0.png"
 
 
 def test_patches_of_a_layer_in_half_precision(folder, weights, tmp_path):

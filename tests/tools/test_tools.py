@@ -235,11 +235,28 @@ def test_reconstruct_takes_any_weights_that_have_a_decoder(run, photos, tmp_path
         reconstruct.main(["--checkpoint", str(tmp_path / "encoder"), *arguments])
 
 
+def test_reconstructions_of_folders_lists_and_files(run, photos, tmp_path, monkeypatch, capsys):
+    shown = []
+    blank = np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setattr(reconstruct, "picture", lambda m, files, **_: shown.append(files) or blank)
+    shutil.copy(photos / "0.png", tmp_path / "shot[0].png")
+    (tmp_path / "list.txt").write_text(f"{photos}/2.png\n{photos}/1.png\n")
+    out = str(tmp_path / "out.png")
+    for images in (photos, f"{photos}/[01].png", tmp_path / "shot[0].png", tmp_path / "list.txt"):
+        arguments = ["--checkpoint", run, "--images", str(images), "--out", out]
+        assert reconstruct.main([*arguments, "--max_images=2"]) == 0
+    first = [f"{photos}/0.png", f"{photos}/1.png"]
+    assert shown[:3] == [first, first, [f"{tmp_path}/shot[0].png"]]
+    assert shown[3] == [f"{photos}/2.png", f"{photos}/1.png"]
+    assert "2 images of 3 (--max_images)" in capsys.readouterr().out
+
+
 def test_bad_input_is_named(run, photos, tmp_path):
-    with pytest.raises(UsageError, match="no image matches"):
-        reconstruct.find_images(str(tmp_path / "*.jpg"))
-    with pytest.raises(UsageError, match="it is a folder"):
-        reconstruct.find_images(str(tmp_path))
+    arguments = ["--checkpoint", run, "--out", str(tmp_path / "x.png"), "--images"]
+    with pytest.raises(UsageError, match="no file matches"):
+        reconstruct.main([*arguments, str(tmp_path / "*.jpg")])
+    with pytest.raises(UsageError, match="no images under"):
+        reconstruct.main([*arguments, str(tmp_path)])
     with pytest.raises(UsageError, match="no checkpoint under"):
         inspect.main([str(tmp_path)])
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
