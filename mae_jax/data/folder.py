@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 EVAL_FOLDERS = ("val", "validation")
 _LISTS = (".txt", ".csv")
-MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (decode.MAX_VALUES)
+MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (headers.MAX_VALUES)
 
 
 class FolderSource:
