@@ -19,7 +19,12 @@ from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
+# Of everything that `decode` reads, Pillow's own names for it among them.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".npy"),
+)
 _MAX_LABEL = 2**20  # classes are listed by name, so a mistyped label must not make billions
 _THREADS = 16  # listing waits for the disk or the network, not for a core
 
@@ -60,15 +65,18 @@ def scan_folder(root: str) -> Listing:
     """
     found: list[tuple[str, int]] = []
     others: collections.Counter[str] = collections.Counter()
+    skipped: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     status = os.stat(root)
     level = [(root, "", frozenset([(status.st_dev, status.st_ino)]))]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         while level:
             results = list(pool.map(_scan_directory, level))
-            level = [folder for folders, _, _ in results for folder in folders]
-            for _, files, other in results:
+            for (_, relative, _), (_, files, other) in zip(level, results, strict=True):
                 found.extend(files)
                 others.update(other)
+                if relative and other:
+                    skipped[relative.split("/", 1)[0]].update(other)
+            level = [folder for folders, _, _ in results for folder in folders]
     if not found:
         raise UsageError(
             f"no images under {root}; looked for {' '.join(EXTENSIONS)}{_found(others)}"
@@ -81,6 +89,12 @@ def scan_folder(root: str) -> Listing:
         log.info("%s: other files, not used: %s", root, _counts(others))
     tops = [path.split("/", 1)[0] if "/" in path else "" for path in paths]
     classes = sorted(set(tops)) if "" not in tops else None
+    for name in sorted(skipped.keys() - set(tops)):
+        log.warning(
+            "%s: none of the files in the folder %r is used: %s (images of other kinds have to be "
+            "converted, to PNG or JPEG for example)",
+            *(root, name, _counts(skipped[name])),
+        )
     number = {name: label for label, name in enumerate(classes or [])}
     labels = [number.get(top, -1) for top in tops]
     return Listing(
