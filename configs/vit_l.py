@@ -95,6 +95,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.data.randaug_std = 0.5
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
+    config.data.resizer = "auto"  # pillow to evaluate, fast to train
     config.data.resize_antialias = True  # False is visibly aliased
     config.data.exif_transpose = True
     config.data.dtype = "uint8"  # float32: arrays in their own units

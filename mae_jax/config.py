@@ -38,6 +38,7 @@ LATER = {
     "data.color_jitter": 0.0,
     "data.randaug_magnitude": 0.0,
     "data.randaug_std": 0.5,
+    "data.resizer": "auto",
     "data.resident": False,  # not harmless: sums are rounded otherwise, so pixels may differ by 1
     "init_channels": "error",
     "model.encoder_mask_tokens": False,

@@ -146,10 +146,25 @@ def _check_channels(config: Any) -> None:
             f"--config.data.{key}={values} has {len(values)} numbers, but --config.model.channels="
             f"{channels}",
         )
+        _check_units(config.data, key)
     require(
         channels == 3 or not (config.data.randaug_magnitude or config.data.color_jitter),
         f"RandAugment and colour jitter need 3 channels, not {channels}: set "
         "--config.data.randaug_magnitude=0 and --config.data.color_jitter=0",
+    )
+
+
+def _check_units(data: Any, key: str) -> None:
+    """8-bit images are scaled to [0, 1], so no mean or deviation can lie outside."""
+    values = data[key]
+    if data.dtype != "uint8" or all(0 <= value <= 1 for value in values):
+        return
+    scaled = tuple(round(value / 255, 4) for value in values)
+    meant = f"; in units of 0 to 255? Then set --config.data.{key}={scaled}"
+    raise UsageError(
+        f"--config.data.{key}={tuple(values)} does not fit 8-bit images, whose values are scaled "
+        f"to [0, 1] first{meant if all(0 <= x <= 1 for x in scaled) else ''} (pixels keep the "
+        "units of their files with --config.data.dtype=float32)"
     )
 
 

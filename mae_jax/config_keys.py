@@ -53,6 +53,7 @@ COMMON: dict[str, Rule] = {
     "data.randaug_std": Number("deviation of the magnitude", 0, 10),
     "data.mean": Numbers("of the pixels, for each channel", -1e30, 1e30),
     "data.std": Numbers("of the pixels, for each channel", 1e-30, 1e30),
+    "data.resizer": Choice("auto: pillow to evaluate, fast to train", ("auto", "pillow", "fast")),
     "data.resize_antialias": Flag("False is visibly aliased"),
     "data.exif_transpose": Flag("turn photos as their EXIF says"),
     "data.dtype": Choice("of the pixels; float32: in their own units", ("uint8", "float32")),

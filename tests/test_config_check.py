@@ -247,6 +247,12 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ({"model__attention": "cudnn"}, "attention=cudnn needs an NVIDIA GPU"),
         ({"eval__knn_every": 1, "eval__knn_k": 97}, "knn_k=97 is more than the 96 training images"),
         ({"eval_every": 1, "data__num_eval": 0}, "no held-out images"),
+        (
+            {"data__mean": (123.675, 116.28, 103.53)},
+            r"units of 0 to 255\? Then set --config.data.mean=\(0.485, 0.456, 0.406\)",
+        ),
+        ({"data__std": (58.395, 57.12, 57.375)}, r"set --config.data.std=\(0.229, 0.224, 0.225\)"),
+        ({"data__mean": (0.5, -0.5, 0.5)}, "mean=.*does not fit 8-bit images, .*dtype=float32"),
         ({"data__dtype": "float32", "data__color_jitter": 0.1}, "need 8-bit colour images"),
     ],
 )

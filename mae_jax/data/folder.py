@@ -21,7 +21,7 @@ from mae_jax.errors import UsageError
 log = logging.getLogger(__name__)
 
 _LISTS = (".txt", ".csv")
-MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (decode.MAX_VALUES)
+MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (headers.MAX_VALUES)
 
 
 class FolderSource:

@@ -24,7 +24,12 @@ from mae_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
+# Of everything that `decode` reads, Pillow's own names for it among them.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".npy"),
+)
 _MAX_LABEL = 2**20  # classes are listed by name, so a mistyped label must not make billions
 # A whole number, or what pandas makes of one where others are missing; `007` and `1_0` are names.
 _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0)?")
@@ -74,6 +79,7 @@ class _Scanned(NamedTuple):
       others: how many files of each other kind there are.
       passed: how many folders of each name were not entered, as they are no data.
       unread: (relative path, reason) of what could not be looked at.
+      unused: (relative path with a slash, how many of each kind) of folders with other files.
     """
 
     files: list[tuple[str, int]]
@@ -81,10 +87,11 @@ class _Scanned(NamedTuple):
     others: collections.Counter[str]
     passed: collections.Counter[str]
     unread: list[tuple[str, str]]
+    unused: list[tuple[str, collections.Counter[str]]]
 
     @classmethod
     def nothing(cls) -> "_Scanned":
-        return cls([], [], collections.Counter(), collections.Counter(), [])
+        return cls([], [], collections.Counter(), collections.Counter(), [], [])
 
     def add(self, other: "_Scanned") -> None:
         """Takes over everything but the folders."""
@@ -92,6 +99,7 @@ class _Scanned(NamedTuple):
         self.others.update(other.others)
         self.passed.update(other.passed)
         self.unread.extend(other.unread)
+        self.unused.extend(other.unused)
 
 
 def scan_folder(root: str, *, known: Collection[str] = ()) -> Listing:
@@ -126,7 +134,9 @@ def scan_folder(root: str, *, known: Collection[str] = ()) -> Listing:
         log.info("%s: folders that hold no data, not entered: %s", root, _counts(found.passed))
     if found.unread:
         log.warning("%s: %s", root, _unread(found.unread))
-    labels, classes = _folder_labels(root, paths, known)
+    wrapper = _wrapper(paths, known)
+    _warn_of_lost_classes(root, wrapper, paths, found.unused)
+    labels, classes = _folder_labels(root, wrapper, paths)
     return Listing(paths, np.array([size for _, size in found.files], np.int64), labels, classes)
 
 
@@ -161,6 +171,8 @@ def _scan_directory(item: tuple[str, str, frozenset]) -> _Scanned:
             _take(entry, relative, parents, found)
         except OSError as error:
             found.unread.append((relative + entry.name, _reason(entry.path, error)))
+    if found.others:
+        found.unused.append((relative, found.others))
     return found
 
 
@@ -225,11 +237,31 @@ def _unread(entries: Sequence[tuple[str, str]]) -> str:
     return f"{len(entries):,} could not be read and are left out: {shown}{more}"
 
 
+def _warn_of_lost_classes(
+    root: str,
+    wrapper: str,
+    paths: Sequence[str],
+    unused: Sequence[tuple[str, collections.Counter[str]]],
+) -> None:
+    """Names the folders beside the classes that hold files, but not one usable image."""
+    classes = {path[len(wrapper) :].partition("/")[0] for path in paths}
+    lost: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for folder, kinds in unused:
+        name, slash, _ = folder.removeprefix(wrapper).partition("/")
+        if folder.startswith(wrapper) and slash and name not in classes:
+            lost[name].update(kinds)
+    for name, kinds in sorted(lost.items()):
+        log.warning(
+            "%s: none of the files in the folder %r is used: %s (convert images of other kinds, "
+            "for example to PNG or JPEG)",
+            *(root, name, _counts(kinds)),
+        )
+
+
 def _folder_labels(
-    root: str, paths: Sequence[str], known: Collection[str]
+    root: str, wrapper: str, paths: Sequence[str]
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Labels by the folders on the first level; none where images lie beside these."""
-    wrapper = _wrapper(paths, known)
+    """Labels by the folders inside `wrapper`; none where images lie beside these."""
     if wrapper:
         log.info("%s: the classes are the folders in %s", root, wrapper)
     inside = [path[len(wrapper) :] for path in paths]

@@ -18,10 +18,16 @@ PADDING = -1  # a row that only fills up the last evaluation batch
 FAILED = -2  # no candidate of the row could be read
 
 
-def pixels(data: bytes | np.ndarray, options: DataOptions, *, channels: int) -> np.ndarray:
+def pixels(
+    data: bytes | np.ndarray, options: DataOptions, *, channels: int, name: str = "an image"
+) -> np.ndarray:
     """`decode.to_array` as `config.data` wants it."""
     return decode.to_array(
-        data, channels=channels, dtype=options.dtype, exif_transpose=options.exif_transpose
+        data,
+        channels=channels,
+        dtype=options.dtype,
+        exif_transpose=options.exif_transpose,
+        name=name,
     )
 
 
@@ -120,16 +126,17 @@ class Loader:
             self.bad.try_example(index)
             try:
                 (record,) = self.source.read([index])
-                return Loaded(index, self.decode(record), record.label)
+                image = self.decode(record, self.source.describe(index))
+                return Loaded(index, image, record.label)
             # Storage and decoders raise nearly any type on damaged input. Nothing is lost: each
             # one is logged and counted, and `BadExamples.check` stops the run past the limit.
             except Exception as error:
                 self.bad.add(index, f"{type(error).__name__}: {error}")
         return Loaded(FAILED)
 
-    def decode(self, record: Record) -> np.ndarray:
+    def decode(self, record: Record, name: str = "an image") -> np.ndarray:
         """Pixels [h, w, C] of a record; raises as `decode.to_array`."""
-        return pixels(record.data, self._options, channels=self.channels)
+        return pixels(record.data, self._options, channels=self.channels, name=name)
 
 
 class Loaded(NamedTuple):

@@ -32,6 +32,8 @@ class DataOptions:
       randaug_magnitude: RandAugment's mean magnitude of at most 10 (recipes: 9); 0 = off.
       randaug_std: its standard deviation.
       color_jitter: strength of random brightness, contrast and saturation; 0 = off.
+      resizer: who resizes 8-bit images: `pillow`, `fast` (cykooz-resizer where it is installed) or
+        `auto`, which is `pillow` for evaluation and `fast` for training.
       resize_antialias: False is visibly aliased (mean change 2 of 255), and slower.
       exif_transpose: turn photos the way their EXIF orientation says.
       mean: of the pixels, per channel; what RandAugment fills corners with.
@@ -62,6 +64,7 @@ class DataOptions:
     randaug_magnitude: float = 0.0
     randaug_std: float = 0.5
     color_jitter: float = 0.0
+    resizer: str = "auto"
     resize_antialias: bool = True
     exif_transpose: bool = True
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -110,6 +113,10 @@ class DataOptions:
     def changes_colors(self) -> bool:
         """Whether RandAugment or colour jitter is on."""
         return self.randaug_magnitude > 0 or self.color_jitter > 0
+
+    def exact_resize(self, *, train: bool) -> bool:
+        """Whether Pillow resizes, so that pixels are exactly those of a torchvision pipeline."""
+        return self.resizer == "pillow" or (self.resizer == "auto" and not train)
 
     @property
     def num_workers(self) -> int:

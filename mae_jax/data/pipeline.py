@@ -136,7 +136,8 @@ def load_images(
     images = np.empty((len(paths), *image_size, channels), options.dtype)
     for row, path in enumerate(paths):
         try:
-            image = pixels(Path(expand(str(path))).read_bytes(), options, channels=channels)
+            data = Path(expand(str(path))).read_bytes()
+            image = pixels(data, options, channels=channels, name=str(path))
             images[row] = transform(image, np.empty(0))
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:

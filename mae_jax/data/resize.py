@@ -1,7 +1,8 @@
-"""Bicubic resize of one image, with the pixels of Pillow's.
+"""Bicubic resize of one image, by Pillow or about four times as fast.
 
-`cykooz-resizer` (the fast_image_resize crate: Pillow's algorithm in SIMD) does ordinary images
-where it is installed, at about a quarter of Pillow's time; it has no wheels for Linux on ARM.
+`cykooz-resizer` (the fast_image_resize crate: Pillow's algorithm in SIMD) does ordinary images if
+it is installed and exact pixels are not required; docs/data.md says how far its pixels are from
+Pillow's. It has no wheels for Linux on ARM.
 """
 
 from importlib.util import find_spec
@@ -11,13 +12,16 @@ import numpy as np
 SIMD = find_spec("cykooz_resizer") is not None
 
 
-def resize(image: np.ndarray, size: tuple[int, int], *, antialias: bool = True) -> np.ndarray:
+def resize(
+    image: np.ndarray, size: tuple[int, int], *, antialias: bool = True, exact: bool = False
+) -> np.ndarray:
     """Resizes an image.
 
     Args:
       image: [h, w, C] uint8 or float32.
       size: (H, W) of the result.
       antialias: False takes the 4 x 4 nearest pixels however much the image shrinks.
+      exact: return exactly Pillow's pixels, also where a faster resizer is installed.
 
     Returns:
       [H, W, C] of the same dtype; it may be `image` itself, or read-only. Eight-bit values are
@@ -27,7 +31,7 @@ def resize(image: np.ndarray, size: tuple[int, int], *, antialias: bool = True) 
         return image
     if not antialias:
         return _aliased(image, size)
-    if SIMD and image.dtype == np.uint8 and image.shape[2] in (1, 3):
+    if SIMD and not exact and image.dtype == np.uint8 and image.shape[2] in (1, 3):
         return _simd(image, size)
     return _pillow(image, size)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mae_jax.data.decode import ImageError
+from mae_jax.data.headers import ImageError
 from mae_jax.data.options import DataOptions
 from mae_jax.data.records import Part, TFRecordReader
 from mae_jax.data.source import Record

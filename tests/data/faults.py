@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tests.data.helpers import encode, jpeg, picture
+from tests.data.helpers import encode, jpeg, picture, png_chunk
 
 PIXELS = picture(50)
 COLOUR = Image.fromarray(PIXELS)
@@ -31,16 +31,13 @@ def claimed_npy(shape, body=b""):
 
 def claimed_png(width, height):
     """A PNG of some hundred bytes that says it is so large."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(100_000))
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", data)
+        + png_chunk(b"IEND", b"")
     )
 
 

@@ -1,6 +1,8 @@
 """Image bytes and a source for the tests of the input pipeline."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -45,3 +47,17 @@ def picture(seed: int, height: int = 40, width: int = 50) -> np.ndarray:
     """A smooth random image, uint8 [height, width, 3]."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
+def deep_png(image: np.ndarray, *chunks: bytes) -> bytes:
+    """A PNG of uint16 [h, w, S], gray or RGB, with alpha or without."""
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[image.shape[2]]
+    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 16, color_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
+    parts = [png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", zlib.compress(rows))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, png_chunk(b"IEND", b"")])

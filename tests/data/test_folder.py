@@ -5,8 +5,10 @@ import os
 
 import pytest
 from etils import epath
+from PIL import Image
 
-from mae_jax.data import make_sources
+from mae_jax.data import decode, make_sources
+from mae_jax.data.listing import EXTENSIONS
 from mae_jax.errors import UsageError
 from tests.data.helpers import jpeg, picture
 
@@ -75,15 +77,31 @@ def test_held_out_images_are_never_trained_on(tmp_path):
 
 
 def test_no_images_names_what_was_found(tmp_path):
-    (tmp_path / "a.gif").write_bytes(b"")
-    (tmp_path / "b.gif").write_bytes(b"")
-    (tmp_path / "c.txt").write_bytes(b"")
+    for name in ("a.heic", "b.HEIC", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
     message = (
-        rf"no images under {tmp_path}; looked for .jpg .jpeg .png .webp .bmp .tif .tiff .npy; "
-        r"found 3 files with other extensions: .gif\(2\) .txt\(1\)"
+        rf"no images under {tmp_path}; looked for .jpg .jpeg .* .npy; "
+        r"found 3 files with other extensions: .heic\(2\) .txt\(1\)"
     )
     with pytest.raises(UsageError, match=message):
         sources(tmp_path)
+
+
+def test_every_extension_of_a_format_that_is_read_is_looked_for():
+    Image.init()
+    formats = (*decode.FORMATS, "MPO")  # which is JPEG
+    known = {e for e, form in Image.registered_extensions().items() if form in formats}
+    assert set(EXTENSIONS) == known | {".npy"}
+    assert len(set(EXTENSIONS)) == len(EXTENSIONS)
+
+
+def test_a_class_without_a_usable_image_is_named(tmp_path, caplog):
+    write(tmp_path, "cat/1.jpg", "cat/notes.txt", "dog/old/1.heic", "dog/2.heic", "empty/x/1.webp")
+    (tmp_path / "empty/x/1.webp").unlink()
+    train, _ = sources(tmp_path)
+    assert train.classes == ["cat"]
+    (line,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert "none of the files in the folder 'dog' is used: .heic(2)" in line
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mae_jax.data import geometry, transforms
+from mae_jax.data import resize as resize_module
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import TrainOrder
 from mae_jax.data.resize import resize
@@ -87,7 +88,7 @@ def test_evaluation_transform_is_mae_s(parity):
     transform = transforms.view_transform(DataOptions(), image_size=(224, 224), train=False)
     for photo in ("astronaut", "chelsea"):
         ours = transform(parity[f"photo/{photo}"], NO_DRAWS)
-        assert_close(ours, parity[f"eval/{photo}/u8"], mean=0.3, most=8)
+        np.testing.assert_array_equal(ours, parity[f"eval/{photo}/u8"])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,26 @@ def test_evaluation_equals_pillow_resize_and_centre_crop(target):
     whole = Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC)
     top, left = round((h - target[0]) / 2), round((w - target[1]) / 2)
     theirs = np.asarray(whole)[top : top + target[0], left : left + target[1]]
-    assert_close(ours, theirs, mean=0.3, most=8)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("resizer", "train", "exact"),
+    [
+        ("auto", False, True),
+        ("auto", True, False),
+        ("pillow", True, True),
+        ("fast", False, False),
+    ],
+)
+def test_the_resizer_is_chosen(resizer, train, exact, monkeypatch):
+    monkeypatch.setattr(resize_module, "SIMD", True)
+    monkeypatch.setattr(resize_module, "_simd", lambda image, size: np.zeros((*size, 3), np.uint8))
+    options = DataOptions(resizer=resizer, augment="none")
+    transform = transforms.view_transform(options, image_size=(32, 32), train=train)
+    expected = Image.fromarray(picture(3)).resize((45, 36), Image.Resampling.BICUBIC)
+    expected = np.asarray(expected)[2:34, 6:38] if exact else np.zeros((32, 32, 3))
+    np.testing.assert_array_equal(transform(picture(3), draws_for(1)[0]), expected)
 
 
 def draws_for(count):
