@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax import convert, targets
+from mae_jax import convert, pretrained
 from mae_jax.config import require
 from mae_jax.console import run_command
 from mae_jax.convert import surgery
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"  the released {origin['released']}")
     if origin.get("license", UNKNOWN) != UNKNOWN:
         print(f"  these weights are {origin['license']}, and so is what is made of them")
-    print(f"  {_describe(model)}")
+    print(f"  {pretrained.describe(model)}")
     print(f"{args.to}: {convert.save(model, args.to, format=args.format)}")
 
 
@@ -109,22 +109,6 @@ def _changed(model: convert.Model, args: argparse.Namespace) -> convert.Model:
 def _pair(values: Sequence[int]) -> tuple[int, int]:
     require(len(values) in (1, 2), f"{list(values)} must be one number, or height and width")
     return values[0], values[-1]
-
-
-def _describe(model: convert.Model) -> str:
-    fields: dict[str, Any] = model.fields
-    size = "x".join(map(str, fields["image_size"]))
-    patch = "x".join(map(str, fields["patch_size"]))
-    text = (
-        f"ViT-{model.metadata['model']['size']}: {fields['depth']} blocks of width "
-        f"{fields['embed_dim']}, {fields['num_heads']} heads, images {size}x{fields['channels']}, "
-        f"patches {patch}"
-    )
-    if model.kind == "mae":
-        target = targets.describe(model.metadata["target"])
-        return f"{text}; decoder of {fields['decoder_depth']} blocks, target {target}"
-    classes = fields["num_classes"]
-    return f"{text}; {f'{classes} classes, ' * bool(classes)}pool {fields['pool']}"
 
 
 def _parser() -> argparse.ArgumentParser:
