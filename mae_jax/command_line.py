@@ -3,6 +3,7 @@
 And those of a run, which the command that trains and the one that looks before it share.
 """
 
+import functools
 import os
 import re
 import sys
@@ -13,12 +14,12 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mae_jax import workdir
+from mae_jax import recipe_file, workdir
 from mae_jax.config_check import check_name, check_values, shorten
 from mae_jax.config_keys import RULES
-from mae_jax.errors import UsageError
+from mae_jax.errors import UsageError, all_of
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+REPO = recipe_file.REPO
 HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
@@ -69,10 +70,10 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     if REPO not in sys.path:
         sys.path.insert(0, REPO)  # recipes import each other as `configs.<name>`
     overridden = _overridden(argv)
-    for key in overridden:
-        check_name(key)
+    all_of(*(functools.partial(check_name, key) for key in overridden))
+    words = _find_config(argv)
     try:
-        rest = values(["", *_find_config(argv)])
+        rest = values(["", *words])
         config = values.config
         _ = getattr(config, "task", None)  # only this tells that the file could not be loaded
     # A recipe is somebody's program, and may fail in any way.
@@ -115,6 +116,8 @@ def _what_failed(error: Exception, overridden: list[str]) -> str:
         lacking = [k for k in overridden if set(k.split(".")) & set(re.findall(r"\w+", text)[:1])]
         if lacking:
             return f"the recipe has no key --config.{lacking[0]}"
+    if isinstance(error, AttributeError) and "no attribute 'get_config'" in text:
+        return "--config names a program without get_config(): recipes have one (configs/demo.py)"
     if "Traceback (most recent call last)" in text:  # ml_collections puts it into the message
         text = text.splitlines()[-1]
     elif not isinstance(error, (flags.Error, OSError)):
@@ -132,13 +135,16 @@ def config_name(values: flags.FlagValues) -> str:
 
 
 def _find_config(argv: list[str]) -> list[str]:
-    """The same words, with the recipe's path made one that exists where that is possible."""
+    """The same words, with the path of a recipe that exists.
+
+    Raises:
+      UsageError: there is none, or it is not a Python program.
+    """
     found = []
     for before, word in zip(["", *argv], argv, strict=False):
         name, equals, value = word.rpartition("=") if "=" in word else (before, "", word)
         path, colon, argument = value.partition(":")
-        inside = os.path.join(REPO, path)
-        if name.lstrip("-") == "config" and not os.path.exists(path) and os.path.exists(inside):
-            word = (f"{name}=" if equals else "") + inside + colon + argument
+        if name.lstrip("-") == "config" and path:
+            word = (f"{name}=" if equals else "") + recipe_file.find(path) + colon + argument
         found.append(word)
     return found

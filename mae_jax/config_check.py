@@ -5,13 +5,15 @@ devices. What depends on the data (the length of an epoch, ...) is checked by th
 """
 
 import difflib
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mae_jax.config import flatten, pair, require
-from mae_jax.config_keys import GROUPS, NEEDED, RULES
-from mae_jax.config_rules import Choice, Text, closest
-from mae_jax.errors import UsageError
+from mae_jax.config_keys import GROUPS, NEEDED, OTHER_NAMES, RULES
+from mae_jax.config_rules import Choice, Rule, Text, closest
+from mae_jax.errors import UsageError, all_of
 
 LONGEST = 80  # characters of a value in a message
 LEAST_SHAPES = 6  # pixels: smaller figures cannot be told apart
@@ -36,8 +38,10 @@ def shorten(text: str) -> str:
 
 
 def _meant(key: str) -> str:
-    """The key that is written nearly so, or else one whose last part is."""
+    """The key that is called so elsewhere, or is written nearly so, or whose last part is."""
     last = key.split(".")[-1]
+    if other := OTHER_NAMES.get(last.lower().replace("-", "_")):
+        return f"; did you mean --config.{other}?"
     parts = {name.split(".")[-1]: name for name in RULES}
     close = difflib.get_close_matches(last, parts, n=1)
     if hint := closest(key, RULES):
@@ -62,28 +66,50 @@ def check_values(config: Any) -> None:
     """Every key is known and in range, and none that the task needs is missing.
 
     Raises:
-      UsageError: for the first that is not so.
+      UsageError: for all that is not so.
     """
     flat = flatten(config)
-    for key, value in flat.items():
-        check_name(key)
-        check_value(key, value)
+    all_of(*(functools.partial(_check_key, key, value) for key, value in flat.items()))
     require("task" in flat, "the recipe has no config.task: derive it from configs/vit_l.py")
-    for key, rule in NEEDED[config.task].items():
-        require(
-            key in flat,
-            f"the recipe has no config.{key}, which {config.task} needs ({rule.allowed()}): derive "
-            "it from a file of configs/",
-        )
+    lacking = [f"config.{key} ({r.allowed()})" for key, r in _needed(flat).items()]
+    require(
+        not lacking,
+        f"the recipe has no {', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}, which "
+        f"{config.task} needs: derive it from a file of configs/",
+    )
 
 
-def check_together(config: Any, num_devices: int) -> None:
+def _check_key(key: str, value: Any) -> None:
+    check_name(key)
+    check_value(key, value)
+
+
+def _needed(flat: dict[str, Any]) -> dict[str, Rule]:
+    """Rules of the keys that a configuration's task needs and that it lacks."""
+    return {key: rule for key, rule in NEEDED[flat["task"]].items() if key not in flat}
+
+
+def check_together(config: Any, num_devices: int, *more: Callable[[], object]) -> None:
     """What `check_values` checks, and whether the values of several keys fit together.
 
+    Args:
+      config: the whole configuration.
+      num_devices: that share a batch.
+      more: further checks, of values that are known to be in range.
+
     Raises:
-      UsageError: for the first that does not.
+      UsageError: for all that does not.
     """
     check_values(config)
+    checks = (_check_image, _check_channels, _check_target)
+    all_of(
+        functools.partial(_check_batch, config, num_devices),
+        *(functools.partial(check, config) for check in checks),
+        *more,
+    )
+
+
+def _check_batch(config: Any, num_devices: int) -> None:
     rows, batch = num_devices * config.grad_accum, config.batch_size
     low = batch // rows * rows
     nearest = f"{low} or {low + rows}" if low else f"{rows}"
@@ -92,6 +118,9 @@ def check_together(config: Any, num_devices: int) -> None:
         f"--config.batch_size={batch} is not divisible by {num_devices} devices x "
         f"grad_accum {config.grad_accum} = {rows}; nearest: {nearest}",
     )
+
+
+def _check_image(config: Any) -> None:
     sizes = [
         pair(config.model[key], f"--config.model.{key}") for key in ("image_size", "patch_size")
     ]
@@ -106,9 +135,10 @@ def check_together(config: Any, num_devices: int) -> None:
         f"--config.data.source=shapes has no pictures of {sizes[0]}: --config.model.image_size "
         f"takes sides of {LEAST_SHAPES} or more",
     )
+
+
+def _check_channels(config: Any) -> None:
     channels = config.model.channels
-    if config.task == "pretrain":
-        _check_target(config.target, sizes[1], channels)
     for key in ("mean", "std"):
         values = config.data[key]
         require(
@@ -123,9 +153,11 @@ def check_together(config: Any, num_devices: int) -> None:
     )
 
 
-def _check_target(target: Any, patch: tuple[int, int], channels: int) -> None:
-    if target.kind != "pca":
+def _check_target(config: Any) -> None:
+    if config.task != "pretrain" or config.target.kind != "pca":
         return
+    target, channels = config.target, config.model.channels
+    patch = pair(config.model.patch_size, "--config.model.patch_size")
     require(
         not target.normalize,
         "--config.target.kind=pca takes the pixels as they are: set "

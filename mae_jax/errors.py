@@ -1,11 +1,35 @@
 """The exceptions whose text is all that a person needs: no traceback is shown."""
 
+from collections.abc import Callable
+
 
 class UsageError(Exception):
-    """Bad input: its text is one clear line that names the thing at fault and the way out.
+    """Bad input: one clear line for each problem, which names the thing at fault and the way out.
 
     `main` and every tool print it without a traceback and exit with status 2.
     """
+
+    def __str__(self) -> str:
+        problems = list(map(str, self.args))
+        if len(problems) < 2:
+            return "".join(problems)
+        return "\n  - ".join([f"{len(problems)} problems", *problems])
+
+
+def all_of(*checks: Callable[[], object]) -> None:
+    """Makes every check, so that all problems are reported at once.
+
+    Raises:
+      UsageError: with the problems of all checks that raised one.
+    """
+    problems: list[object] = []
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            problems += error.args
+    if problems:
+        raise UsageError(*problems)
 
 
 class RunError(Exception):

@@ -1,12 +1,14 @@
 """Starts a run from the weights of another model, with an account of every parameter."""
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 
-from mae_jax import convert
+from mae_jax import checkpoint, convert
+from mae_jax.config import require
 from mae_jax.convert.released import UNKNOWN
 from mae_jax.convert.surgery import encoder_only, with_channels
 from mae_jax.errors import UsageError
@@ -16,6 +18,21 @@ from mae_jax.state import TrainState, with_params
 from mae_jax.task import Task
 
 log = logging.getLogger(__name__)
+
+
+def check_there(path: str) -> None:
+    """Raises UsageError, which names the key, unless there is something at `path` to read."""
+    try:
+        if convert.is_file(path):
+            require(os.path.exists(path), f"no file {path}")
+        else:
+            checkpoint.find(path)
+    except UsageError as error:
+        raise UsageError(
+            f"--config.init_from={path}: {error}. Without the flag a recipe takes the run of its "
+            "own pre-training recipe, which has to be finished first; --config.init_from= starts "
+            "from scratch"
+        ) from error
 
 
 def read_initial(config: Any) -> convert.Model:

@@ -108,7 +108,7 @@ HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  
     [
         ("def get_config(:", "SyntaxError: invalid syntax"),
         ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this"),
-        ("x = 1", "no attribute 'get_config'"),
+        ("x = 1", "a program without get_config()"),
         ("def get_config():\n  return {'task': 'knn'}", "must return an ml_collections.ConfigDict"),
         ("def get_config():\n  pass", "no recipe"),
         ("def get_config():\n  return 1 / 0", "recipe.py:2): ZeroDivisionError: division by zero"),
@@ -128,6 +128,67 @@ def test_recipes_that_fail_are_one_line_that_says_where(tmp_path, program, messa
         parse(f"--config={tmp_path}/recipe.py")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_several_mistyped_keys_are_reported_together():
+    words = ["--config.data.path=x", "--config.lr=1", "--config.batch_sise=2"]
+    with pytest.raises(UsageError) as caught:
+        parse("--config=configs/demo.py", *words)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "3 problems"
+    for line, meant in zip(lines, ["data.root", "optim.base_lr", "batch_size"], strict=True):
+        assert f"did you mean --config.{meant}?" in line
+    words = ["--config.optim.b1=2", "--config.mask.ratio=1", "--config.epochs=-1"]
+    with pytest.raises(UsageError) as caught:
+        parse("--config=configs/demo.py", *words)
+    assert str(caught.value).count("must be a number in") == 3
+
+
+@pytest.mark.parametrize(
+    "path, meant",
+    [
+        ("folder", "configs/folder.py"),
+        ("folder.py", "configs/folder.py"),
+        ("configs/foldr.py", "configs/folder.py"),
+        ("vit_l", "configs/vit_l.py"),
+        ("finetune/demo", "configs/finetune/demo.py"),
+        ("cifar", "configs/cifar10.py"),
+        ("cifar10:laptop", "configs/cifar10.py"),
+    ],
+)
+def test_the_name_of_a_recipe_is_answered_with_its_path(path, meant):
+    with pytest.raises(UsageError) as caught:
+        parse(f"--config={path}")
+    text = str(caught.value)
+    assert f"; did you mean --config={meant}?" in text and "\n" not in text
+    assert "cifar10, demo, folder, tokenizer" in text and "ablations" not in text
+
+
+def test_what_is_not_a_program_is_one_line_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.py").write_text("")
+    (tmp_path / "image.png").write_bytes(bytes(range(256)))
+    (tmp_path / "notes.md").write_text("# Notes\n\nIt's not a program.\n")
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    with open(tmp_path / "huge.py", "wb") as file:
+        file.truncate(2**21)
+    for path, message in (
+        ("/dev/zero", "=/dev/zero is not a regular file"),
+        (f"{tmp_path}/fifo", "/fifo is not a regular file"),
+        (f"{tmp_path}/folder", "/folder is a folder: give one of its files (mine.py)"),
+        (f"{tmp_path}/image.png", "/image.png is not a Python program"),
+        (f"{tmp_path}/notes.md", "notes.md:3: SyntaxError: unterminated string literal"),
+        (f"{tmp_path}/config.json", "a program without get_config()"),
+        (f"{tmp_path}/huge.py", "/huge.py has 2,097,152 bytes: that is not a recipe"),
+        (f"{tmp_path}/none.py", "/none.py: No such file or directory"),
+        (f"{tmp_path}/none.py/x.py", "No such file or directory"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "embedded null byte"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            parse(f"--config={path}")
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["", "configs", "configs/nowhere.py", "configs/demo.py:x"])

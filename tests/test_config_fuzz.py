@@ -132,7 +132,8 @@ def started_or_refused(recipe, overrides, then=lambda task: None):
         then(start(parse(recipe, overrides)))
     except UsageError as error:
         text = str(error)
-        assert text and "\n" not in text and "Traceback" not in text and len(text) < 6000, text
+        assert text and "Traceback" not in text and len(text) < 6000, text
+        assert all(line.startswith("  - ") for line in text.splitlines()[1:]), text
         return False
     return True
 

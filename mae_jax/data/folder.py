@@ -65,20 +65,34 @@ def make_folder_sources(
       UsageError: root or a split does not exist, holds no images, or changed since the run began.
     """
     root = options.root
-    if not root:
-        raise UsageError("--config.data.root is empty: name a folder of images or a list file")
-    if not os.path.exists(root):
-        raise UsageError(f"--config.data.root={root} does not exist")
+    check_root(root)
     if os.path.isdir(root):
         train_at, eval_at = _folders(options)
-    elif root.lower().endswith(_LISTS):
-        train_at, eval_at = root, _eval_list(options)
     else:
-        raise UsageError(f"--config.data.root={root} is neither a folder nor a {'/'.join(_LISTS)}")
+        train_at, eval_at = root, _eval_list(options)
     train = _source(train_at, part="train", workdir=workdir)
     if eval_at is None:
         return train, None
     return train, _source(eval_at, part="eval", workdir=workdir, classes=train.classes)
+
+
+def check_root(root: str) -> None:
+    """Raises UsageError unless `root` is a folder or a list file; lists nothing."""
+    if os.path.isdir(root):
+        return
+    if not root:
+        raise UsageError("--config.data.root is empty: name a folder of images or a list file")
+    if not os.path.exists(root):
+        folder = root
+        while glob.has_magic(folder):
+            folder = os.path.dirname(folder)
+        advice = f": give the folder, --config.data.root={folder or '.'}" * (folder != root)
+        raise UsageError(f"--config.data.root={root} does not exist{advice}")
+    if not root.lower().endswith(_LISTS):
+        raise UsageError(
+            f"--config.data.root={root} is neither a folder nor a list ({', '.join(_LISTS)}): give "
+            f"the folder that has the images, --config.data.root={os.path.dirname(root) or '.'}"
+        )
 
 
 def files_source(where: str) -> FolderSource:

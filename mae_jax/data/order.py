@@ -129,6 +129,11 @@ class EvalOrder:
         return Plan(wanted=wanted, candidates=wanted[:, None], draws=draws)
 
 
+def fitting_holdout(num_examples: int, wanted: int) -> int:
+    """`wanted`; a tenth of the set, but at least one, where that would be more than half of it."""
+    return wanted if 2 * wanted <= num_examples else max(1, num_examples // 10)
+
+
 @functools.cache
 def held_out(num_examples: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits a set into (train, held-out) indices, both sorted, the same for every run's seed.

@@ -13,7 +13,7 @@ from mae_jax.data.cache import Budget, Cached
 from mae_jax.data.folder import files_source, make_folder_sources
 from mae_jax.data.loader import pixels
 from mae_jax.data.options import DataOptions
-from mae_jax.data.order import held_out
+from mae_jax.data.order import fitting_holdout, held_out
 from mae_jax.data.source import Record, Source, Subset
 from mae_jax.data.tfds_source import make_tfds_sources
 from mae_jax.errors import UsageError
@@ -28,10 +28,21 @@ KEPT = ("listing_*.jsonl", "records_*.npz")  # in <workdir>/data
 
 
 class Sources(NamedTuple):
-    """Training and evaluation examples; `eval` is None without a split or holdout for it."""
+    """Examples of a run.
+
+    Attributes:
+      train: to train on.
+      eval: to evaluate on; None without a split or holdout for it.
+    """
 
     train: Source
     eval: Source | None
+
+    @property
+    def holdout(self) -> int:
+        """How many training images `eval` was made of; 0 if it is a split of its own."""
+        of_one_set = "part" in self.train.fingerprint()  # see `Subset`
+        return len(self.eval) if of_one_set and self.eval is not None else 0
 
 
 def make_sources(
@@ -66,10 +77,11 @@ def make_sources(
     else:
         train, evaluation = make_tfds_sources(options, workdir=workdir)
     if evaluation is None and options.holdout:
-        kept, held = held_out(len(train), options.holdout)
+        holdout = fitting_holdout(len(train), options.holdout)
+        kept, held = held_out(len(train), holdout)
         train, evaluation = (
-            Subset(train, kept, part=f"all but {options.holdout} held out"),
-            Subset(train, held, part=f"{options.holdout} held out"),
+            Subset(train, kept, part=f"all but {holdout} held out"),
+            Subset(train, held, part=f"{holdout} held out"),
         )
     if evaluation is None:
         (train,) = with_cache([train], options, channels=channels)

@@ -1,6 +1,7 @@
 """Learning-rate schedules, computed every step from the fractional epoch."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -8,6 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 Schedule = Callable[[Any], jax.Array]  # of the number of completed steps, int or array
+
+
+def num_steps(epochs: float, num_images: int, batch_size: int) -> int:
+    """Whole batches in so many epochs.
+
+    Exact for `epochs` as it is written: in floats 50 * (57 / 25) is just under 114, and 0.3 is just
+    under three tenths.
+    """
+    return int(Fraction(str(epochs)) * num_images / batch_size)
 
 
 def absolute_lr(base_lr: float, batch_size: int) -> float:

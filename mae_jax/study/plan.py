@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from mae_jax import command_line
+from mae_jax import command_line, recipe_file
 from mae_jax.config import flatten
 from mae_jax.config_check import check_name, check_value
 from mae_jax.config_keys import NEEDED
@@ -82,7 +82,7 @@ def load(path: str, flag: str = "--study") -> Study:
     Raises:
       UsageError: there is no such file, it declares none, or a row's key or value is impossible.
     """
-    found = path if os.path.exists(path) else os.path.join(command_line.REPO, path)
+    found = recipe_file.find(path, flag)
     if command_line.REPO not in sys.path:
         sys.path.insert(0, command_line.REPO)  # recipes import each other as `configs.<name>`
     try:

@@ -13,20 +13,43 @@ from mae_jax import checkpoint, pictures, resident, run_info, sharding
 from mae_jax.config import require
 from mae_jax.config_rules import LARGEST
 from mae_jax.data import DataOptions, pipeline, sources
+from mae_jax.data.folder import check_root
 from mae_jax.data.order import TrainOrder
+from mae_jax.errors import all_of
+from mae_jax.init_from import check_there
 from mae_jax.optim.recipe import make_recipe
+from mae_jax.optim.schedules import num_steps
 from mae_jax.task import Evaluator
+from mae_jax.tasks import adaptation
 
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 100
 
 
+def check_places(config: Any, workdir: str) -> None:
+    """Whether what a run reads when it starts is where the configuration says; reads nothing yet.
+
+    Raises:
+      UsageError: names every key that leads nowhere.
+    """
+    checks: list[Callable[[], object]] = []
+    if config.data.source == "folder":
+        checks.append(lambda: check_root(config.data.root))
+    # A run that continues needs neither of these any more.
+    if workdir and not checkpoint.exists(workdir):
+        if config.resume:
+            checks.append(lambda: checkpoint.find_run(config.resume))
+        elif config.init_from:
+            checks.append(lambda: check_there(config.init_from))
+    all_of(*checks)
+
+
 class ImageTask:
     """A task on images; `task.Task` says what each part is for.
 
     Args:
-      config: the whole configuration.
+      config: the whole configuration; `adaptation` changes it where the set is small.
       workdir: folder of the run; "" when nothing is to be written.
       image_size: (H, W) that the model takes.
 
@@ -49,6 +72,12 @@ class ImageTask:
             workdir=workdir or None,
             resuming=checkpoint.exists(workdir),
         )
+        adaptation.adapt(
+            config,
+            num_images=len(found.train),
+            holdout=found.holdout,
+            num_devices=jax.device_count(),
+        )
         on_devices = DataOptions.from_config(config.data).resident
         self._feed: Any = (
             resident.Resident(sharding.make_mesh(**config.mesh)) if on_devices else pipeline
@@ -61,19 +90,15 @@ class ImageTask:
         """Number of steps, from `steps` or `epochs`.
 
         Raises:
-          UsageError: there is not even one, or a batch is longer than an epoch.
+          UsageError: there is not even one.
         """
         config, num_images = self.config, len(self.train_source)
         require(
             config.steps > 0 or config.epochs > 0,
             "the run has no length: set --config.epochs or --config.steps",
         )
-        require(
-            config.batch_size <= num_images,
-            f"--config.batch_size={config.batch_size} is more than the {num_images} training "
-            "images: lower it",
-        )
-        self.num_steps = config.steps or int(config.epochs * self.steps_per_epoch)
+        by_epochs = num_steps(config.epochs, num_images, config.batch_size)
+        self.num_steps = config.steps or by_epochs
         require(
             0 < self.num_steps <= LARGEST,
             f"--config.epochs={config.epochs} of {num_images} images are {self.num_steps} batches "

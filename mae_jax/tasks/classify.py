@@ -23,8 +23,9 @@ from mae_jax.params import merge, split
 from mae_jax.scores import Predictions
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build
+from mae_jax.tasks.adaptation import mixes
 from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
-from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.predict import Predictor
 
 
@@ -40,7 +41,12 @@ class Classify(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        _check(config)
+        check_together(
+            config,
+            jax.device_count(),
+            lambda: check_places(config, workdir),
+            lambda: build.encoder_fields(config.model),
+        )
         encoder = build.encoder_fields(config.model)
         super().__init__(config, workdir, image_size=encoder["image_size"])
         self.require_held_out()
@@ -73,7 +79,7 @@ class Classify(ImageTask):
         )
         self.ema_decay = config.optim.ema
         self.mixing = Mix(**config.mix)
-        self.mixes = _mixes(config)
+        self.mixes = mixes(config)
         self._changes_pixels = self.mixes or config.erase_prob > 0
         # A pass backwards is two more; below frozen blocks there is none. (The parts in between,
         # of partial fine-tuning, are counted as if all were trained.)
@@ -208,24 +214,3 @@ def _require_labels(source: Any) -> None:
         source.classes is not None and source.read([0])[0].label >= 0,
         f"{source.name} has no labels: give every class a folder of its own (docs/data.md)",
     )
-
-
-def _check(config: Any) -> None:
-    """What a classifier needs besides: parts of a batch that its groups divide."""
-    check_together(config, jax.device_count())
-    batch, part = config.batch_size, config.batch_size // config.grad_accum
-    group = config.mix.group
-    require(
-        (group % 2 == 0 and batch % group == 0) or not _mixes(config),
-        f"--config.mix.group={group} must be even and divide --config.batch_size={batch}",
-    )
-    group = config.head.batch_norm_group or part
-    require(
-        part % group == 0 or not config.head.batch_norm,
-        f"--config.head.batch_norm_group={group} does not divide the {part} images of one of "
-        f"{config.grad_accum} part(s) of a batch: lower it, or 0 for all of them",
-    )
-
-
-def _mixes(config: Any) -> bool:
-    return config.mix.mixup > 0 or config.mix.cutmix > 0

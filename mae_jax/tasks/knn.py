@@ -16,7 +16,7 @@ from mae_jax.ops.patches import patchify, to_float
 from mae_jax.task import Batch, Weights
 from mae_jax.tasks import build
 from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
-from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.monitor import Monitor
 
 
@@ -34,7 +34,12 @@ class Knn(ImageTask):
     num_steps = 0
 
     def __init__(self, config: Any, workdir: str):
-        check_together(config, jax.device_count())
+        check_together(
+            config,
+            jax.device_count(),
+            lambda: check_places(config, workdir),
+            lambda: build.encoder_fields(config.model),
+        )
         require(
             config.eval.knn_every > 0 or config.eval.probe_every > 0,
             "nothing to measure: set --config.eval.knn_every=1 or --config.eval.probe_every=1",

@@ -19,7 +19,7 @@ from mae_jax.reconstruct import Reconstruction, reconstruct
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build, make_target
 from mae_jax.tasks.adopt import check_same_heads, warn_of_other_pixels
-from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.monitor import Monitor
 
 _LAST = "decoder_pred/"
@@ -37,7 +37,12 @@ class Pretrain(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        check_together(config, jax.device_count())
+        check_together(
+            config,
+            jax.device_count(),
+            lambda: check_places(config, workdir),
+            lambda: build.mae_fields(config.model),
+        )
         self._target_kind = kind = make_target.KINDS[config.target.kind]
         self._every = config.target.loss_on == "all"
         self.fields = build.mae_fields(config.model)

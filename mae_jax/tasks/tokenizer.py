@@ -16,7 +16,7 @@ from mae_jax.errors import UsageError
 from mae_jax.models import dvae
 from mae_jax.task import Batch, Evaluator, Weights
 from mae_jax.tasks import build
-from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.base import ImageTask, check_places
 
 _FROM_SCRATCH = (
     "a tokenizer begins from scratch: leave --config.init_from empty (--config.resume continues "
@@ -40,7 +40,12 @@ class Tokenizer(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        check_together(config, jax.device_count())
+        check_together(
+            config,
+            jax.device_count(),
+            lambda: check_places(config, workdir),
+            lambda: _fields(config),
+        )
         self.fields = _fields(config)
         self.model = dvae.DiscreteVAE(**self.fields, dtype=build.compute_dtype(config.model.dtype))
         super().__init__(config, workdir, image_size=self.model.image_size)

@@ -1,5 +1,6 @@
 """Schedules, weight-decay groups and AdamW."""
 
+import decimal
 import json
 
 import jax
@@ -94,3 +95,17 @@ def test_rates_that_make_no_schedule_are_refused_with_the_numbers(changes, messa
     optim.update(changes)
     with pytest.raises(UsageError, match=message):
         recipe.make_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
+
+
+@pytest.mark.parametrize("epochs", [0.1, 0.3, 0.7, 1.1, 2.3, 33.3, 50.0, 1600, 1e-3, 1e9])
+@pytest.mark.parametrize("images, batch", [(57, 25), (96, 16), (1_281_167, 4096), (10, 3), (7, 7)])
+def test_the_length_of_a_run_is_exact(epochs, images, batch):
+    steps = schedules.num_steps(epochs, images, batch)
+    whole = decimal.Decimal(str(epochs)) * images
+    assert steps * batch <= whole < (steps + 1) * batch
+
+
+def test_no_last_step_is_lost_to_rounding():
+    assert int(50.0 * (57 / 25)) == 113  # the fault that this is about
+    assert schedules.num_steps(50.0, 57, 25) == 114
+    assert schedules.num_steps(0.3, 100, 10) == 3
