@@ -1,8 +1,13 @@
-"""Pictures of what a model makes of images with hidden patches (paper figures 2 to 4, 6).
+"""Draws what a model makes of images with hidden patches (figures 2-4, 6).
 
-python -m mae_jax.tools.reconstruct --checkpoint X --images 'DIR/*.jpg' --out FILE.png
+Examples:
+  python -m mae_jax.tools.reconstruct --checkpoint runs/demo \\
+      --images 'photos/*.jpg' --out reconstructions.png
+  python -m mae_jax.tools.reconstruct --checkpoint runs/vit_l \\
+      --images 'photos/*.jpg' --mask_ratio 0.5 0.75 0.9 --out ratios.png
 
-X is a run, one of its steps, or weights of any kind with a decoder (docs/weights.md).
+The checkpoint is a run, one of its steps, or weights of any kind that have a
+decoder (docs/weights.md).
 """
 
 import argparse
@@ -154,7 +159,7 @@ def find_images(pattern: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.reconstruct",
+        prog="python -m mae_jax.tools.reconstruct",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -162,13 +167,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", required=True, help="glob pattern of image files")
     parser.add_argument("--out", required=True, help="PNG to write")
     parser.add_argument(
-        "--mask_ratio", type=float, nargs="+", help="one or more; default: as in training"
+        "--mask_ratio",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="one or more; default: as in training",
     )
     parser.add_argument(
         "--mask_kind",
         choices=sorted(masking.NOISE),
         nargs="+",
-        help="one or more; default: as in training",
+        metavar="KIND",
+        help=f"one or more of {', '.join(sorted(masking.NOISE))}; default: as in training",
     )
     parser.add_argument(
         "--mask",
