@@ -1,3 +1,23 @@
-"""Masked autoencoders (He et al., arXiv 2111.06377) in JAX and Flax."""
+"""Masked autoencoders (He et al., arXiv 2111.06377) in JAX and Flax.
 
+import mae_jax
+
+model = mae_jax.load("runs/demo")                         # a run, or weights of another project
+features = model.features(model.load_images("photos"))    # [N, D]
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mae_jax.pretrained import load
+
+__all__ = ["__version__", "load"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # imported on first use: it starts JAX, and `import mae_jax` is instant
+        from mae_jax.pretrained import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

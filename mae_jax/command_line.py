@@ -6,8 +6,9 @@ And those of a run, which the command that trains and the one that looks before 
 import functools
 import os
 import re
-import sys
+import textwrap
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -21,7 +22,6 @@ from mae_jax.config_keys import RULES
 from mae_jax.config_rules import Place
 from mae_jax.errors import UsageError, all_of
 
-REPO = recipe_file.REPO
 HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
@@ -51,9 +51,38 @@ def define_run(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def help_of(program: str | None, values: flags.FlagValues) -> str:
-    """What a command says of itself, and the flags of a run."""
-    lines = [f"--{f.name}: {f.help}" for f in values.flags_by_module_dict()[__name__]]
-    return "\n".join([program or "", "Flags:", *sorted(lines)])
+    """The --help of a command that takes a recipe: its docstring, flags, recipes and keys."""
+    modules = values.flags_by_module_dict().items()
+    ours = [f for module, found in modules if not module.startswith("absl.") for f in found]
+    lines = table((f"--{flag.name}", flag.help) for flag in ours)
+    return "\n".join([program or "", "Flags:", *sorted(lines), "", recipes_and_keys()])
+
+
+def recipes_and_keys() -> str:
+    """The recipes that ship with mae_jax, and where the keys of a recipe are documented."""
+    folders: dict[str, list[str]] = {}
+    for name in recipe_file.names():
+        folder, _, base = name.rpartition("/")
+        folders.setdefault(f"configs/{folder}".rstrip("/") + "/", []).append(base)
+    rows = [(folder, ", ".join(names)) for folder, names in folders.items()]
+    rows.append(("configs/ablations/", "tables of the paper, run by mae_jax.tools.study"))
+    return "\n".join(
+        [
+            "Recipes, for example --config=configs/demo.py (a file in your folder wins):",
+            *table(rows),
+            "",
+            "Every key of a recipe is a flag: --config.mask.ratio=0.8. All keys are listed in",
+            "docs/configuration.md and by python -m mae_jax.config_keys.",
+        ]
+    )
+
+
+def table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Names and what they mean in two columns, 80 characters wide at most; one string a row."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows) + 4
+    wrap = textwrap.TextWrapper(80, break_on_hyphens=False, subsequent_indent=" " * width)
+    return ["\n".join(wrap.wrap(f"  {name}".ljust(width) + text)) for name, text in rows]
 
 
 def workdir_of(values: flags.FlagValues) -> str:
@@ -65,13 +94,11 @@ def workdir_of(values: flags.FlagValues) -> str:
 def parse(argv: list[str], values: flags.FlagValues) -> Any:
     """Parses the command line (without the program's name) and returns the recipe.
 
-    A recipe is looked for where the path says, then in this repository.
+    A recipe is looked for where the path says, then among those that ship with mae_jax.
 
     Raises:
       UsageError: anything mistyped, missing or out of range.
     """
-    if REPO not in sys.path:
-        sys.path.insert(0, REPO)  # recipes import each other as `configs.<name>`
     overridden = _overridden(argv)
     all_of(*(functools.partial(check_name, key) for key in overridden))
     words = _find_config(argv)
@@ -141,7 +168,7 @@ def config_name(values: flags.FlagValues) -> str:
 
 
 def _find_config(argv: list[str]) -> list[str]:
-    """The same words, with the path of a recipe that exists.
+    """The same words, with the path of a recipe that exists and can import `configs`.
 
     Raises:
       UsageError: there is none, or it is not a Python program.
@@ -152,6 +179,7 @@ def _find_config(argv: list[str]) -> list[str]:
         path, colon, argument = value.partition(":")
         if name.lstrip("-") == "config" and path:
             found = recipe_file.find(paths.expand(path))
+            recipe_file.provide_configs(found)
             word = (f"{name}=" if equals else "") + found + colon + argument
         found.append(word)
     return found

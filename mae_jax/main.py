@@ -1,9 +1,15 @@
-"""The command that trains.
+"""Trains what a recipe describes: pre-training, fine-tuning, probing, kNN.
 
-    python -m mae_jax.main --config=configs/vit_l.py [--workdir=DIR] [--config.key=value ...]
+Examples:
+  python -m mae_jax.main --config=configs/demo.py
+  python -m mae_jax.main --config=configs/vit_l.py --workdir=runs/vit_l \\
+      --config.data.source=folder --config.data.root=/data/imagenet
 
-Exit status: 0 done, 1 the run cannot go on, 2 bad input (one line says what), 70 ended by the
-watchdog, 75 stopped by a signal after saving. After 70 and 75 run the same command to continue.
+To continue an interrupted run, run the same command again.
+
+Exit status: 0 done, 1 the run failed, 2 invalid input (one line says what),
+70 ended by the watchdog, 75 stopped by a signal after saving. After 70 and 75,
+run the same command to continue.
 """
 
 import contextlib

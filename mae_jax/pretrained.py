@@ -1,11 +1,13 @@
 """A trained model in three lines: features of images, reconstructions of images.
 
-model = pretrained.load("runs/vit_l")          # or a file or folder of another project
+model = mae_jax.load("runs/vit_l")             # or a file or folder of another project
+images = model.load_images("photos")           # a folder, a glob pattern or a list of files
 features = model.features(images)              # [N, D]
 views = model.reconstruct(images)              # original, masked, predicted, pasted
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +47,22 @@ def load(path: str, *, dtype: str = "auto", ema: bool = False) -> "Pretrained":
     return Pretrained(model, path, dtype=dtype)
 
 
+def describe(model: convert.Model) -> str:
+    """What a model is, on one line: size, shape, images, decoder and target or head."""
+    fields = model.fields
+    size, patch = ("x".join(map(str, fields[key])) for key in ("image_size", "patch_size"))
+    text = (
+        f"ViT-{model.metadata['model']['size']}: {fields['depth']} blocks of width "
+        f"{fields['embed_dim']}, {fields['num_heads']} heads, images {size}x{fields['channels']}, "
+        f"patches {patch}"
+    )
+    if model.kind == "mae":
+        target = targets.describe(model.metadata["target"])
+        return f"{text}; decoder of {fields['decoder_depth']} blocks, target {target}"
+    classes = fields["num_classes"]
+    return f"{text}; {f'{classes} classes, ' * bool(classes)}pool {fields['pool']}"
+
+
 class Pretrained:
     """A model as functions of images.
 
@@ -69,12 +87,30 @@ class Pretrained:
         self.pixels = {key: tuple(self.metadata["data"][key]) for key in ("mean", "std")}
         self._compiled: dict[Any, Any] = {}
 
-    def load_images(self, files: Sequence[str]) -> np.ndarray:
-        """Files through the evaluation transform that belongs to the model: [N, H, W, C].
+    def __repr__(self) -> str:
+        step = self.metadata.get("step")
+        where = f"{self._path}, step {step:,}" if step else self._path
+        return f"<Pretrained {where}: {describe(self._model)}>"
+
+    def load_images(
+        self, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    ) -> np.ndarray:
+        """Reads images, all into memory, through the evaluation transform of the model.
+
+        Args:
+          files: paths of images; or one path: a folder, with everything below it, a glob pattern,
+            a list file (.txt, .csv) or an image.
+
+        Returns:
+          [N, H, W, C], in the order of the list or of the sorted paths; uint8, or float32 where
+          the model was trained with `data.dtype` float32.
 
         Raises:
-          UsageError: names the file that is missing or cannot be read.
+          UsageError: there are no images, or one is missing or cannot be read; names it.
         """
+        if isinstance(files, (str, os.PathLike)):
+            source = data.image_source(os.fspath(files))
+            files = [source.describe(i) for i in range(len(source))]
         require(len(files) > 0, "no image files to load")
         return data.load_images(
             files,

@@ -1,22 +1,32 @@
-"""Finds the Python file that a flag names, and says in one line why it cannot be one."""
+"""Finds the Python file that a flag names, and says in one line why it cannot be one.
+
+The recipes of configs/ ship with the package: setup.py installs them inside it, so that they do not
+collide with the `configs` of another project. Within a recipe they are `configs` all the same.
+"""
 
 import ast
 import os
 import re
 import stat
+import sys
+import types
 from collections.abc import Iterable
 from pathlib import Path
 
+import mae_jax
 from mae_jax.config_rules import closest
 from mae_jax.errors import UsageError
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGE = os.path.dirname(os.path.abspath(mae_jax.__file__))
+_INSTALLED = os.path.join(_PACKAGE, "_recipes")
+# The folder that holds our configs/: inside the installed package, or else beside it, in a clone.
+ROOT = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 _LARGEST = 2**20  # bytes; the longest recipe has 7,000
 _MOST_NAMES = 12
 
 
 def find(path: str, flag: str = "--config") -> str:
-    """The path of a program: where it says, or else in this repository.
+    """The path of a program: where it says, or else among the recipes that ship with mae_jax.
 
     Nothing is run, and nothing but a regular file is opened: a pipe would block, and a device may
     never end.
@@ -28,7 +38,7 @@ def find(path: str, flag: str = "--config") -> str:
     Raises:
       UsageError: there is no such file, or it is not a Python program.
     """
-    inside = os.path.join(REPO, path)
+    inside = os.path.join(ROOT, path)
     found = inside if path and not os.path.exists(path) and os.path.exists(inside) else path
     try:
         status = os.stat(found)
@@ -45,6 +55,24 @@ def find(path: str, flag: str = "--config") -> str:
         raise UsageError(f"{flag}={path} has {status.st_size:,} bytes: that is not a recipe")
     _check_program(found, path, flag)
     return found
+
+
+def provide_configs(path: str) -> None:
+    """Makes `from configs import ...` work in the recipe at `path`.
+
+    It finds what is in the `configs` folder that the recipe is in, if it is in one, and otherwise
+    what ships with mae_jax; no other `configs`, of the current folder or of another project.
+    """
+    own = [str(folder) for folder in Path(path).absolute().parents if folder.name == "configs"]
+    folders = list(dict.fromkeys([*own[:1], os.path.join(ROOT, "configs")]))
+    known = sys.modules.get("configs")
+    if known is not None and list(getattr(known, "__path__", ())) == folders:
+        return
+    # Another recipe of this process may have brought modules of the same names.
+    for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
+        del sys.modules[name]
+    sys.modules["configs"] = package = types.ModuleType("configs")
+    package.__path__ = folders
 
 
 def _check_program(found: str, path: str, flag: str) -> None:
@@ -64,7 +92,7 @@ def _meant(path: str, flag: str) -> str:
     """What there is to choose from, and what was perhaps meant; "" for another kind of program."""
     if flag != "--config":
         return ""
-    recipes = _recipes()
+    recipes = names()
     name = re.sub(r"^(\./)?configs/|\.py$", "", path)
     same = [recipe for recipe in recipes if name in (recipe, recipe.rpartition("/")[2])]
     hint = f"; did you mean {same[0]}?" if name and same else closest(name, recipes)
@@ -74,12 +102,12 @@ def _meant(path: str, flag: str) -> str:
     return f"{hint}{'' if hint else '.'} Recipes in configs/: {', '.join(plain + folders)}"
 
 
-def _recipes() -> list[str]:
-    """Names of the recipes, their paths below configs/ without .py: the shortest first."""
-    root = Path(REPO, "configs")
-    names = [p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py")]
-    names = [n for n in names if not n.startswith("ablations/") and not n.endswith("__init__")]
-    return sorted(names, key=lambda name: (name.count("/"), name))
+def names() -> list[str]:
+    """Recipes that ship with mae_jax, as paths below configs/ without .py: the shortest first."""
+    root = Path(ROOT, "configs")
+    found = [p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py")]
+    found = [n for n in found if not n.startswith("ablations/") and not n.endswith("__init__")]
+    return sorted(found, key=lambda name: (name.count("/"), name))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -45,8 +45,8 @@ def test_help_has_what_the_program_says_and_every_flag():
     values = flags.FlagValues()
     command_line.define_run(values, [])
     first, *lines = command_line.help_of("It trains.", values).splitlines()
-    assert first == "It trains." and "--workdir: Folder of the run" in "".join(lines)
-    assert {line.split(":")[0] for line in lines if line.startswith("--")} == {
+    assert first == "It trains." and "  Folder of the run" in "".join(lines)
+    assert {line.split()[0] for line in lines if line.startswith("  --")} == {
         *("--config", "--workdir", "--allow_config_change", "--distributed"),
         *("--coordinator", "--num_processes", "--process_id"),
     }
@@ -197,3 +197,32 @@ def test_no_recipe(path):
         parse(f"--config={path}")
     with pytest.raises(UsageError, match="no recipe: give --config="):
         parse()
+
+
+def test_recipes_import_from_their_own_configs_and_from_ours_and_no_other(tmp_path, monkeypatch):
+    """Wherever the command is started, whatever else is called `configs`, in any order."""
+    elsewhere = tmp_path / "project" / "configs"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text("raise RuntimeError('of another project')")
+    monkeypatch.chdir(elsewhere.parent)
+    monkeypatch.syspath_prepend(str(elsewhere.parent))
+    own = tmp_path / "mine" / "configs"
+    (own / "sub").mkdir(parents=True)
+    (own / "demo.py").write_text("STEPS = 7")  # ours has no such thing
+    (own / "sub" / "exp.py").write_text(
+        "from configs import demo, tokenizer\n"
+        "def get_config():\n  c = tokenizer.get_config()\n  c.steps = demo.STEPS\n  return c"
+    )
+    for _ in range(2):
+        assert parse("--config=configs/finetune/demo.py").task == "classify"
+        mine = parse(f"--config={own}/sub/exp.py")
+        assert (mine.task, mine.steps) == ("tokenizer", 7)
+
+
+def test_a_recipe_in_the_current_folder_wins(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/demo.py").steps == 0
+    text = "from configs import folder\ndef get_config():\n  c = folder.get_config()\n"
+    (tmp_path / "configs" / "demo.py").write_text(text + "  c.steps = 5\n  return c")
+    assert parse("--config=configs/demo.py").steps == 5

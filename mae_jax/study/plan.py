@@ -9,7 +9,6 @@ import ast
 import os
 import re
 import runpy
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -77,14 +76,13 @@ class Cell(NamedTuple):
 
 
 def load(path: str, flag: str = "--study") -> Study:
-    """The study that a file declares: one where the path says, or else in this repository.
+    """The study that a file declares: one where the path says, or else one that ships with mae_jax.
 
     Raises:
       UsageError: there is no such file, it declares none, or a row's key or value is impossible.
     """
     found = recipe_file.find(path, flag)
-    if command_line.REPO not in sys.path:
-        sys.path.insert(0, command_line.REPO)  # recipes import each other as `configs.<name>`
+    recipe_file.provide_configs(found)
     try:
         declared = runpy.run_path(found)
     except Exception as error:  # it is somebody's program, and may fail in any way

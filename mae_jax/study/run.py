@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from mae_jax import config as config_lib
-from mae_jax.command_line import REPO
+from mae_jax import recipe_file
 from mae_jax.errors import UsageError
 from mae_jax.run_info import write_json
 from mae_jax.stopping import SIGNALS, STOPPED
@@ -132,7 +132,8 @@ def _run(stage: Stage, where: str, stop: Stop) -> int:
 
 
 def _start(words: Sequence[str], output: IO[str]) -> "subprocess.Popen[bytes]":
-    path = os.pathsep.join(filter(None, (REPO, os.environ.get("PYTHONPATH"))))
+    # A new Python finds an installed package, but a clone only on its path.
+    path = os.pathsep.join(filter(None, (recipe_file.ROOT, os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path}
     # In a session of its own, so that a Ctrl-C reaches it once, through us.
     return subprocess.Popen(

@@ -1,23 +1,25 @@
-r"""How fast the train step and the input pipeline are, and what the compiler says about a step.
+"""Measures the train step and the input pipeline, and what a step compiles to.
 
-    python -m mae_jax.tools.bench step --config=configs/vit_b.py --config.batch_size=8 \
-        --against=official
-    python -m mae_jax.tools.bench step --config=configs/vit_b.py --config.batch_size=8 \
-        --rows=configs/ablations/wall_clock.py
-    python -m mae_jax.tools.bench data --config=configs/folder.py --config.data.root=DIR \
-        --against=pil
-    python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --devices=64
+Examples:
+  python -m mae_jax.tools.bench step --config=configs/vit_b.py \\
+      --config.batch_size=8 --against=official
+  python -m mae_jax.tools.bench step --config=configs/vit_b.py \\
+      --config.batch_size=8 --rows=configs/ablations/wall_clock.py
+  python -m mae_jax.tools.bench data --config=configs/folder.py \\
+      --config.data.root=DIR --against=pil
+  python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --devices=64
 
-`step` runs the real train step of any recipe on a batch that lies on the devices. `--against=plain`
-alternates it with the paper's order of steps in plain JAX, `--against=torch` with a PyTorch step
-(`--torch_python=` names an interpreter that has torch, `--torch_compile` adds torch.compile);
-`official` is both. `--find_batch` takes the largest batch that fits. `--rows=FILE` alternates
-variants of the recipe instead: those that the file, one of configs/ablations, calls ROWS.
-`data` reads real batches, and times each stage by itself; `--against=pil` alternates it with a
-Pillow + NumPy loop in one thread that does the same transforms to the same files: compare it with
---config.data.workers=1.
-`compile` runs nothing: memory, arithmetic and messages of the step of any recipe, for so many fake
-devices (`--devices=64`, compiled for CPU) or for a TPU (`--topology=v5e:8x8`; pip install libtpu).
+`step` runs the real train step of any recipe on a batch that is already on the
+devices. --against=plain alternates it with the paper's order of steps in plain
+JAX, --against=torch with a PyTorch step, and --against=official with both.
+--rows alternates variants of the recipe instead: the ROWS of a file like those
+in configs/ablations.
+`data` reads real batches, and times each stage separately. --against=pil
+alternates it with a Pillow and NumPy loop in one thread that applies the same
+transforms to the same files: compare it with --config.data.workers=1.
+`compile` runs nothing. It reports memory, arithmetic and messages of the step
+of any recipe for N fake devices (--devices=64, compiled for CPU) or for a TPU
+(--topology=v5e:8x8; needs `pip install libtpu`).
 """
 
 import json
@@ -80,11 +82,14 @@ COMMANDS = {"step": (_step, BASELINES), "data": (_data, ("pil",)), "compile": (_
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; prints a table and one JSON object last."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in COMMANDS:
-        raise UsageError(f"say what to measure: one of {', '.join(COMMANDS)} (docs/performance.md)")
     values = flags.FlagValues()
     command_line.define_config(values, words)
     _define_flags(values)
+    if command_line.HELP.intersection(words):
+        print(command_line.help_of(__doc__, values))
+        return 0
+    if not words or words[0] not in COMMANDS:
+        raise UsageError(f"say what to measure: one of {list(COMMANDS)}\n{__doc__}")
     config = command_line.parse(words[1:], values)
     setup_logging()
     command, baselines = COMMANDS[words[0]]

@@ -1,9 +1,13 @@
-"""Several runs side by side: a table, and a plot of one metric.
+"""Compares runs: a table, and a plot of one metric.
 
-python -m mae_jax.tools.compare RUN RUN ... [--metric eval/top1] [--out FILE.png]
+Examples:
+  python -m mae_jax.tools.compare runs/finetune/demo runs/scratch/demo
+  python -m mae_jax.tools.compare runs/a runs/b --metric train/loss \\
+      --out loss.png
 
-A metric is SPLIT/NAME of metrics.jsonl: eval/top1, eval/loss, train/loss, knn/top1, ... Without
---metric it is the first of eval/top1, knn/top1 and eval/loss that some run has.
+A metric is SPLIT/NAME of metrics.jsonl: eval/top1, eval/loss, train/loss,
+knn/top1, ... The default is the first of eval/top1, knn/top1 and eval/loss that
+any of the runs has.
 """
 
 import argparse
@@ -85,7 +89,7 @@ def compare(folders: Sequence[str], metric: str | None) -> tuple[str, dict[str, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.compare",
+        prog="python -m mae_jax.tools.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,18 +1,22 @@
-"""Weights from one form into another, with a report of every parameter.
+"""Converts weights between formats and reports on every parameter.
 
-python -m mae_jax.tools.convert --from X --to Y [--format mae|hf|hf_vit|timm|official|npz]
+Examples:
+  python -m mae_jax.tools.convert --from runs/vit_l --to vit_l_hf --format hf
+  python -m mae_jax.tools.convert --from mae_pretrain_vit_base.pth --to vit_b
 
-X: a run of ours, one of its steps, or a folder of weights; a file of PyTorch, safetensors or NumPy
-under any name; a folder of Hugging Face (ViTMAE, ViT) or timm. Y: a file or folder that does not
-exist yet. The format is told by Y's ending where it can be: .safetensors and .pth are official
-names, .npz ours, a folder `mae`.
+X is a run, one of its steps, or a folder of weights; a PyTorch, safetensors or
+NumPy file of any name; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is a
+file or folder that does not exist yet. Its ending decides the format where it
+can: .safetensors and .pth are official names, .npz is ours, a folder is `mae`.
 
+Formats:
   mae       folder of weights that every command and --config.init_from takes
   hf        Hugging Face folder, ViTMAEForPreTraining
-  hf_vit    Hugging Face folder, ViTModel or (with a head) ViTForImageClassification
-  timm      timm folder, the encoder with its head if it has one
-  official  official names: .safetensors, or .pth where torch is installed; with --encoder_only
-            what detectron2's ViTDet and mmsegmentation take
+  hf_vit    Hugging Face folder, ViTModel, or with a head
+            ViTForImageClassification
+  timm      timm folder: the encoder, with its head if it has one
+  official  official names: .safetensors, or .pth where torch is installed; with
+            --encoder_only, what detectron2's ViTDet and mmsegmentation take
   npz       our names, one .npz file
 """
 
@@ -22,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax import convert, paths, targets, text
+from mae_jax import convert, paths, pretrained, text
 from mae_jax.config import require
 from mae_jax.console import run_command, say, setup_logging
 from mae_jax.convert import surgery
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"  the released {origin['released']}")
     if origin.get("license", UNKNOWN) != UNKNOWN:
         say(f"  these weights are {origin['license']}, and so is what is made of them")
-    say(f"  {_describe(model)}")
+    say(f"  {pretrained.describe(model)}")
     say(f"{args.to}: {convert.save(model, args.to, format=args.format)}")
 
 
@@ -103,25 +107,9 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return values[0], values[-1]
 
 
-def _describe(model: convert.Model) -> str:
-    fields: dict[str, Any] = model.fields
-    size = "x".join(map(str, fields["image_size"]))
-    patch = "x".join(map(str, fields["patch_size"]))
-    text = (
-        f"ViT-{model.metadata['model']['size']}: {fields['depth']} blocks of width "
-        f"{fields['embed_dim']}, {fields['num_heads']} heads, images {size}x{fields['channels']}, "
-        f"patches {patch}"
-    )
-    if model.kind == "mae":
-        target = targets.describe(model.metadata["target"])
-        return f"{text}; decoder of {fields['decoder_depth']} blocks, target {target}"
-    classes = fields["num_classes"]
-    return f"{text}; {f'{classes} classes, ' * bool(classes)}pool {fields['pool']}"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.convert",
+        prog="python -m mae_jax.tools.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -145,11 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     known = parser.add_argument_group("what the file does not say")
     add = known.add_argument
     add("--num_heads", type=int, help="of the encoder")
-    add("--decoder_num_heads", type=int)
+    add("--decoder_num_heads", type=int, help="of the decoder")
     add("--image_size", type=int, nargs=2, metavar=("H", "W"), help="it was trained with")
     add("--norm_pix_loss", choices=("true", "false"), help="target: normalised patches or raw")
     add("--mean", type=float, nargs="+", help="of the pixels, in [0, 1]; default ImageNet's")
-    add("--std", type=float, nargs="+")
+    add("--std", type=float, nargs="+", help="likewise")
     names: dict[str, Any] = {"type": paths.expand, "metavar": "FILE"}
     add("--classes", **names, help="names of the classes, one a line, in the head's order")
     changes = parser.add_argument_group("changes")

@@ -1,11 +1,14 @@
-"""Accuracy of a classifier's checkpoint: predictions, per-class accuracy, confusion matrix.
+"""Evaluates a classifier: predictions, accuracy per class, confusion matrix.
 
-python -m mae_jax.tools.evaluate --checkpoint X --out DIR [--images DIR [--classes FILE]]
+Examples:
+  python -m mae_jax.tools.evaluate --checkpoint runs/finetune/demo --out results
+  python -m mae_jax.tools.evaluate --checkpoint runs/finetune/vit_b --out r \\
+      --images DIR
 
-X is a classification run, one of its steps, or the weights of a classifier of any kind
-(docs/weights.md). Evaluates on the held-out images that the run had, or on all images of a folder
-that has a folder for each class. Writes predictions.csv, per_class.csv and confusion.png into
---out.
+The checkpoint is a classification run, one of its steps, or the weights of any
+classifier (docs/weights.md). It is evaluated on the run's held-out images, or
+on all images of a folder that has one folder per class. Writes predictions.csv,
+per_class.csv and confusion.png into --out.
 """
 
 import argparse
@@ -122,7 +125,7 @@ def _images(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.evaluate",
+        prog="python -m mae_jax.tools.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,16 +1,22 @@
-"""Features of images, into one file: nothing masked, in the order of the images.
+"""Extracts the features of images, with nothing masked, into one file.
 
-python -m mae_jax.tools.extract --checkpoint X --images DIR --out FILE.npz|FILE.parquet
+Examples:
+  python -m mae_jax.tools.extract --checkpoint runs/demo --images DIR \\
+      --out features.npz
+  python -m mae_jax.tools.extract --checkpoint mae_pretrain_vit_base.pth \\
+      --images tfds:imagenet2012/validation --pool cls --out features.parquet
 
-X is a run, one of its steps, or weights of any kind (docs/weights.md). --images is a folder, a list
-file (.txt, .csv), a quoted glob pattern, or tfds:NAME/SPLIT. Images go through the evaluation
-transform that belongs to the model. The default is the mean of the patch tokens behind the final
-norm, which the decoder reads; it asks nothing of the class token (--pool cls; try both).
+The checkpoint is a run, one of its steps, or weights of any kind
+(docs/weights.md). Images go through the model's evaluation transform and stay
+in their order. The default feature is the mean of the patch tokens after the
+final norm, because they are what the decoder reads; pre-training never uses the
+class token (--pool cls). Try both.
 
-FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`, `label` (-1: none),
-`class` (its name, "": none) and `valid` (false, and features NaN, where an image could not be
-read); FILE.parquet the same columns.
-An interrupted command goes on where it stopped when it is given again (FILE.partial/).
+FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`,
+`label` (-1: none), `class` (its name, "": none) and `valid` (false, and features
+NaN, where an image could not be read). FILE.parquet has the same columns. To
+continue an interrupted command, run it again; until it is done, its rows are in
+FILE.partial/.
 """
 
 import argparse
@@ -294,7 +300,7 @@ def _write_parquet(path: str, partial: Partial, source: Source) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.extract",
+        prog="python -m mae_jax.tools.extract",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

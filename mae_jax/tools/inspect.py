@@ -1,10 +1,12 @@
-"""What is in a checkpoint or a file of weights, and whether it is sound.
+"""Shows what is in a checkpoint or a file of weights, and checks it for damage.
 
-python -m mae_jax.tools.inspect PATH [--json]
-python -m mae_jax.tools.inspect --verify PATH
+Examples:
+  python -m mae_jax.tools.inspect runs/demo
+  python -m mae_jax.tools.inspect --verify runs/demo
 
-`--verify` reads a run's steps, one step or a folder of weights whole, compares every array with the
-checksum it was saved with, and exits with 1 if one is damaged.
+--verify reads all steps of a run, one step, or a folder of weights, compares
+every array with the checksum it was saved with, and exits with status 1 if one
+is damaged.
 """
 
 import argparse
@@ -176,7 +178,7 @@ def _verify_one(found: checkpoint.Found) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.inspect",
+        prog="python -m mae_jax.tools.inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,16 +1,20 @@
-"""Looks, before an expensive run, whether this machine and the others can do it.
+"""Checks, before an expensive run, that this machine and the others can do it.
 
-    python -m mae_jax.tools.preflight --config=FILE [--workdir=DIR] [--config.key=value ...]
+Examples:
+  python -m mae_jax.tools.preflight --config=configs/demo.py
+  srun python -m mae_jax.tools.preflight --config=configs/vit_l.py --workdir=DIR
 
-The flags are those of mae_jax.main, those for several processes too: start it as the run will be
-started, on every machine (`srun python -m ...`). It compares the processes, writes into and removes
-from the workdir, measures an all-reduce, restores the checkpoint or reads the weights that the run
-would begin with, reads data and makes four steps of training with the recipe's batch; nothing
-stays. What it compiles the run need not compile again.
+Takes the flags of mae_jax.main; start it the way the run will be started, on
+every machine. It compares the processes, writes to the workdir and cleans up,
+measures an all-reduce, restores the checkpoint or reads the weights that the
+run would start from, reads data, and makes four training steps with the
+recipe's batch. Nothing is left behind, and the run need not compile again what
+was compiled here.
 
-Each process prints its own rows where something is to be done; process 0 prints all.
+Process 0 prints every row; the others print only rows that need attention.
 
-Exit status: 0 nothing failed (there may be warnings, !), 1 something did (✗), 2 bad input.
+Exit status: 0 no check failed (there may be warnings, !), 1 a check failed (✗),
+2 invalid input.
 """
 
 import os

@@ -1,18 +1,22 @@
-"""ImageNet-1K from its two tar files to what training reads.
+"""Prepares ImageNet-1K for training from its two tar files.
 
-launch/prepare_imagenet.sh --tars=DIR --out=DIR [--format=folders|tfds] [--workers=N] [--dry_run]
+Examples:
+  python -m mae_jax.tools.prepare_imagenet --tars=DIR --out=DIR --dry_run
+  launch/prepare_imagenet.sh --tars=DIR --out=DIR --format=tfds
 
-TARS holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org. Both are checked,
-and that the disk has room, before anything is written.
+The script does the same and first sets up .venv. --tars holds
+ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org. Both are
+checked, and so is the free disk space, before anything is written.
 
   folders   OUT/train/n01440764/*.JPEG and OUT/val/n01440764/*.JPEG
   tfds      the TFDS data set imagenet2012 in OUT, as ArrayRecord
 
-Folders: the same command goes on after an interruption of any kind; a class that is there is whole.
-TFDS begins again. At the end the images are counted, and the flags to train with printed.
+To continue after an interruption, run the same command again: with folders,
+finished classes are kept; TFDS starts from scratch. At the end the images are
+counted, and the flags to train with are printed.
 
-Exit status: 0 done, 1 failed (disk, damaged file), 2 bad input (flags, a tar file missing or of the
-wrong size), 130 stopped by Ctrl-C.
+Exit status: 0 done, 1 failed (disk, damaged file), 2 invalid input (flags, a
+tar file missing or of the wrong size), 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mae_jax import host, paths
 from mae_jax.config import require
@@ -65,15 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--tars",
-        type=paths.expand,
-        required=True,
-        metavar="DIR",
-        help="folder of the two tar files",
-    )
-    add("--out", type=paths.expand, required=True, metavar="DIR", help="folder of the result")
-    add("--format", choices=("folders", "tfds"), default="folders")
+    folder: dict[str, Any] = {"type": paths.expand, "metavar": "DIR", "required": True}
+    add("--tars", **folder, help="folder of the two tar files")
+    add("--out", **folder, help="folder of the result")
+    add("--format", choices=("folders", "tfds"), default="folders", help="see above")
     cores = host.usable_cpus()
     add("--workers", type=int, default=cores, help="processes, for folders (default: all cores)")
     add("--verify_md5", action="store_true", help="read both tar files first: some minutes")

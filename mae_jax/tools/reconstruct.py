@@ -1,9 +1,14 @@
-"""Pictures of what a model makes of images with hidden patches (paper figures 2 to 4, 6).
+"""Draws what a model makes of images with hidden patches (figures 2-4, 6).
 
-python -m mae_jax.tools.reconstruct --checkpoint X --images DIR --out FILE.png
+Examples:
+  python -m mae_jax.tools.reconstruct --checkpoint runs/demo --images photos \\
+      --out reconstructions.png
+  python -m mae_jax.tools.reconstruct --checkpoint runs/vit_l \\
+      --images "photos/*.jpg" --mask_ratio 0.5 0.75 0.9 --out ratios.png
 
-X is a run, one of its steps, or weights of any kind with a decoder (docs/weights.md). --images is a
-folder, a list file (.txt, .csv), a file, or a quoted glob pattern.
+The checkpoint is a run, one of its steps, or weights of any kind that have a
+decoder (docs/weights.md). Images are a folder, a list file (.txt, .csv), a
+file, or a quoted glob pattern.
 """
 
 import argparse
@@ -141,7 +146,7 @@ def _of_patches(picture: np.ndarray, model: pretrained.Pretrained) -> np.ndarray
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.reconstruct",
+        prog="python -m mae_jax.tools.reconstruct",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -154,13 +159,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", **place, required=True, help="PNG to write")
     parser.add_argument(
-        "--mask_ratio", type=float, nargs="+", help="one or more; default: as in training"
+        "--mask_ratio",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="one or more; default: as in training",
     )
     parser.add_argument(
         "--mask_kind",
         choices=sorted(masking.NOISE),
         nargs="+",
-        help="one or more; default: as in training",
+        metavar="KIND",
+        help=f"one or more of {', '.join(sorted(masking.NOISE))}; default: as in training",
     )
     parser.add_argument(
         "--mask",

@@ -1,21 +1,24 @@
-"""Runs a study: pre-training, then probing and fine-tuning, of each row of a table of the paper.
+"""Runs a table of the paper: pre-trains, probes and fine-tunes each of its rows.
 
-python -m mae_jax.tools.study --study=configs/ablations/mask_ratio.py --workdir=runs/studies
+Examples:
+  python -m mae_jax.tools.study --study=configs/ablations/mask_ratio.py
+  python -m mae_jax.tools.study --study=configs/ablations/mask_ratio.py \\
+      --pretrain=configs/cifar10.py:laptop --stages=linprobe \\
+      --linprobe=configs/linprobe/cifar10.py:laptop --rows=0.25,0.5,0.75 \\
+      --config.data.root=DIR --pretrain.epochs=8
 
-Rows that are done are skipped and a half-finished one continues, so the same command goes on after
-anything; studies in one workdir share the runs they have in common. It writes STUDY.md, STUDY.csv
-and STUDY.png into the workdir, after every row.
+To continue after any interruption, run the same command again: rows that are
+done are skipped, and a half-finished one continues. Studies in one workdir
+share the runs they have in common. STUDY.md, STUDY.csv and STUDY.png are
+written into the workdir after every row.
 
-Other recipes than the paper's, and other settings (--config.KEY of all stages, --STAGE.KEY of one):
+--config.KEY=VALUE changes a key in all stages, --STAGE.KEY=VALUE in one.
+--stages= (empty) only pre-trains. On many machines, or in the tasks of a Slurm
+array, --cell=I runs only row I, counted from 0. --dry_run prints the commands.
 
-    --pretrain=configs/cifar10.py:laptop --linprobe=configs/linprobe/cifar10.py:laptop
-    --stages=linprobe --config.data.root=DIR --pretrain.epochs=8 --rows=0.25,0.5,0.75
-
-Many machines, or tasks of a Slurm array: --cell=I runs row I alone, counted from 0. --stages= is
-pre-training alone. --dry_run prints the commands.
-
-Exit status: 0 all done, 1 a run failed, 2 bad input, 70 a run hung and the watchdog ended it
-(--config.watchdog.abort=True), 75 stopped by a signal. After 70 and 75 the same command goes on.
+Exit status: 0 all done, 1 a run failed, 2 invalid input, 70 a run hung and the
+watchdog ended it (--config.watchdog.abort=True), 75 stopped by a signal. After
+70 and 75, run the same command to continue.
 """
 
 import argparse
@@ -151,7 +154,7 @@ def _overrides(words: Sequence[str], stages: Sequence[str]) -> dict[str, list[st
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mae_jax.tools.study",
+        prog="python -m mae_jax.tools.study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -40,7 +40,7 @@ def run_both(tmp_path, *more, fails=""):
 def test_help_says_what_it_is_for_and_the_flags(capsys):
     assert preflight.main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Looks, before an expensive run") and "--allow_config_change: " in said
+    assert said.startswith("Checks, before an expensive run") and "--allow_config_change " in said
 
 
 def test_two_processes(tmp_path):

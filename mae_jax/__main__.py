@@ -1,0 +1,57 @@
+"""Prints what there is: commands, recipes, the Python interface and documentation."""
+
+import ast
+import os
+import pkgutil
+from pathlib import Path
+
+import mae_jax
+from mae_jax import command_line, recipe_file
+
+_PYTHON = """\
+In Python:
+  import mae_jax
+  model = mae_jax.load("runs/demo")  # a run, or an official, HF or timm model
+  features = model.features(model.load_images("photos"))  # [N, D]
+"""
+
+
+def commands() -> dict[str, str]:
+    """Every command, by its name in `python -m mae_jax.NAME`, and its one-line description."""
+    package = Path(mae_jax.__file__).parent
+    found = {"main": package / "main.py"}
+    for module in pkgutil.iter_modules([str(package / "tools")]):
+        file = f"{module.name}/__main__.py" if module.ispkg else f"{module.name}.py"
+        found[f"tools.{module.name}"] = package / "tools" / file
+    return {name: _first_line(path) for name, path in found.items()}
+
+
+def _first_line(path: Path) -> str:
+    """Of a docstring, without importing the module: that would start JAX."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _documentation() -> list[str]:
+    """The pages of a clone; an installed package does not bring them."""
+    folder = Path(recipe_file.ROOT, "docs")
+    if not folder.is_dir():
+        return ["Documentation: docs/ in the source repository; start with getting_started.md."]
+    pages = sorted(folder.glob("*.md"), key=lambda p: (p.stem != "getting_started", p.stem))
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for page in pages]
+    rows = zip((page.name for page in pages), titles, strict=True)
+    return [f"Documentation, in {os.path.relpath(folder)}/:", *command_line.table(rows)]
+
+
+def main() -> None:
+    """Prints it, 80 columns wide at most."""
+    print(f"mae_jax {mae_jax.__version__}: masked autoencoders in JAX and Flax\n")
+    print("Commands, python -m mae_jax.NAME (each has --help):")
+    print("\n".join(command_line.table(commands().items())), end="\n\n")
+    print(command_line.recipes_and_keys(), end="\n\n")
+    print(_PYTHON)
+    print("\n".join(_documentation()))
+
+
+if __name__ == "__main__":
+    main()

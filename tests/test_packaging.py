@@ -1,0 +1,94 @@
+"""`pip install .` in a new environment, used from an empty folder."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mae_jax
+from tests import tiny
+
+REPO = Path(__file__).resolve().parents[1]
+BUILT_FROM = ("mae_jax", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+# Without PYTHONPATH, which would name the clone.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+USE = """
+import mae_jax, sys
+assert "jax" not in sys.modules
+model = mae_jax.load("runs/demo")
+print(mae_jax.__file__, repr(model), model.features(model.load_images("photos")).shape, sep="\\n")
+"""
+
+
+def run(*words, cwd):
+    done = subprocess.run(
+        list(map(str, words)), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of this clone: building leaves files behind."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in (*BUILT_FROM, *(p.name for p in REPO.glob("requirements*.txt"))):
+        copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
+        copy(REPO / name, source / name)
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
+    run(*pip, f"--wheel-dir={out}", source, cwd=out)
+    (found,) = out.glob("mae_jax-*.whl")
+    return found
+
+
+def test_the_wheel_holds_every_module_and_recipe_and_one_package(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    modules = {p.relative_to(REPO).as_posix() for p in (REPO / "mae_jax").rglob("*.py")}
+    recipes = {p.relative_to(REPO).as_posix() for p in (REPO / "configs").rglob("*.py")}
+    assert names == modules | {f"mae_jax/_recipes/{name}" for name in recipes}
+    assert f"-{mae_jax.__version__}-" in wheel.name
+
+
+def test_installed_elsewhere_it_trains_a_recipe_by_name_and_loads_the_run(wheel, tmp_path):
+    venv.create(tmp_path / "env", symlinks=os.name != "nt")
+    python = tmp_path / "env" / "bin" / "python"
+    # What it depends on is taken from the environment of the tests; this clone is not.
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = (sys.executable, "-m", "pip", f"--python={python}", "install", "--no-deps", "--no-index")
+    run(*pip, wheel, cwd=tmp_path)
+
+    place = tmp_path / "empty"
+    (place / "photos").mkdir(parents=True)
+    for name in "abc":
+        noise = np.random.default_rng(ord(name)).integers(0, 255, (20, 30, 3), np.uint8)
+        Image.fromarray(noise).save(place / "photos" / f"{name}.png")
+    flags = tiny.flags(steps=2, data__num_train=32)
+    run(python, "-m", "mae_jax.main", *flags, cwd=place)
+    where, shown, shape = run(python, "-c", USE, cwd=place).splitlines()
+    assert Path(where) == site / "mae_jax" / "__init__.py"
+    assert shown.startswith("<Pretrained runs/demo, step 2: ViT-Ti: 1 blocks of width 24, ")
+    assert shape == "(3, 24)"
+    said = run(python, "-m", "mae_jax", cwd=place)
+    assert "finetune/" in said and "Documentation: docs/ in the source repository" in said
+
+
+def test_extras_are_the_lists_that_launch_installs_from():
+    with open(REPO / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert extras.keys() == {"cuda12", "cuda13", "tpu", "tensorboard", "dev", "interop"}
+    for name in ("dev", "interop"):
+        lines = (REPO / f"requirements-{name}.txt").read_text().splitlines()
+        wanted = [re.sub(r"(^| +)#.*", "", line) for line in lines if not line.startswith("--")]
+        assert extras[name] == list(filter(None, wanted)), name
