@@ -166,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--mask_kind",
-        choices=sorted(masking.NOISE),
         nargs="+",
-        help="one or more; default: as in training",
+        metavar="KIND",
+        help=f"one or more of {', '.join(masking.MASKS)}; default: as in training",
     )
     parser.add_argument(
         "--mask",

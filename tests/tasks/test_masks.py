@@ -18,7 +18,7 @@ def small(**changes):
     return tiny.config(model__image_size=(32, 32), batch_size=8, **changes)  # 8 x 8 patches
 
 
-@pytest.mark.parametrize("kind", masking.NOISE)
+@pytest.mark.parametrize("kind", masking.MASKS)
 def test_a_step_with_the_same_masks_on_one_device_and_on_four(kind):
     config = small(mask__kind=kind, grad_accum=2)
     task = Pretrain(config, "")
@@ -50,7 +50,7 @@ def test_a_step_with_the_same_masks_on_one_device_and_on_four(kind):
         np.testing.assert_allclose(four[key], one[key], rtol=2e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("kind", masking.NOISE)
+@pytest.mark.parametrize("kind", masking.MASKS)
 def test_masks_of_held_out_images_depend_on_the_example_alone(kind):
     task = Pretrain(small(mask__kind=kind), "")
     together = task._fixed_noise(np.array([3, 5, 8]))
