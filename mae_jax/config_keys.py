@@ -110,7 +110,7 @@ PRETRAIN: dict[str, Rule] = {
     "mask.kind": Choice(
         "which patches are hidden", ("random", "block", "grid", "checkerboard"), extensible=True
     ),
-    "target.kind": Choice("what is predicted", ("pixel", "pca", "tokens"), extensible=True),
+    "target.kind": Choice("what is predicted", ("pixel", "pca", "tokens", "hog"), extensible=True),
     "target.normalize": Flag("pixel: each patch by its own mean and deviation"),
     "target.components": Whole("pca: coefficients, at most as many as numbers of a patch", 1),
     "target.fit_images": Whole("pca: training images that it is learnt from", 1),

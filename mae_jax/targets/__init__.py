@@ -7,6 +7,7 @@ import numpy as np
 
 from mae_jax import extensions
 from mae_jax.targets.base import Frame, Target
+from mae_jax.targets.hog import HogTarget
 from mae_jax.targets.pca import PcaTarget
 from mae_jax.targets.pixel import PixelTarget
 from mae_jax.targets.tokens import TokenTarget
@@ -17,6 +18,7 @@ TARGETS: dict[str, type[Target]] = {
     "pixel": PixelTarget,
     "pca": PcaTarget,
     "tokens": TokenTarget,
+    "hog": HogTarget,
 }
 
 
