@@ -108,8 +108,10 @@ PRETRAIN: dict[str, Rule] = {
     "model.decoder_num_heads": Whole("of the decoder", 1, 2**14),
     "model.encoder_mask_tokens": Flag("the encoder sees hidden patches too, as a learned token"),
     "mask.ratio": Number("share of hidden patches; some must be hidden", 0, 1, below=True),
-    "mask.kind": Choice("which patches are hidden", ("random", "block", "grid")),
-    "target.kind": Choice("what is predicted", ("pixel", "pca", "tokens")),
+    "mask.kind": Choice(
+        "which patches are hidden", ("random", "block", "grid", "checkerboard"), extensible=True
+    ),
+    "target.kind": Choice("what is predicted", ("pixel", "pca", "tokens", "hog"), extensible=True),
     "target.normalize": Flag("pixel: each patch by its own mean and deviation"),
     "target.components": Whole("pca: coefficients, at most as many as numbers of a patch", 1),
     "target.fit_images": Whole("pca: training images that it is learnt from", 1),

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from mae_jax import extensions
+
 LARGEST = 2**31 - 1  # steps and examples are counted in int32 on the devices
 HUGE = 1e9
 
@@ -109,15 +111,20 @@ class Flag(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Rule):
-    """One of a few words."""
+    """One of a few words; with `extensible` also the user's own `module:attribute`."""
 
     options: tuple[str, ...]
+    extensible: bool = False
 
     def allowed(self) -> str:
-        return f"one of {', '.join(self.options)}"
+        own = " or your own module:attribute" if self.extensible else ""
+        return f"one of {', '.join(self.options)}{own}"
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, str) and value in self.options
+        if not isinstance(value, str):
+            return False
+        own = self.extensible and extensions.NAME.fullmatch(value) is not None
+        return value in self.options or own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import convert, data, paths, targets
+from mae_jax import convert, data, extensions, paths, targets
 from mae_jax.config import require
 from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
@@ -208,7 +208,7 @@ class Pretrained:
             with as many hidden.
           priority: or which are hidden first: numbers in the same shapes, highest first, equal ones
             at random, until `mask_ratio` is hidden. `patches.patch_means` makes it of pixels.
-          mask_kind: a key of `masking.NOISE`; None for that of the training.
+          mask_kind: see `masking.find`; None for that of the training.
           seed: of the masks; the same seed gives the same masks, image by image.
 
         Raises:
@@ -264,13 +264,14 @@ class Pretrained:
     ) -> masking.Masking:
         trained = self.metadata["mask"]
         ratio = float(trained["ratio"] if ratio is None else ratio)
-        kind = str(trained["kind"] if kind is None else kind)
-        known = ", ".join(masking.NOISE)
-        require(kind in masking.NOISE, f"--mask_kind={kind} is not one of {known}")
+        if kind is None:
+            noise = extensions.find_loaded(masking.MASKS, str(trained["kind"]))
+        else:
+            noise = extensions.find(masking.MASKS, kind, "--mask_kind")
         key = stream_key(seed, "picture_mask")
         try:
             if priority is None:
-                hidden = masking.masks(key, number, self.grid, ratio, kind)
+                hidden = masking.masks(key, number, self.grid, ratio, noise)
             else:
                 values = self._of_patches(np.asarray(priority, np.float32), number, "priority")
                 require(bool(np.isfinite(values).all()), "a priority must be finite numbers")

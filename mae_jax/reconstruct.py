@@ -48,7 +48,7 @@ def reconstruct(
     patches = to_float(patchify(images, model.patch_size), mean, std)
     visible = gather(patches, masking.ids_keep)
     pred: Any = model.apply({"params": params}, visible, masking, method=model.predict)
-    pixels = from_float(target.pixels(arrays, pred.astype(patches.dtype), images), mean, std)
+    pixels = from_float(target.to_pixels(arrays, pred.astype(patches.dtype), images), mean, std)
     hidden = masking.mask[:, :, None]
     original = patchify(images, model.patch_size).astype(patches.dtype)
     if images.dtype == jnp.uint8:

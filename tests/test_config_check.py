@@ -7,7 +7,7 @@ import math
 import pytest
 
 from configs import demo, vit_l
-from mae_jax import config_check, config_keys, config_rules
+from mae_jax import config_check, config_keys, config_rules, targets
 from mae_jax.config import changes, flatten
 from mae_jax.data import folder, geometry
 from mae_jax.data.options import DataOptions
@@ -15,7 +15,7 @@ from mae_jax.data.sources import ShapesSource
 from mae_jax.errors import UsageError
 from mae_jax.models import layers, vit
 from mae_jax.ops import masking
-from mae_jax.tasks import TASKS, make_target
+from mae_jax.tasks import TASKS
 from tests import tiny
 from tests.test_configs import MODULES, REPO
 
@@ -45,9 +45,9 @@ def test_the_table_has_the_names_that_code_looks_up():
         "model.size": vit.SIZES,
         "model.attention": layers.ATTENTION,
         "model.remat": layers.REMAT,
-        "mask.kind": masking.NOISE,
+        "mask.kind": masking.MASKS,
         "data.augment": geometry.AUGMENTS,
-        "target.kind": make_target.KINDS,
+        "target.kind": targets.TARGETS,
     }.items():
         rule = config_keys.RULES[key]
         assert isinstance(rule, config_rules.Choice) and set(rule.options) == set(names)
@@ -146,7 +146,8 @@ def test_other_names_lead_to_keys_and_are_none_themselves():
 
 def test_problems_of_one_start_are_reported_together(tmp_path):
     config = tiny.config(
-        model__image_size=(18, 16), batch_size=18, mask__ratio=0.0, init_from=str(tmp_path / "no_run"),
+        model__image_size=(18, 16), batch_size=18, mask__ratio=0.0,
+        init_from=str(tmp_path / "no_run"),
         data__source="folder", data__root=f"{tmp_path}/**/*.jpg", data__mean=(0.5,),
     )  # fmt: skip
     with pytest.raises(UsageError) as caught:

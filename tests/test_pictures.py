@@ -9,10 +9,9 @@ from PIL import Image
 from mae_jax import pictures
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patchify
-from mae_jax.ops.targets import pixel_target
 from mae_jax.reconstruct import reconstruct
 from mae_jax.targets import Frame
-from mae_jax.targets.pixel import PixelTarget
+from mae_jax.targets.pixel import PixelTarget, pixel_target
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

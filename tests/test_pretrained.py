@@ -8,8 +8,8 @@ from mae_jax import convert, pretrained
 from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
 from mae_jax.models.vit import VisionTransformer
-from mae_jax.ops import targets
 from mae_jax.ops.patches import patch_means, patchify, to_float
+from mae_jax.targets import pixel
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,7 +81,7 @@ def test_reconstruction_is_the_official_prediction(folder, images, name):
     patches = np.asarray(to_float(patchify(images, (4, 4)), MEAN, STD))
     pred = ref["pred"]
     if name == "normalised":
-        pred = np.asarray(targets.undo_normalize(pred, patches))
+        pred = np.asarray(pixel.undo_normalize(pred, patches))
     shape = (*pred.shape[:2], 16, 3)
     pixels = pred.reshape(shape) * np.float32(STD) + np.float32(MEAN)
     found = np.asarray(patchify(views.predicted, (4, 4))).reshape(shape)

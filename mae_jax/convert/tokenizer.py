@@ -68,17 +68,6 @@ def _of_checkpoint(found: checkpoint.Found) -> Tokenizer:
     return _checked(sizes, named(arrays if own else arrays["target"]))
 
 
-def vocab_size(path: str) -> int:
-    """Number of codes of a tokenizer; of a checkpoint no arrays are read. Raises as `load`."""
-    try:
-        if os.path.isdir(path) and not os.path.isfile(os.path.join(path, _FOLDER[0])):
-            metadata = checkpoint.read_one(path, checkpoint.load_metadata)
-            return sizes_of(metadata)["vocab_size"]
-    except UsageError as error:
-        raise UsageError(f"--config.target.tokenizer={path}: {error}") from error
-    return load(path).sizes["vocab_size"]
-
-
 def sizes_of(metadata: dict[str, Any]) -> dict[str, int]:
     """`Tokenizer.sizes` by the metadata of a checkpoint.
 

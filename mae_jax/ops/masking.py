@@ -4,12 +4,16 @@ A kind of mask is a distribution of noise: the patches of lowest noise stay. Eve
 same, static number of visible patches for each image, so that shapes stay static under jit.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from mae_jax import extensions
 
 # Block-wise masks, as BEiT draws them (Bao et al., 2106.08254, algorithm 1).
 LEAST_BOX = 16 / 196  # smallest area of a box: 16 of the 14 x 14 patches, in proportion elsewhere
@@ -88,7 +92,8 @@ def from_priority(priority: jax.Array, mask_ratio: float, key: jax.Array) -> Mas
     return Masking(ids, num_keep(priority.shape[1], mask_ratio))
 
 
-# The kinds: functions of (key, batch, (rows, columns), len_keep), which give noise float32 [B, L].
+# The kinds: functions of (key, batch, grid, len_keep) with grid = (rows, columns), which return
+# noise float32 [B, L]. Sizes are Python ints; impossible ones raise ValueError.
 
 
 def random_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
@@ -106,7 +111,14 @@ def block_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int
     as remain; the `TRIES`th in a row that does not count ends the drawing. What then remains (of
     14 x 14 patches 0.4 % at 0.75, less than 5 % at ratios from 0.1) is hidden at random, so that
     all images keep `len_keep`.
+
+    Raises:
+      ValueError: the grid has fewer than two rows or columns.
     """
+    if min(grid) < 2:
+        raise ValueError(
+            f"mask kind block: there is no room for boxes in {grid[0]} x {grid[1]} patches"
+        )
     boxes, rest = jax.random.split(key)
     num_patches = grid[0] * grid[1]
     draw = jax.vmap(lambda k: _draw_boxes(k, grid, num_patches - len_keep))
@@ -144,48 +156,92 @@ def _draw_boxes(key: jax.Array, grid: tuple[int, int], number: int) -> jax.Array
 def grid_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
     """Noise that is low in the top left patch of every 2 x 2 cell, for all images (grid sampling).
 
-    Only where `check_kind` agrees are these patches those that stay.
+    Raises:
+      ValueError: odd numbers of rows or columns, or a mask ratio other than 0.75.
     """
-    del key, len_keep
-    visible = jnp.zeros(grid).at[::2, ::2].set(1)
-    return jnp.tile(1 - visible.reshape(1, -1), (batch, 1))
+    del key
+    rule = "mask kind grid keeps one patch of every 2 x 2 cell"
+    if grid[0] % 2 or grid[1] % 2:
+        raise ValueError(f"{rule}: {grid[0]} x {grid[1]} patches are not even numbers")
+    visible = np.zeros(grid, bool)
+    visible[::2, ::2] = True
+    return _fixed_pattern(rule, visible, batch, len_keep)
 
 
-NOISE: dict[str, Callable[[jax.Array, int, tuple[int, int], int], jax.Array]] = {
+def checkerboard_noise(
+    key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int
+) -> jax.Array:
+    """Noise that is low in every other cell of 2 x 2 patches, for all images: a checkerboard.
+
+    Not in the paper: about half of the patches, as evenly spread as `grid_noise`'s, but with
+    neighbors that are visible too.
+
+    Raises:
+      ValueError: the mask ratio is not the checkerboard's (0.5; 0.489 of 14 x 14 patches).
+    """
+    del key
+    row, column = np.arange(grid[0])[:, None] // 2, np.arange(grid[1]) // 2
+    rule = "mask kind checkerboard keeps every other cell of 2 x 2 patches"
+    return _fixed_pattern(rule, (row + column) % 2 == 0, batch, len_keep)
+
+
+def _fixed_pattern(rule: str, visible: np.ndarray, batch: int, len_keep: int) -> jax.Array:
+    """Noise [batch, L] that shows the same patches, bool [rows, columns], in every image.
+
+    Raises:
+      ValueError: `len_keep` is another number of patches; the text begins with `rule`.
+    """
+    number, total = int(visible.sum()), visible.size
+    if len_keep != number:
+        scales = (10**digits for digits in range(1, 9))
+        ratios = (math.floor((1 - number / total) * scale) / scale for scale in scales)
+        ratio = next(ratio for ratio in ratios if num_keep(total, ratio) == number)
+        raise ValueError(f"{rule}, {number} of {total}, not {len_keep}: its mask ratio is {ratio}")
+    return jnp.tile(jnp.asarray(~visible.reshape(1, -1), jnp.float32), (batch, 1))
+
+
+Noise = Callable[[jax.Array, int, tuple[int, int], int], jax.Array]
+MASKS: dict[str, Noise] = {
     "random": random_noise,
     "block": block_noise,
     "grid": grid_noise,
+    "checkerboard": checkerboard_noise,
 }
 
 
-def check_kind(kind: str, grid: tuple[int, int], len_keep: int) -> None:
-    """Whether masks of a kind fit a grid of patches and can leave `len_keep` of them visible.
+def find(kind: str) -> Noise:
+    """The function of `config.mask.kind`: a key of `MASKS`, or `module:function` of the user's.
 
     Raises:
-      ValueError: "grid" needs even rows and columns and keeps a quarter; "block" needs two of each.
+      UsageError: there is no such function.
     """
-    size, num_patches = f"{grid[0]} x {grid[1]} patches", grid[0] * grid[1]
-    if kind == "block" and min(grid) < 2:
-        raise ValueError(f"mask kind block: there is no room for boxes in {size}")
-    if kind != "grid":
-        return
-    rule = "mask kind grid keeps one patch of every 2 x 2 cell"
-    if grid[0] % 2 or grid[1] % 2:
-        raise ValueError(f"{rule}: {size} are not even numbers")
-    if 4 * len_keep != num_patches:
+    return extensions.find(MASKS, kind, "--config.mask.kind")
+
+
+def check(noise: Noise, grid: tuple[int, int], len_keep: int) -> None:
+    """Checks that masks fit a grid of patches and can leave `len_keep` of them visible.
+
+    Raises:
+      ValueError: they do not, or the function does not return float noise of the right shape.
+    """
+    # Sizes are static, so tracing is enough to hear the function's own objections.
+    sample = functools.partial(noise, batch=1, grid=grid, len_keep=len_keep)
+    found = jax.eval_shape(sample, jax.eval_shape(lambda: jax.random.key(0)))
+    wanted = (1, grid[0] * grid[1])
+    if found.shape != wanted or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(
-            f"{rule}, {num_patches // 4} of {num_patches}, not {len_keep}: its mask ratio is 0.75"
+            f"the mask's noise is {found.dtype}{list(found.shape)}, not float{list(wanted)}"
         )
 
 
 def masks(
-    key: jax.Array, batch: int, grid: tuple[int, int], mask_ratio: float, kind: str
+    key: jax.Array, batch: int, grid: tuple[int, int], mask_ratio: float, noise: Noise
 ) -> Masking:
-    """Masks of a kind of `NOISE`, for `batch` images of `grid` patches (rows, columns).
+    """Masks for `batch` images of `grid` patches (rows, columns), drawn by `noise` as in `MASKS`.
 
     Raises:
-      ValueError: see `num_keep` and `check_kind`.
+      ValueError: see `num_keep` and `check`.
     """
     keep = num_keep(grid[0] * grid[1], mask_ratio)
-    check_kind(kind, grid, keep)
-    return from_noise(NOISE[kind](key, batch, grid, keep), mask_ratio)
+    check(noise, grid, keep)
+    return from_noise(noise(key, batch, grid, keep), mask_ratio)

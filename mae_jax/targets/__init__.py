@@ -1,46 +1,56 @@
-"""What the decoder is asked to predict (paper section 3 and table 1d): a class for each kind."""
+"""What the decoder predicts (paper section 3 and table 1d): one class per kind of target."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mae_jax import extensions
 from mae_jax.targets.base import Frame, Target
+from mae_jax.targets.hog import HogTarget
 from mae_jax.targets.pca import PcaTarget
 from mae_jax.targets.pixel import PixelTarget
 from mae_jax.targets.tokens import TokenTarget
 
-__all__ = ["Frame", "Target", "describe", "restore"]
+__all__ = ["TARGETS", "Frame", "Target", "describe", "find", "restore"]
+
+TARGETS: dict[str, type[Target]] = {
+    "pixel": PixelTarget,
+    "pca": PcaTarget,
+    "tokens": TokenTarget,
+    "hog": HogTarget,
+}
+
+
+def find(kind: str) -> type[Target]:
+    """The class of `config.target.kind`: a key of `TARGETS`, or `module:Class` of the user's.
+
+    Raises:
+      UsageError: there is no such class.
+    """
+    return extensions.find(TARGETS, kind, "--config.target.kind")
 
 
 def restore(metadata: Mapping[str, Any], frame: Frame, arrays: dict[str, np.ndarray]) -> Target:
     """The target of a checkpoint.
 
     Args:
-      metadata: what the checkpoint says of its target: `kind` and what that kind adds.
+      metadata: of the checkpoint's target: `kind`, and what `Target.metadata` returned.
       frame: how its images are cut and scaled.
       arrays: what it keeps in the model state, by name; {} for kinds that keep nothing.
 
     Raises:
-      KeyError: a kind of a later version.
-      ValueError: the arrays are not those of such a target.
+      KeyError: a kind that this version does not have.
+      UsageError: the user's class is not loaded (see `extensions.find_loaded`).
+      ValueError: the arrays do not fit such a target.
     """
-    return KINDS[metadata["kind"]](metadata, frame, arrays)
+    return _of_checkpoint(metadata).from_metadata(frame, metadata, arrays)
 
 
 def describe(metadata: Mapping[str, Any]) -> str:
-    """The target of a checkpoint in a few words."""
-    return _WORDS[metadata["kind"]](metadata)
+    """The target of a checkpoint in a few words. Raises as `restore`."""
+    return _of_checkpoint(metadata).describe(metadata)
 
 
-KINDS: dict[str, Any] = {
-    "pixel": lambda metadata, frame, arrays: PixelTarget(frame, normalize=metadata["normalize"]),
-    "pca": lambda metadata, frame, arrays: PcaTarget(frame, metadata["components"], arrays),
-    "tokens": lambda metadata, frame, arrays: TokenTarget(frame, metadata["tokenizer"], arrays),
-}
-
-_WORDS: dict[str, Any] = {
-    "pixel": lambda metadata: "normalised patches" if metadata["normalize"] else "raw pixels",
-    "pca": lambda metadata: f"{metadata['components']} PCA coefficients",
-    "tokens": lambda metadata: f"{metadata['tokenizer']['vocab_size']} tokens",
-}
+def _of_checkpoint(metadata: Mapping[str, Any]) -> type[Target]:
+    return extensions.find_loaded(TARGETS, metadata["kind"])

@@ -1,6 +1,8 @@
-"""What a target is."""
+"""The interface of a prediction target, and how images are cut into patches for it."""
 
-from typing import Any, NamedTuple, Protocol
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -34,44 +36,83 @@ class Frame(NamedTuple):
         return to_float(gather(patchify(images, self.patch_size), ids), self.mean, self.std)
 
 
-class Target(Protocol):
-    """What is predicted of a patch, and how far off a prediction is.
+class Target(abc.ABC):
+    """What the decoder predicts for each patch, and the loss of a prediction.
+
+    A new target subclasses this, implements the abstract methods and gets an entry in `TARGETS`
+    (see docs/extending.md).
 
     Attributes:
       frame: how its images are cut and scaled.
-      width: numbers that the decoder gives for each patch.
-      arrays: what it needs beside the images, by name; never trained, kept in the model state (and
-        so in every checkpoint). {} for nothing.
-      caption: what a picture of it must tell the reader; "" for nothing.
+      width: numbers that the decoder predicts for each patch.
+      arrays: what it needs besides the images, by name. Never trained; kept in the model state, and
+        so in every checkpoint.
+      learned: `arrays` has only the right shapes until they are fitted to training images at the
+        start of a run.
+      caption: a note for figures; "" for none.
     """
 
     frame: Frame
     width: int
     arrays: dict[str, np.ndarray]
-    caption: str
+    learned: bool = False
+    caption: str = ""
 
+    @classmethod
+    @abc.abstractmethod
+    def from_config(
+        cls, frame: Frame, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+    ) -> Self:
+        """The target of a new run.
+
+        Args:
+          frame: how images are cut and scaled.
+          config: the whole configuration; options of targets are in `config.target`.
+          dtype: of the model's arithmetic.
+          load_tokenizer: returns the `convert.tokenizer.Tokenizer` of the run.
+
+        Raises:
+          UsageError: the configuration does not fit this target.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def from_metadata(
+        cls, frame: Frame, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+    ) -> Self:
+        """The target of a checkpoint, from what `metadata()` returned and the saved `arrays`.
+
+        Raises:
+          ValueError: the arrays do not fit.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def describe(cls, metadata: Mapping[str, Any]) -> str:
+        """A few words about the target of a checkpoint, such as "raw pixels"."""
+
+    @abc.abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """What `targets.restore` needs beside the arrays; `kind` is part of it."""
-        ...
+        """What `from_metadata` and `describe` need, as JSON types."""
 
-    def values(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
-        """What is right for the patches `ids` [B, M] of `images` [B, H, W, C]: [B, M, ...]."""
-        ...
+    @abc.abstractmethod
+    def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
+        """Targets [B, M, ...] of the patches `ids` [B, M] of `images` [B, H, W, C]."""
 
-    def loss(self, pred: jax.Array, values: jax.Array) -> jax.Array:
+    @abc.abstractmethod
+    def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
         """Loss of each image, float32 [B], of predictions [B, M, width]."""
-        ...
 
-    def baseline(self, values: jax.Array, valid: jax.Array) -> jax.Array:
-        """Loss [B] of a guess that knows nothing of the image's structure: the bar to beat.
+    @abc.abstractmethod
+    def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
+        """Loss [B] of a guess that ignores the structure of the image: the bar to beat.
 
         `valid` float32 [B] is 0 for images that do not count.
         """
-        ...
 
-    def pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
-        """Normalised pixels [B, L, P] that predictions [B, L, width] of all patches stand for.
+    @abc.abstractmethod
+    def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
+        """Normalized pixels [B, L, P] that show predictions [B, L, width] of all patches.
 
-        `images` are the true ones [B, H, W, C], for targets that say less than a picture needs.
+        `images` are the true ones [B, H, W, C], for targets that do not determine the pixels.
         """
-        ...

@@ -1,20 +1,20 @@
 """The largest PCA coefficients of each patch (paper table 1d), and how a PCA is learnt."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax.ops import targets
-from mae_jax.targets.base import Frame
+from mae_jax.targets.base import Frame, Target
+from mae_jax.targets.pixel import reconstruction_loss
 
 _EXACT = jax.lax.Precision.HIGHEST  # accelerators would round pixels to bfloat16
 
 
-class PcaTarget:
-    """Coefficients of a patch along the directions of largest variance; see `base.Target`.
+class PcaTarget(Target):
+    """Coefficients of a patch along the directions of largest variance.
 
     The loss is their plain mean squared error: directions weigh as much as they vary.
 
@@ -27,6 +27,8 @@ class PcaTarget:
       ValueError: arrays of other names or shapes.
     """
 
+    learned = True
+
     def __init__(self, frame: Frame, components: int, arrays: dict[str, np.ndarray]):
         wanted = _shapes(frame, components)
         found = {name: np.shape(x) for name, x in arrays.items()}
@@ -35,21 +37,38 @@ class PcaTarget:
         self.frame, self.width, self.arrays = frame, components, arrays
         self.caption = f"PCA target: {components} of {frame.patch_dim} components are predicted"
 
-    def metadata(self) -> dict[str, Any]:
-        return {"kind": "pca", "components": self.width}
+    @classmethod
+    def from_config(
+        cls, frame: Frame, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+    ) -> Self:
+        components = config.target.components
+        return cls(frame, components, unknown(frame, components))
 
-    def values(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
+    @classmethod
+    def from_metadata(
+        cls, frame: Frame, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+    ) -> Self:
+        return cls(frame, metadata["components"], arrays)
+
+    @classmethod
+    def describe(cls, metadata: Mapping[str, Any]) -> str:
+        return f"{metadata['components']} PCA coefficients"
+
+    def metadata(self) -> dict[str, Any]:
+        return {"components": self.width}
+
+    def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
         centred = self.frame.patches(images, ids) - arrays["mean"]
         return jnp.matmul(centred, arrays["components"].T, precision=_EXACT)
 
-    def loss(self, pred: jax.Array, values: jax.Array) -> jax.Array:
-        return targets.reconstruction_loss(pred, values)
+    def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
+        return reconstruction_loss(pred, targets)
 
-    def baseline(self, values: jax.Array, valid: jax.Array) -> jax.Array:
+    def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
         """Predicting the mean of all patches, whose coefficients are 0."""
-        return jnp.square(values).mean(axis=(1, 2))
+        return jnp.square(targets).mean(axis=(1, 2))
 
-    def pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
+    def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
         """What the predicted directions say of a patch: without all finer structure."""
         return arrays["mean"] + jnp.matmul(pred, arrays["components"], precision=_EXACT)
 

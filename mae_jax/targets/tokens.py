@@ -1,20 +1,23 @@
 """Discrete tokens of a frozen tokenizer, as in BEiT (paper table 1d and table 7)."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from mae_jax.config import require
 from mae_jax.errors import UsageError
 from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
 from mae_jax.ops.patches import grid_size, patchify, to_float
 from mae_jax.params import named, tree
-from mae_jax.targets.base import Frame
+from mae_jax.targets.base import Frame, Target
 
 
-class TokenTarget:
-    """The code that a tokenizer gives to the place of each patch; see `base.Target`.
+class TokenTarget(Target):
+    """The code that a tokenizer assigns to the place of each patch.
 
     The tokenizer sees the same augmented image as the autoencoder, in [0, 1] and resized to one
     code for each patch (Lanczos; 224 -> 112 for patches of 16 and codes of 8 pixels). BEiT cuts
@@ -53,31 +56,59 @@ class TokenTarget:
         self.caption = "tokens: shown as the tokenizer's decoder draws the likeliest ones"
         _check(frame, self._model)
 
-    def metadata(self) -> dict[str, Any]:
-        return {"kind": "tokens", "tokenizer": self._described}
+    @classmethod
+    def from_config(
+        cls, frame: Frame, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+    ) -> Self:
+        require(
+            config.data.dtype == "uint8",
+            f"--config.data.dtype={config.data.dtype}: a tokenizer takes pixels in [0, 1], uint8",
+        )
+        tokenizer = load_tokenizer()
+        target = cls(frame, tokenizer.metadata(), tokenizer.arrays, dtype=dtype)
+        require(
+            target.draws or config.picture_every == 0,
+            f"--config.picture_every={config.picture_every}: the tokenizer has no decoder to draw "
+            "its tokens with: set --config.picture_every=0, or put decoder.pkl beside encoder.pkl "
+            "and give their folder",
+        )
+        return target
 
-    def values(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
+    @classmethod
+    def from_metadata(
+        cls, frame: Frame, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+    ) -> Self:
+        return cls(frame, metadata["tokenizer"], arrays)
+
+    @classmethod
+    def describe(cls, metadata: Mapping[str, Any]) -> str:
+        return f"{metadata['tokenizer']['vocab_size']} tokens"
+
+    def metadata(self) -> dict[str, Any]:
+        return {"tokenizer": self._described}
+
+    def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
         """Tokens int32 [B, M]; no gradient goes through them."""
         variables = {"params": jax.lax.stop_gradient(tree(named(arrays)))}
         tokens: Any = self._model.apply(variables, self._resized(images), method="codes")
         return jnp.take_along_axis(tokens.reshape(tokens.shape[0], -1), ids, axis=1)
 
-    def loss(self, pred: jax.Array, values: jax.Array) -> jax.Array:
+    def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
         """Cross-entropy."""
         logits = pred.astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, values).mean(axis=1)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(axis=1)
 
-    def baseline(self, values: jax.Array, valid: jax.Array) -> jax.Array:
+    def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
         """A guess that knows how frequent each token is among these, and nothing else.
 
         Their mean is the entropy of those frequencies. Where these tokens are not many times the
         vocabulary it is too low: a bar too high.
         """
-        counts = jnp.zeros(self.width, jnp.float32).at[values].add(valid[:, None])
-        shares = counts[values] / jnp.maximum(counts.sum(), 1.0)
+        counts = jnp.zeros(self.width, jnp.float32).at[targets].add(valid[:, None])
+        shares = counts[targets] / jnp.maximum(counts.sum(), 1.0)
         return jnp.where(valid[:, None] > 0, -jnp.log(shares), 0.0).mean(axis=1)
 
-    def pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
+    def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
         if not self.draws:
             raise UsageError("this tokenizer has no decoder: its tokens cannot be drawn")
         tokens = pred.argmax(axis=-1).reshape(-1, *self._grid)

@@ -139,7 +139,7 @@ def visible_patches(model: MaskedAutoencoder, mask: Any) -> int:
         f"--config.mask.ratio={mask.ratio} hides none of {num_patches} patches: nothing to learn",
     )
     try:
-        masking.check_kind(mask.kind, model.grid, keep)
+        masking.check(masking.find(mask.kind), model.grid, keep)
     except ValueError as error:
         raise UsageError(
             f"{error} (--config.mask.kind={mask.kind}, --config.mask.ratio={mask.ratio}, "

@@ -1,66 +1,71 @@
-"""The target that a configuration describes: some learn something from the data first."""
+"""The prediction target that a configuration describes."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import contextlib
+import logging
+from typing import Any
 
-import numpy as np
-
+from mae_jax import checkpoint, step_folders, targets
 from mae_jax.config import require
-from mae_jax.targets import Frame, Target, pca
-from mae_jax.targets.pixel import PixelTarget
-from mae_jax.targets.tokens import TokenTarget
-from mae_jax.tasks import find_tokenizer
-from mae_jax.tasks.base import ImageTask
+from mae_jax.convert import tokenizer
+from mae_jax.targets import Frame, Target
 from mae_jax.tasks.build import compute_dtype
-from mae_jax.tasks.learn_pca import learn
+
+log = logging.getLogger(__name__)
 
 
-class Kind(NamedTuple):
-    """How a kind of target comes to be.
+def make_target(config: Any, frame: Frame, workdir: str) -> Target:
+    """The target of `config.target.kind`.
 
-    Attributes:
-      width: function of the configuration and the workdir: numbers that are predicted for each
-        patch; 0 for its pixels. Asked before any data are read.
-      make: function of the task (whose configuration, data and workdir it may use) and the frame.
-      learn: the same, for the arrays of a target that `make` knows only the shapes of. Called by
-        all processes together, and only when a run begins: later a checkpoint has the arrays.
+    Args:
+      config: the whole configuration.
+      frame: how images are cut and scaled.
+      workdir: folder of the run, whose checkpoints keep its tokenizer; "" for none.
+
+    Raises:
+      UsageError: there is no such target, or it does not fit the configuration.
     """
-
-    width: Callable[[Any, str], int]
-    make: Callable[[ImageTask, Frame], Target]
-    learn: Callable[[ImageTask, Frame], dict[str, np.ndarray]] | None = None
-
-
-def _pixel(task: ImageTask, frame: Frame) -> Target:
-    return PixelTarget(frame, normalize=task.config.target.normalize)
-
-
-def _pca(task: ImageTask, frame: Frame) -> Target:
-    components = task.config.target.components
-    return pca.PcaTarget(frame, components, pca.unknown(frame, components))
-
-
-def _tokens(task: ImageTask, frame: Frame) -> Target:
-    config = task.config
-    tokenizer = find_tokenizer.find(config, task.workdir)
-    target = TokenTarget(
-        frame, tokenizer.metadata(), tokenizer.arrays, dtype=compute_dtype(config.model.dtype)
+    return targets.find(config.target.kind).from_config(
+        frame,
+        config,
+        dtype=compute_dtype(config.model.dtype),
+        load_tokenizer=lambda: find_tokenizer(config, workdir),
     )
+
+
+def find_tokenizer(config: Any, workdir: str) -> tokenizer.Tokenizer:
+    """The tokenizer of a run: that of the checkpoint it continues, or `config.target.tokenizer`.
+
+    Where a checkpoint will bring its arrays, only their shapes are returned.
+
+    Raises:
+      UsageError: there is none, or it is damaged, incomplete, or something else.
+    """
+    if kept := _kept(config, workdir):
+        return tokenizer.described(kept)
     require(
-        config.data.dtype == "uint8",
-        f"--config.data.dtype={config.data.dtype}: a tokenizer takes pixels in [0, 1], uint8",
+        config.target.tokenizer != "",
+        "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
+        "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/recipes.md)",
     )
-    require(
-        target.draws or config.picture_every == 0,
-        f"--config.picture_every={config.picture_every}: the tokenizer has no decoder that could "
-        "draw its tokens: set --config.picture_every=0 (or lay decoder.pkl beside encoder.pkl and "
-        "give their folder)",
-    )
-    return target
+    found = tokenizer.load(config.target.tokenizer)
+    log.info("tokenizer %s: sha256 %s", config.target.tokenizer, found.sha256)
+    return found
 
 
-KINDS = {
-    "pixel": Kind(lambda config, workdir: 0, _pixel),
-    "pca": Kind(lambda config, workdir: config.target.components, _pca, learn),
-    "tokens": Kind(find_tokenizer.vocab_size, _tokens),
-}
+def _kept(config: Any, workdir: str) -> dict[str, Any] | None:
+    """What the checkpoint that a run will continue says of its tokenizer."""
+    metadata: dict[str, Any] = {}
+    if workdir and checkpoint.exists(workdir):
+        metadata = _newest(workdir)
+    elif config.resume:
+        metadata = checkpoint.read_one(config.resume, checkpoint.load_metadata)
+    target = metadata.get("target", {})
+    return target["tokenizer"] if target.get("kind") == "tokens" else None
+
+
+def _newest(workdir: str) -> dict[str, Any]:
+    """Metadata of the newest checkpoint that is not damaged, or {}."""
+    for step in reversed(step_folders.steps(workdir)):
+        with contextlib.suppress(checkpoint.DamagedCheckpoint):
+            return checkpoint.load_metadata(str(step_folders.folder_of(workdir, step)))
+    return {}

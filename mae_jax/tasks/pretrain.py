@@ -17,9 +17,10 @@ from mae_jax.ops.patches import patchify, to_float
 from mae_jax.params import tree
 from mae_jax.reconstruct import Reconstruction, reconstruct
 from mae_jax.task import Batch, Evaluator, Weights
-from mae_jax.tasks import build, make_target
+from mae_jax.tasks import build, learn_pca
 from mae_jax.tasks.adopt import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask, check_places
+from mae_jax.tasks.make_target import make_target
 from mae_jax.tasks.monitor import Monitor
 
 _LAST = "decoder_pred/"
@@ -43,12 +44,13 @@ class Pretrain(ImageTask):
             lambda: check_places(config, workdir),
             lambda: build.check_mae(config),
         )
-        self._target_kind = kind = make_target.KINDS[config.target.kind]
-        self._every = config.target.loss_on == "all"
+        self._predict_all = config.target.loss_on == "all"
         self.fields = build.mae_fields(config.model)
-        if width := kind.width(config, workdir):
-            self.fields["pred_dim"] = width
         frame = build.frame(self.fields, config.data)
+        self.target = make_target(config, frame, workdir)
+        if self.target.width != frame.patch_dim:
+            self.fields["pred_dim"] = self.target.width
+        self._sample_noise = masking.find(config.mask.kind)
         self.model = build.build_mae(
             self.fields,
             dtype=config.model.dtype,
@@ -57,7 +59,6 @@ class Pretrain(ImageTask):
         )
         self.num_keep = build.visible_patches(self.model, config.mask)
         super().__init__(config, workdir, image_size=self.model.image_size)
-        self.target = kind.make(self, frame)
         self.require_held_out()
         self.set_length()
         self.set_recipe()
@@ -76,8 +77,8 @@ class Pretrain(ImageTask):
         return params, {"target": tree(arrays)} if arrays else {}
 
     def given(self) -> dict[str, np.ndarray]:
-        learn, target = self._target_kind.learn, self.target
-        arrays = learn(self, target.frame) if learn else target.arrays
+        target = self.target
+        arrays = learn_pca.learn(self, target.frame) if target.learned else target.arrays
         return {f"target/{name}": x for name, x in arrays.items()}
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
@@ -97,8 +98,7 @@ class Pretrain(ImageTask):
         return Weights(kept, fresh=(_LAST,), unused=unused)
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
-        sample = masking.NOISE[self.config.mask.kind]
-        noise = sample(key, batch["image"].shape[0], self.model.grid, self.num_keep)
+        noise = self._sample_noise(key, batch["image"].shape[0], self.model.grid, self.num_keep)
         return {"image": batch["image"], "noise": noise}
 
     def loss(
@@ -120,10 +120,10 @@ class Pretrain(ImageTask):
         masked = masking.from_noise(noise, self.config.mask.ratio)
         visible = self.target.frame.patches(images, masked.ids_keep)
         arrays = model_state.get("target", {})
-        ids = masked.ids_shuffle if self._every else masked.ids_masked
-        values = self.target.values(arrays, images, ids)
-        pred: Any = self.model.apply({"params": params}, visible, masked, self._every)
-        return self.target.loss(pred, values), self.target.baseline(values, valid)
+        ids = masked.ids_shuffle if self._predict_all else masked.ids_masked
+        targets = self.target.targets(arrays, images, ids)
+        pred: Any = self.model.apply({"params": params}, visible, masked, self._predict_all)
+        return self.target.loss(pred, targets), self.target.baseline_loss(targets, valid)
 
     def _encode(self, state: Any, images: jax.Array) -> jax.Array:
         """Latent [B, 1 + L, D] of whole images, nothing masked."""
@@ -154,9 +154,9 @@ class Pretrain(ImageTask):
     def _fixed_noise(self, index: jax.Array) -> jax.Array:
         """Mask noise [B, L] that depends on the example alone."""
         key = rng.stream_key(self.config.seed, "eval_mask")
-        sample = masking.NOISE[self.config.mask.kind]
+        sample, shape = self._sample_noise, (self.model.grid, self.num_keep)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        return jax.vmap(lambda k: sample(k, 1, self.model.grid, self.num_keep)[0])(keys)
+        return jax.vmap(lambda k: sample(k, 1, *shape)[0])(keys)
 
     def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images with masks that never change, and what the model makes of them."""
@@ -180,7 +180,7 @@ class Pretrain(ImageTask):
             **super().metadata(step),
             "model": {"kind": "mae", "size": config.model.size, **self.fields},
             "mask": {"kind": config.mask.kind, "ratio": config.mask.ratio},
-            "target": self.target.metadata(),
+            "target": {"kind": config.target.kind, **self.target.metadata()},
         }
 
     def facts(self) -> dict[str, Any]:

@@ -167,10 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--mask_kind",
-        choices=sorted(masking.NOISE),
         nargs="+",
         metavar="KIND",
-        help=f"one or more of {', '.join(sorted(masking.NOISE))}; default: as in training",
+        help=f"one or more of {', '.join(masking.MASKS)}; default: as in training",
     )
     parser.add_argument(
         "--mask",

@@ -14,9 +14,10 @@ from mae_jax.models import mae as mae_module
 from mae_jax.models import vit as vit_module
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.vit import VisionTransformer
-from mae_jax.ops import masking, targets
+from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify, to_float
 from mae_jax.params import named
+from mae_jax.targets import pixel
 from tests.parity import official
 
 pytestmark = pytest.mark.interop
@@ -106,8 +107,8 @@ def test_hugging_face_vit_mae(model, tmp_path):
     visible = gather(patches, masked.ids_keep)
     pred = ours.apply(variables, visible, masked, method=ours.predict)
     hidden = gather(patches, masked.ids_masked)
-    target = targets.pixel_target(hidden, normalize=model.metadata["target"]["normalize"])
-    loss = targets.reconstruction_loss(ours.apply(variables, visible, masked), target).mean()
+    target = pixel.pixel_target(hidden, normalize=model.metadata["target"]["normalize"])
+    loss = pixel.reconstruction_loss(ours.apply(variables, visible, masked), target).mean()
     with torch.no_grad():
         out = theirs(torch.from_numpy(floats), noise=torch.from_numpy(noise).float())
     close(pred, out.logits)

@@ -13,8 +13,9 @@ from mae_jax.models import layers
 from mae_jax.models.mae import MaskedAutoencoder, train_flops
 from mae_jax.models.posemb import sincos_2d
 from mae_jax.models.vit import SIZES
-from mae_jax.ops import masking, targets
+from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify, unpatchify
+from mae_jax.targets import pixel
 from tests.parity import official
 
 
@@ -76,8 +77,8 @@ def test_equals_the_paper_order_formulation(case):
         patches = patchify(images, model.patch_size)
         visible, hidden = gather(patches, masked.ids_keep), gather(patches, masked.ids_masked)
         pred = model.apply({"params": params}, visible, masked)
-        target = targets.pixel_target(hidden, normalize=normalize)
-        return targets.reconstruction_loss(pred, target).mean()
+        target = pixel.pixel_target(hidden, normalize=normalize)
+        return pixel.reconstruction_loss(pred, target).mean()
 
     def plain(params):
         loss, pred, mask = plain_mae.forward(
@@ -249,8 +250,8 @@ def test_loss_at_the_start_is_one_point_eight():
     patches = patchify(images, model.patch_size)
     visible = gather(patches, masked.ids_keep)
     pred = jax.jit(lambda *a: model.apply({"params": params}, *a))(visible, masked)
-    target = targets.pixel_target(gather(patches, masked.ids_masked), normalize=True)
-    loss = float(targets.reconstruction_loss(pred, target).mean())
+    target = pixel.pixel_target(gather(patches, masked.ids_masked), normalize=True)
+    loss = float(pixel.reconstruction_loss(pred, target).mean())
     assert loss == pytest.approx(1 + 512 * 2 / (512 + 768), abs=0.1)
 
 

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from mae_jax.models.posemb import sincos_2d
-from mae_jax.ops import masking, targets
+from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify, to_float
 from mae_jax.optim.optimizers import adamw
 from mae_jax.params import path_name
+from mae_jax.targets import pixel
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,9 +29,9 @@ def losses(params, ref, noise):
     patches = patchify(jnp.asarray(ref["imgs_u8"]), model.patch_size)
     visible = to_float(gather(patches, masked.ids_keep), MEAN, STD)
     hidden = to_float(gather(patches, masked.ids_masked), MEAN, STD)
-    target = targets.pixel_target(hidden, normalize=bool(ref["norm_pix_loss"]))
+    target = pixel.pixel_target(hidden, normalize=bool(ref["norm_pix_loss"]))
     pred = model.apply({"params": params}, visible, masked)
-    return targets.reconstruction_loss(pred, target).mean()
+    return pixel.reconstruction_loss(pred, target).mean()
 
 
 def loss_and_grads(ref):
@@ -58,7 +59,7 @@ def test_masking_matches(ref):
 def test_pixels_and_target_match(ref):
     patches = to_float(patchify(jnp.asarray(ref["imgs_u8"]), (4, 4)), MEAN, STD)
     close(patches, ref["patches"], 1e-6)
-    target = targets.pixel_target(patches, normalize=bool(ref["norm_pix_loss"]))
+    target = pixel.pixel_target(patches, normalize=bool(ref["norm_pix_loss"]))
     close(target, ref["target"], 1e-5)
 
 

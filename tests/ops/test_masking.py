@@ -16,6 +16,7 @@ RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 GRIDS = ((14, 14), (16, 16), (8, 8), (4, 12))
 KEPT_196 = (176, 156, 137, 117, 98, 78, 58, 49, 39, 29, 19, 9)
 KEPT_256 = (230, 204, 179, 153, 128, 102, 76, 64, 51, 38, 25, 12)
+ONLY_RATIO = {"grid": 0.75, "checkerboard": 0.5}  # of grids that whole cells tile
 
 
 @pytest.mark.parametrize("length, kept", [(196, KEPT_196), (256, KEPT_256)])
@@ -73,16 +74,21 @@ def test_masks_differ_between_devices_and_not_with_their_number():
 
 def draw(kind, batch, grid, ratio, seed=0):
     """Masks [batch, rows, columns] of a compiled sampler, 1 is hidden."""
-    function = jax.jit(lambda key: masking.masks(key, batch, grid, ratio, kind).mask)
+    function = jax.jit(lambda key: masking.masks(key, batch, grid, ratio, masking.MASKS[kind]).mask)
     return np.asarray(function(jax.random.key(seed))).reshape(batch, *grid)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("kind", masking.NOISE)
+@pytest.mark.parametrize("kind", masking.MASKS)
 def test_all_images_keep_exactly_as_many(kind, grid):
-    sample = jax.jit(masking.NOISE[kind], static_argnums=(1, 2))  # one program for all ratios
+    # One program for all ratios, where a kind has more than one.
+    static = (1, 2, 3) if kind in ONLY_RATIO else (1, 2)
+    sample = jax.jit(masking.MASKS[kind], static_argnums=static)
     length = grid[0] * grid[1]
-    for ratio in RATIOS if kind != "grid" else (0.75,):
+    ratios = (ONLY_RATIO[kind],) if kind in ONLY_RATIO else RATIOS
+    if (kind, grid) == ("checkerboard", (14, 14)):
+        ratios = (0.489,)
+    for ratio in ratios:
         keep = masking.num_keep(length, ratio)
         noise = sample(jax.random.key(2), 8, grid, keep)
         assert noise.shape == (8, length) and noise.dtype == jnp.float32
@@ -113,18 +119,26 @@ def test_grid_keeps_the_top_left_patch_of_every_cell():
     np.testing.assert_array_equal(mask, np.tile(expected, (3, 1, 1)))
 
 
+def test_checkerboard_keeps_every_other_cell():
+    mask = draw("checkerboard", 2, (4, 6), 0.5)
+    expected = [[0, 0, 1, 1, 0, 0]] * 2 + [[1, 1, 0, 0, 1, 1]] * 2
+    np.testing.assert_array_equal(mask, [expected, expected])
+
+
 @pytest.mark.parametrize(
     "kind, grid, ratio, message",
     [
         ("grid", (14, 14), 0.6, "49 of 196, not 78: its mask ratio is 0.75"),
         ("grid", (8, 7), 0.75, "8 x 7 patches are not even"),
         ("grid", (7, 8), 0.75, "7 x 8 patches are not even"),
+        ("checkerboard", (14, 14), 0.5, "100 of 196, not 98: its mask ratio is 0.48"),
+        ("checkerboard", (7, 10), 0.75, "36 of 70, not 17: its mask ratio is 0.48"),
         ("block", (1, 16), 0.75, "no room for boxes in 1 x 16 patches"),
     ],
 )
 def test_a_kind_that_does_not_fit_is_refused(kind, grid, ratio, message):
     with pytest.raises(ValueError, match=f"mask kind {kind}.*{message}"):
-        masking.masks(jax.random.key(0), 1, grid, ratio, kind)
+        masking.masks(jax.random.key(0), 1, grid, ratio, masking.MASKS[kind])
 
 
 def boxes_of_the_paper(rng, rows, columns, number):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax.ops import targets
+from mae_jax.targets import pixel
 
 PATCHES = np.random.default_rng(0).normal(2.0, 3.0, (2, 5, 12)).astype(np.float32)
 
@@ -16,27 +16,27 @@ def test_normalised_target_uses_the_unbiased_variance_and_eps_inside_the_root():
         expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(
             wide.var(-1, ddof=1, keepdims=True) + 1e-6
         )
-        out = targets.pixel_target(jnp.asarray(x), normalize=True)
+        out = pixel.pixel_target(jnp.asarray(x), normalize=True)
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_normalising_is_undone():
-    target = targets.pixel_target(jnp.asarray(PATCHES), normalize=True)
+    target = pixel.pixel_target(jnp.asarray(PATCHES), normalize=True)
     np.testing.assert_allclose(
-        targets.undo_normalize(target, jnp.asarray(PATCHES)), PATCHES, atol=1e-4
+        pixel.undo_normalize(target, jnp.asarray(PATCHES)), PATCHES, atol=1e-4
     )
 
 
 def test_raw_pixels_are_left_alone():
-    np.testing.assert_array_equal(targets.pixel_target(PATCHES, normalize=False), PATCHES)
+    np.testing.assert_array_equal(pixel.pixel_target(PATCHES, normalize=False), PATCHES)
 
 
 def test_losses_are_means_over_each_image():
     pred = jnp.asarray(PATCHES[::-1].copy(), jnp.bfloat16)
-    loss = targets.reconstruction_loss(pred, jnp.asarray(PATCHES))
+    loss = pixel.reconstruction_loss(pred, jnp.asarray(PATCHES))
     expected = ((np.asarray(pred, np.float32) - PATCHES) ** 2).mean(axis=(1, 2))
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     mean = np.broadcast_to(PATCHES.mean(-1, keepdims=True), PATCHES.shape)
-    baseline = targets.baseline_loss(jnp.asarray(PATCHES))
+    baseline = pixel.baseline_loss(jnp.asarray(PATCHES))
     np.testing.assert_allclose(baseline, ((mean - PATCHES) ** 2).mean(axis=(1, 2)), rtol=1e-5)

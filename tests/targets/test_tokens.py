@@ -73,7 +73,7 @@ def test_tokens_are_what_a_plain_encoder_says(tmp_path):
     np.testing.assert_array_equal(values, np.take_along_axis(whole.reshape(3, 24), ids, axis=1))
     assert target.width == 24 and not target.draws
     with pytest.raises(UsageError, match="no decoder"):
-        target.pixels(found.arrays, np.zeros((3, 24, 24)), images)
+        target.to_pixels(found.arrays, np.zeros((3, 24, 24)), images)
 
 
 def test_images_are_shrunk_to_a_code_a_patch_as_pillow_does(path):
@@ -89,7 +89,7 @@ def test_images_are_shrunk_to_a_code_a_patch_as_pillow_does(path):
     ids = np.broadcast_to(np.arange(16), (2, 16))
     model = dvae.DiscreteVAE((8, 8), **found.sizes)
     codes = model.apply({"params": tree(found.arrays)}, expected, method="codes")
-    np.testing.assert_array_equal(target.values(found.arrays, images, ids), codes.reshape(2, 16))
+    np.testing.assert_array_equal(target.targets(found.arrays, images, ids), codes.reshape(2, 16))
 
 
 def test_loss_and_baseline(path):
@@ -99,12 +99,12 @@ def test_loss_and_baseline(path):
     logs = scipy.special.log_softmax(pred, axis=-1)
     expected = [-np.mean([logs[b, i, values[b, i]] for i in range(5)]) for b in range(3)]
     np.testing.assert_allclose(target.loss(jnp.asarray(pred), values), expected, rtol=1e-5)
-    baseline = target.baseline(jnp.asarray(values), jnp.ones(3))
+    baseline = target.baseline_loss(jnp.asarray(values), jnp.ones(3))
     entropy = scipy.stats.entropy(np.bincount(values.ravel()))
     assert baseline.shape == (3,) and float(baseline.mean()) == pytest.approx(entropy, rel=1e-5)
     padded = np.concatenate([values, np.full((9, 5), 7)])  # what fills a batch up counts nowhere
     valid = jnp.asarray([1.0] * 3 + [0.0] * 9)
-    np.testing.assert_allclose(target.baseline(padded, valid)[:3], baseline, rtol=1e-6)
+    np.testing.assert_allclose(target.baseline_loss(padded, valid)[:3], baseline, rtol=1e-6)
 
 
 def test_a_prediction_is_drawn_by_the_decoder(path):
@@ -114,7 +114,7 @@ def test_a_prediction_is_drawn_by_the_decoder(path):
     drawn = dvae.DiscreteVAE((8, 8), **found.sizes).apply(
         {"params": tree(found.arrays)}, pred.argmax(-1).reshape(2, 4, 4), method="decode_codes"
     )
-    pixels = target.pixels(found.arrays, pred, np.zeros((2, 16, 16, 3), np.uint8))
+    pixels = target.to_pixels(found.arrays, pred, np.zeros((2, 16, 16, 3), np.uint8))
     large = pixels * np.tile(FRAME.std, 16) + np.tile(FRAME.mean, 16)
     large = large.reshape(2, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 3)
     np.testing.assert_allclose(large, jax.image.resize(drawn, large.shape, "linear"), atol=1e-6)

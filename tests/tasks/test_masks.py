@@ -18,9 +18,10 @@ def small(**changes):
     return tiny.config(model__image_size=(32, 32), batch_size=8, **changes)  # 8 x 8 patches
 
 
-@pytest.mark.parametrize("kind", masking.NOISE)
+@pytest.mark.parametrize("kind", masking.MASKS)
 def test_a_step_with_the_same_masks_on_one_device_and_on_four(kind):
-    config = small(mask__kind=kind, grad_accum=2)
+    ratio = 0.5 if kind == "checkerboard" else 0.75
+    config = small(mask__kind=kind, mask__ratio=ratio, grad_accum=2)
     task = Pretrain(config, "")
     batches = task.train_batches(0)
     batch = next(batches)
@@ -42,17 +43,18 @@ def test_a_step_with_the_same_masks_on_one_device_and_on_four(kind):
         found.append((np.asarray(noise), jax.device_get(values)))
     (noise, one), (noise_of_four, four) = found
     np.testing.assert_array_equal(noise, noise_of_four)
-    mask = np.asarray(masking.from_noise(noise, 0.75).mask)
-    assert (mask.sum(axis=1) == 48).all()
-    assert len(np.unique(mask, axis=0)) == (1 if kind == "grid" else 8)
+    mask = np.asarray(masking.from_noise(noise, ratio).mask)
+    assert (mask.sum(axis=1) == 64 * ratio).all()
+    assert len(np.unique(mask, axis=0)) == (1 if kind in ("grid", "checkerboard") else 8)
     for key in ("loss", "baseline_loss", "grad_norm"):
         assert np.isfinite(one[key])
         np.testing.assert_allclose(four[key], one[key], rtol=2e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("kind", masking.NOISE)
+@pytest.mark.parametrize("kind", masking.MASKS)
 def test_masks_of_held_out_images_depend_on_the_example_alone(kind):
-    task = Pretrain(small(mask__kind=kind), "")
+    ratio = 0.5 if kind == "checkerboard" else 0.75
+    task = Pretrain(small(mask__kind=kind, mask__ratio=ratio), "")
     together = task._fixed_noise(np.array([3, 5, 8]))
     np.testing.assert_array_equal(task._fixed_noise(np.array([8, 3])), together[np.array([2, 0])])
 
