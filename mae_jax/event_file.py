@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.record_writer import masked_crc32c
 
 from mae_jax.record_file import RecordFile

@@ -122,10 +122,7 @@ def _resumed(
     task: Task, path: str, found: checkpoint.Found, abstract: TrainState, allow_change: bool
 ) -> Start:
     """Another run's state in a new workdir."""
-    if not found.run:
-        raise UsageError(
-            f"{path} holds weights without an optimizer: begin with them, --config.init_from={path}"
-        )
+    step_folders.require_run(path, found)
     with contextlib.closing(checkpoint.Checkpointer(found.run, read_only=True)) as other:
         start = _continued(task, other, found.step, abstract, allow_change)
     return start._replace(said=f"{start.said}, of {found.run} in a new workdir")

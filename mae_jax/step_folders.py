@@ -110,6 +110,18 @@ def find(path: str) -> Found:
     return Found(str(folder_of(run, found[-1])), run, found[-1])
 
 
+def require_run(path: str, found: Found) -> None:
+    """Refuses, for what is to be continued, weights that belong to no run.
+
+    Raises:
+      UsageError: names `path`, where `found` was found.
+    """
+    if not found.run:
+        raise UsageError(
+            f"{path} holds weights without an optimizer: begin with them, --config.init_from={path}"
+        )
+
+
 @files.os_errors()
 def gone(found: Found) -> bool:
     """Whether a checkpoint is not there, or is being deleted."""

@@ -4,7 +4,6 @@ A kind of mask is a distribution of noise: the patches of lowest noise stay. Eve
 same, static number of visible patches for each image, so that shapes stay static under jit.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -225,8 +224,8 @@ def check(noise: Noise, grid: tuple[int, int], len_keep: int) -> None:
       ValueError: they do not, or the function does not return float noise of the right shape.
     """
     # Sizes are static, so tracing is enough to hear the function's own objections.
-    sample = functools.partial(noise, batch=1, grid=grid, len_keep=len_keep)
-    found = jax.eval_shape(sample, jax.eval_shape(lambda: jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = jax.eval_shape(lambda key: noise(key, 1, grid, len_keep), key)
     wanted = (1, grid[0] * grid[1])
     if found.shape != wanted or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax import checkpoint, pictures, resident, run_info, sharding
+from mae_jax import checkpoint, pictures, resident, run_info, sharding, step_folders
 from mae_jax.config import require
 from mae_jax.config_rules import LARGEST
 from mae_jax.data import DataOptions, pipeline, sources
@@ -39,10 +39,14 @@ def check_places(config: Any, workdir: str) -> None:
     # A run that continues needs neither of these any more.
     if workdir and not checkpoint.exists(workdir):
         if config.resume:
-            checks.append(lambda: checkpoint.find_run(config.resume))
+            checks.append(lambda: _check_resume(config.resume))
         elif config.init_from:
             checks.append(lambda: check_there(config.init_from))
     all_of(*checks)
+
+
+def _check_resume(path: str) -> None:
+    step_folders.require_run(path, checkpoint.find(path))
 
 
 class ImageTask:
