@@ -86,7 +86,7 @@ def make_folder_sources(
     else:
         raise UsageError(f"--config.data.root={root} is neither a folder nor a {'/'.join(_LISTS)}")
     train = _source(train_at, part="train", workdir=workdir)
-    if train.classes and all(map(splits.is_split, train.classes)):
+    if len(train.classes or ()) > 1 and all(map(splits.is_split, train.classes or ())):
         raise UsageError(
             f"the only classes in {train_at} would be {', '.join(train.classes)}, which are parts "
             "of a data set: name those to train on and to hold out by --config.data.split= and "
