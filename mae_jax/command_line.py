@@ -73,8 +73,9 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     overridden = _overridden(argv)
     for key in overridden:
         check_name(key)
+    words = _find_config(argv)
     try:
-        rest = values(["", *_find_config(argv)])
+        rest = values(["", *words])
         config = values.config
         _ = getattr(config, "task", None)  # only this tells that the file could not be loaded
     # A recipe is somebody's program, and may fail in any way.
