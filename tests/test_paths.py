@@ -78,6 +78,8 @@ def test_configurations(home):
         assert value == f"{home}/{key}"
     with pytest.raises(UsageError, match="no such user"):
         parse("--config=configs/demo.py", f"--config.init_from={NOBODY}")
+    with pytest.raises(UsageError, match=rf"^{NOBODY}: there is no such user"):
+        parse(f"--config={NOBODY}")
 
 
 def test_the_python_interface(home):

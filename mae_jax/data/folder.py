@@ -83,7 +83,7 @@ def make_folder_sources(
     else:
         train_at, eval_at = root, _eval_list(options)
     train = _source(train_at, part="train", workdir=workdir)
-    if train.classes and all(map(splits.is_split, train.classes)):
+    if len(train.classes or ()) > 1 and all(map(splits.is_split, train.classes or ())):
         raise UsageError(
             f"the only classes in {train_at} would be {', '.join(train.classes)}, which are parts "
             "of a data set: name those to train on and to hold out by --config.data.split= and "

@@ -477,7 +477,7 @@ def remembered(listing: Listing, cache: epath.Path | None, *, place: str) -> Lis
     new = len(now.keys() - before.keys())
     if any(changes.values()):
         counts = ", ".join(f"{len(paths):,} {what}" for what, paths in changes.items() if paths)
-        examples = [path for paths in changes.values() for path in paths[:3]]
+        examples = [text.quoted(path) for paths in changes.values() for path in paths[:3]]
         raise UsageError(
             f"the images under {place} are not those this run started with: {counts}, for example "
             f"{', '.join(examples[:5])}{f' ({new:,} others are new: renamed?)' if new else ''}; "

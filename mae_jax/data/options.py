@@ -16,9 +16,9 @@ class DataOptions:
       source: `shapes` (drawn by the project), `folder` (image files) or `tfds` (a prepared set).
       root: folder: a directory, or a list file `.txt` / `.csv`. tfds: its data_dir, '' = default.
       name: tfds: the data set, for example `imagenet2012` or `name/config:version`.
-      split: the training split: a folder in root (the root itself if it holds no `train`),
-        or a TFDS split expression such as `train[:90%]`.
-      eval_split: the split evaluated on; '' finds `val`, `validation` (tfds also `test`) or, when
+      split: the training split: a folder in root (the root itself if it holds no `train`, see
+        `splits.find`, or for ''), or a TFDS split expression such as `train[:90%]`.
+      eval_split: the split evaluated on; '' finds `val`, `validation`, `test` and the like or, when
         there is none, uses `holdout`. With a list file as root: another list file.
       holdout: number of training images set aside for evaluation when there is no evaluation split.
         They do not depend on the run's seed and are never trained on. 0 = no evaluation source.

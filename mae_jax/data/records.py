@@ -104,7 +104,11 @@ def _size(path: str) -> int:
 def _offsets(path: str, size: int) -> np.ndarray:
     """Where each record of a file starts, and the file's end: int64 [records + 1]."""
     offsets, position = [0], 0
-    with _open(path) as file:
+    try:
+        opened = _open(path)
+    except (FileNotFoundError, PermissionError) as error:
+        raise UsageError(f"cannot read the data file {path}: {error.strerror}") from error
+    with opened as file:
         while position < size:
             file.seek(position)
             header = file.read(8)

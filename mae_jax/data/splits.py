@@ -88,7 +88,8 @@ def _tell(root: str, folders: Sequence[str], train: str | None, held_out: str | 
     splits = [name for name in unused if is_split(name)]
     others = [name for name in unused if not is_split(name)]
     if splits:
-        log.info("%s: not used: %s (--config.data.eval_split= names another)", root, splits)
+        more = "--config.data.eval_split= names another"
+        log.info("%s: not used: %s (%s)", root, _some(splits), more)
     if others:
         log.warning("%s: not used, beside the folder %s: %s", root, train, _some(others))
 

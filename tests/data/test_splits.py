@@ -74,6 +74,11 @@ def test_held_out_images_do_not_become_classes(tmp_path, config):
         sources(tmp_path, **config)
 
 
+def test_one_folder_called_like_a_split_may_hold_the_images(tmp_path):
+    fill(tmp_path, "train/train")  # how unlabelled images are laid out for torchvision
+    assert splits(tmp_path) == ["train", None]
+
+
 def test_splits_that_are_named(tmp_path, caplog):
     fill(tmp_path, "data/a/cat", "data/b/cat", "data/val/cat")
     assert splits(tmp_path, split="a") == ["data/a", "data/val"]
