@@ -1,5 +1,7 @@
 """inspect and reconstruct, on a checkpoint of a real (tiny) run."""
 
+import dataclasses
+import importlib
 import json
 import shutil
 
@@ -85,16 +87,32 @@ def test_what_a_run_saves_meanwhile_is_not_mixed_in(run, tmp_path, monkeypatch):
         return metadata
 
     monkeypatch.setattr(stored, "read_metadata", saved_meanwhile)
-    for load in (convert.load, lambda path: convert.load_with_average(path)[0]):
-        found = load(str(copy))
-        assert found.metadata["step"] == 1
-        for name, x in first.params.items():
-            np.testing.assert_array_equal(found.params[name], x)
-        (copy / "checkpoints" / "2").rename(tmp_path / "later")
+    found = convert.load(str(copy))
+    assert found.metadata["step"] == 1
+    for name, x in first.params.items():
+        np.testing.assert_array_equal(found.params[name], x)
+    (copy / "checkpoints" / "2").rename(tmp_path / "later")
     info = inspect.describe(str(copy))
     assert info["checkpoint"] == str(copy / "checkpoints" / "1")
     assert info["metadata"]["step"] == 1 and info["sha256"] == inspect.content_hash(first.params)
     assert inspect.describe(str(copy))["metadata"]["step"] == 2
+
+
+def test_averages_are_those_of_the_same_step(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "checkpoints" / "2").rename(tmp_path / "later")
+    module, seen = importlib.import_module("mae_jax.convert.load"), []
+    read = module._checkpoint
+
+    def saved_meanwhile(path, found, ema):
+        seen.append((found.step, ema))
+        if (tmp_path / "later").exists():
+            (tmp_path / "later").rename(copy / "checkpoints" / "2")
+        return dataclasses.replace(read(path, found, False), averaged=True)
+
+    monkeypatch.setattr(module, "_checkpoint", saved_meanwhile)
+    convert.load_with_average(str(copy))
+    assert seen == [(1, False), (1, True)]
 
 
 def test_a_step_that_is_deleted_during_verification_is_no_damage(run, tmp_path, capsys):
