@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -146,8 +147,8 @@ def _keep_to_loopback() -> None:
     By default both listen on the address of the host name. jax has no setting for gloo's.
     """
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    kind = jax.config.jax_cpu_collectives_implementation  # pyright: ignore
-    if kind == "gloo":
+    settings: Any = jax.config
+    if settings.jax_cpu_collectives_implementation == "gloo":
         from jax._src import xla_bridge
 
         xla_bridge.register_backend_factory("cpu", _make_cpu, priority=0, fail_quietly=False)
@@ -155,7 +156,7 @@ def _keep_to_loopback() -> None:
 
 def _make_cpu() -> object:
     from jax._src import distributed, xla_bridge
-    from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
+    from jax._src.lib import _jax
 
     client = distributed.global_state.client
     gloo = _jax.make_gloo_tcp_collectives(distributed_client=client, hostname="localhost")

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 
 import pytest
 
@@ -39,10 +38,9 @@ print("done")
 
 
 def run_both(fails, how):
-    """(status, output) of both, and the seconds until both had ended."""
-    began = time.monotonic()
-    ended = run_two(CHILD, [[str(fails), how]] * 2, timeout=90)
-    return [(status, out + err) for status, out, err in ended], time.monotonic() - began
+    """(status, output) of both; jax's heartbeat, a hundred seconds later, would abort them."""
+    ended = run_two(CHILD, [[str(fails), how]] * 2)
+    return [(status, out + err) for status, out, err in ended]
 
 
 @pytest.mark.parametrize(
@@ -50,17 +48,15 @@ def run_both(fails, how):
     [(0, "wait", 2, "no images"), (1, "wait", 2, "no images"), (0, "leave", 70, "it hangs")],
 )
 def test_the_one_that_waits_ends_and_names_the_one_that_failed(fails, how, status, why):
-    ended, seconds = run_both(fails, how)
-    for index, (found, output) in enumerate(ended):
+    for index, (found, output) in enumerate(run_both(fails, how)):
         assert found == status, output
         named = f"process {fails} ({socket.gethostname()}) failed: {why}\n" in output
         assert named or (how, index) == ("leave", fails)
         assert "Traceback" not in output and "done" not in output
-    assert seconds < 60  # a heartbeat of jax takes 100
 
 
 def test_what_breaks_because_another_is_gone_is_not_the_reason():
-    ended, _ = run_both(1, "break")
+    ended = run_both(1, "break")
     for status, output in ended:
         assert status == 1
         assert "process 1 (" in output and "failed: 'a bug'" in output
@@ -69,7 +65,7 @@ def test_what_breaks_because_another_is_gone_is_not_the_reason():
 
 
 def test_nothing_happens_where_nothing_fails():
-    ended, _ = run_both(0, "nothing")
+    ended = run_both(0, "nothing")
     assert [(status, output) for status, output in ended] == [(0, "done\n")] * 2
 
 
