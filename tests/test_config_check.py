@@ -146,8 +146,7 @@ def test_other_names_lead_to_keys_and_are_none_themselves():
 
 def test_problems_of_one_start_are_reported_together(tmp_path):
     config = tiny.config(
-        model__image_size=(18, 16), batch_size=18, mask__ratio=0.0,
-        init_from=str(tmp_path / "no_run"),
+        model__image_size=(18, 16), batch_size=18, init_from=str(tmp_path / "no_run"),
         data__source="folder", data__root=f"{tmp_path}/**/*.jpg", data__mean=(0.5,),
     )  # fmt: skip
     with pytest.raises(UsageError) as caught:
