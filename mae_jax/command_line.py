@@ -144,7 +144,7 @@ def _what_failed(error: Exception, overridden: list[str]) -> str:
         if lacking:
             return f"the recipe has no key --config.{lacking[0]}"
     if isinstance(error, AttributeError) and "no attribute 'get_config'" in text:
-        return "--config names a program without get_config(): recipes have one (configs/demo.py)"
+        return f"--config={error.obj.__file__} has no get_config(), as recipes have"
     if "Traceback (most recent call last)" in text:  # ml_collections puts it into the message
         text = text.splitlines()[-1]
     elif not isinstance(error, (flags.Error, OSError)):

@@ -29,9 +29,8 @@ def check_there(path: str) -> None:
             checkpoint.find(path)
     except UsageError as error:
         raise UsageError(
-            f"--config.init_from={path}: {error}. Without the flag a recipe takes the run of its "
-            "own pre-training recipe, which has to be finished first; --config.init_from= starts "
-            "from scratch"
+            f"--config.init_from={path} (by default, the run of the recipe's own pre-training, "
+            f"which comes first; empty: from scratch): {error}"
         ) from error
 
 

@@ -4,6 +4,7 @@ The recipes of configs/ ship with the package: setup.py installs them inside it,
 collide with the `configs` of another project. Within a recipe they are `configs` all the same.
 """
 
+import ast
 import os
 import re
 import stat
@@ -76,7 +77,7 @@ def provide_configs(path: str) -> None:
 
 def _check_program(found: str, path: str, flag: str) -> None:
     try:
-        compile(Path(found).read_bytes(), found, "exec", dont_inherit=True)
+        ast.parse(Path(found).read_bytes(), found)
     except OSError as error:
         raise UsageError(f"{flag}={path} cannot be read: {error.strerror}") from error
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -98,7 +99,7 @@ def _meant(path: str, flag: str) -> str:
     hint = re.sub(r"mean (.*)\?$", r"mean --config=configs/\1.py?", hint)
     folders = sorted({f"{recipe.partition('/')[0]}/" for recipe in recipes if "/" in recipe})
     plain = [recipe for recipe in recipes if "/" not in recipe]
-    return f"{hint}; recipes in configs/ are {', '.join(plain)} and those in {', '.join(folders)}"
+    return f"{hint}{'' if hint else '.'} Recipes in configs/: {', '.join(plain + folders)}"
 
 
 def names() -> list[str]:

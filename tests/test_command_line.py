@@ -108,7 +108,7 @@ HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  
     [
         ("def get_config(:", "SyntaxError: invalid syntax"),
         ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this"),
-        ("x = 1", "a program without get_config()"),
+        ("x = 1", "has no get_config(), as recipes have"),
         ("def get_config():\n  return {'task': 'knn'}", "must return an ml_collections.ConfigDict"),
         ("def get_config():\n  pass", "no recipe"),
         ("def get_config():\n  return 1 / 0", "recipe.py:2): ZeroDivisionError: division by zero"),
@@ -179,7 +179,7 @@ def test_what_is_not_a_program_is_one_line_and_never_waited_for(tmp_path):
         (f"{tmp_path}/folder", "/folder is a folder: give one of its files (mine.py)"),
         (f"{tmp_path}/image.png", "/image.png is not a Python program"),
         (f"{tmp_path}/notes.md", "notes.md:3: SyntaxError: unterminated string literal"),
-        (f"{tmp_path}/config.json", "a program without get_config()"),
+        (f"{tmp_path}/config.json", "/config.json has no get_config()"),
         (f"{tmp_path}/huge.py", "/huge.py has 2,097,152 bytes: that is not a recipe"),
         (f"{tmp_path}/none.py", "/none.py: No such file or directory"),
         (f"{tmp_path}/none.py/x.py", "No such file or directory"),

@@ -146,7 +146,7 @@ def test_other_names_lead_to_keys_and_are_none_themselves():
 
 def test_problems_of_one_start_are_reported_together(tmp_path):
     config = tiny.config(
-        model__num_heads=5, batch_size=18, init_from=str(tmp_path / "no_run"),
+        model__image_size=(18, 16), batch_size=18, init_from=str(tmp_path / "no_run"),
         data__source="folder", data__root=f"{tmp_path}/**/*.jpg", data__mean=(0.5,),
     )  # fmt: skip
     with pytest.raises(UsageError) as caught:
@@ -158,8 +158,8 @@ def test_problems_of_one_start_are_reported_together(tmp_path):
         "--config.data.mean=(0.5,) has 1",
         f"--config.data.root={tmp_path}/**/*.jpg does not exist: give the folder, "
         f"--config.data.root={tmp_path}",
-        f"--config.init_from={tmp_path}/no_run: no checkpoint under",
-        "--config.model.embed_dim=24 must be",
+        f"--config.init_from={tmp_path}/no_run (by default, the run of",
+        "image height 18 is not",
     ):
         assert sum(line.startswith(f"  - {start}") for line in lines) == 1, (start, lines)
 
@@ -225,7 +225,7 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ({"model__channels": 4}, "data.mean=.* has 3 numbers, but --config.model.channels=4"),
         ({"model__image_size": (18, 16)}, "height 18 is not .* patch size 4; nearest: 16 or 20"),
         ({"model__image_size": (2048,)}, "2048.* has 262144 patches of .*4, 4.*where 65536"),
-        ({"model__image_size": (4, 4)}, "shapes has no pictures of .4, 4.: .* takes sides of 6 or"),
+        ({"model__image_size": (4, 16)}, "shapes has no pictures of .4, 16.: .* sides of 6 or"),
         ({"model__mlp_ratio": 0.01}, "mlp_ratio=0.01 of decoder_embed_dim=16 leaves the MLPs no"),
         ({"model__embed_dim": 25}, "embed_dim=25 must be a multiple of 4 and of num_heads=2"),
         ({"model__decoder_num_heads": 3}, "decoder_embed_dim=16 .* decoder_num_heads=3"),

@@ -18,6 +18,8 @@ model = ViTForImageClassification.from_pretrained("FOLDER")"""
 TIMM = """import timm
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True)"""
+TIMM_CLASSIFIER = f"""{TIMM}
+classes = model.eval()(images).argmax(dim=1)  # named by model.pretrained_cfg["label_names"]"""
 
 
 def text(model: Model, usage: str) -> str:
@@ -35,7 +37,7 @@ def text(model: Model, usage: str) -> str:
 license: {license}
 library_name: {library}
 tags:
-- image-feature-extraction
+- {_task(model)}
 - masked-autoencoder
 ---
 
@@ -53,6 +55,12 @@ From masked autoencoders (He et al., arXiv 2111.06377); written by mae_jax.
 
 Licence of the weights: {_license(license)}
 """
+
+
+def _task(model: Model) -> str:
+    """What the hub lists the model under."""
+    classifier = model.fields.get("num_classes", 0) > 0
+    return "image-classification" if classifier else "image-feature-extraction"
 
 
 def _title(model: Model) -> str:

@@ -5,11 +5,13 @@ of a million pixels in width, would fill the memory before shapes could be compa
 """
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 
 from mae_jax import targets
+from mae_jax.convert.names import Arrays
 from mae_jax.errors import UsageError
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.vit import VisionTransformer
@@ -17,6 +19,8 @@ from mae_jax.ops.patches import grid_size
 
 MODELS: dict[Any, Any] = {"mae": MaskedAutoencoder, "vit": VisionTransformer}
 _LARGEST = 2**20  # of a width, a side in pixels, a number of blocks or patches
+# Names of further tokens: timm's, DINOv2's, DeiT's.
+_MORE_TOKENS = re.compile(r"(^|\.)(reg_token|register_tokens?|dist_token|distillation_token)$")
 _ENCODER = ("channels", "embed_dim", "depth", "num_heads")
 _DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 
@@ -40,6 +44,41 @@ def check_stated(stated: dict[str, Any]) -> None:
             kinds = {"normalize": bool, "mask_ratio": (int, float)}
             good = isinstance(value, kinds.get(key, str))
         _require(good, f"{key} is {value!r}")
+
+
+def check_tokens(arrays: Arrays, unused: list[str], file: Arrays) -> None:
+    """Refuses encoders whose sequence is not a class token and the patches.
+
+    Without this they would be taken for models of images of another size.
+
+    Args:
+      arrays: by our names.
+      unused: names of the file that have no place here.
+      file: its arrays, by its own names.
+
+    Raises:
+      UsageError: names the tokens that are too many, or that the class token is missing.
+    """
+    more = [name for name in unused if _MORE_TOKENS.search(name)]
+    if more:
+        shapes = ", ".join(f"{name} {file[name].shape}" for name in more)
+        raise UsageError(
+            f"it has tokens besides the class token and the patches ({shapes}: registers, or of "
+            "distillation), which the models here do not have: it cannot be used"
+        )
+    table = arrays.get("pos_embed")
+    if table is None:
+        return
+    rows = table.shape[1]
+    if "cls_token" not in arrays and not _is_square(rows - 1):
+        raise UsageError(
+            f"it has no class token, which the models here always have, and {rows} positions for "
+            "its patches only: it cannot be used"
+        )
+
+
+def _is_square(number: int) -> bool:
+    return number >= 0 and math.isqrt(number) ** 2 == number
 
 
 def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:

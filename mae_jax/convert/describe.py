@@ -20,6 +20,10 @@ _TABLE_TOLERANCE = 4e-3
 # A decoder of raw pixels has much to say about the mean of a patch, one of normalised pixels has
 # not: `mean_preference` was 24 and 30 in a run on photos with raw pixels, 0.95 with normalised.
 _RAW_PIXELS_PREFERENCE = 4.0
+_NO_EMBED_CLASS = (
+    "its class token has no position (timm's no_embed_class), where the models here have one: it "
+    "cannot be used"
+)
 _MASK_RATIO = 0.75  # of the paper, and of the official code
 
 
@@ -95,7 +99,10 @@ def _encoder(arrays: Arrays, facts: Facts) -> dict[str, Any]:
     """Sizes of the encoder."""
     kernel = arrays.get("patch_embed/proj/kernel")
     if kernel is None:
-        raise UsageError("there is no patch embedding in it: these are not the weights of a ViT")
+        raise UsageError(
+            "there is no patch embedding (patch_embed.proj.weight, whatever stands before it) in "
+            "it: these are not the weights of a ViT"
+        )
     *patch, channels, dim = kernel.shape
     stated = facts.get("patch_size", patch)
     if list(stated) != patch:
@@ -184,6 +191,8 @@ def _image_size(arrays: Arrays, model: dict[str, Any], facts: Facts) -> tuple[in
         except ValueError as error:
             raise UsageError(f"{error} (--image_size)") from error
         if table is not None and table.shape[1] != 1 + rows:
+            if table.shape[1] == rows:
+                raise UsageError(_NO_EMBED_CLASS)
             raise UsageError(
                 f"images of {tuple(size)} in patches of {patch} are {rows} patches, but the "
                 f"position table has {table.shape[1] - 1}: give the size it was trained with "
@@ -197,8 +206,10 @@ def _image_size(arrays: Arrays, model: dict[str, Any], facts: Facts) -> tuple[in
     if grid is None:
         side = math.isqrt(patches)
         if side * side != patches:
+            without = math.isqrt(table.shape[1]) ** 2 == table.shape[1]
             raise UsageError(
                 f"{patches} positions are not a square: give --image_size HEIGHT WIDTH"
+                + f" (or else {_NO_EMBED_CLASS})" * without
             )
         grid = (side, side)
         facts.notes.append(f"image size: assumed that {patches} positions are a {side}x{side} grid")

@@ -1,5 +1,6 @@
 """What is in a file or folder of weights, under its own names, and what it says of itself."""
 
+import contextlib
 import glob
 import json
 import lzma
@@ -19,9 +20,12 @@ from mae_jax.untrusted import check_npy, check_zip
 
 METADATA = "mae_jax"  # under this name our own files carry the metadata of a checkpoint
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-_INSIDE = ("model", "state_dict", "module", "model_state_dict")  # where a .pth keeps its weights
+# Where training programs keep weights in a file of PyTorch, and averages of them beside.
+_INSIDE = ("model", "state_dict", "module", "model_state_dict", "student")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "teacher")
+_NESTED = 4  # dicts in each other that are looked into
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder
-_INDEX = "model.safetensors.index.json"  # of a folder whose weights are several files
+_INDICES = tuple(f"{name}.index.json" for name in _WEIGHTS)  # of one whose weights are many files
 _OFFICIAL_EPS = 1e-6
 _DAMAGED_NPZ = (
     *(ValueError, OSError, EOFError, TypeError, MemoryError, NotImplementedError, RuntimeError),
@@ -39,6 +43,7 @@ class File(NamedTuple):
       stated: what the file says of the model, as far as it does: image_size, patch_size, num_heads,
         decoder_num_heads, normalize, mask_ratio, mean, std, classes, license.
       notes: what a person should know.
+      averaged: whether there are averaged weights too.
     """
 
     kind: str
@@ -46,31 +51,60 @@ class File(NamedTuple):
     metadata: dict[str, Any] | None
     stated: dict[str, Any]
     notes: list[str]
+    averaged: bool = False
 
 
 def is_file(path: str) -> bool:
     """Whether `path` is a file or folder that `read` is for (and not a checkpoint of ours)."""
-    inside = (os.path.join(path, name) for name in (*_WEIGHTS, _INDEX))
-    return (path.endswith(SUFFIXES) and not os.path.isdir(path)) or any(map(os.path.isfile, inside))
+    if not os.path.isdir(path):
+        return os.path.exists(path) or path.endswith(SUFFIXES)
+    return any(os.path.isfile(os.path.join(path, name)) for name in (*_WEIGHTS, *_INDICES))
 
 
-def read(path: str) -> File:
+def read(path: str, *, ema: bool = False) -> File:
     """Reads the arrays and the description of a file, or of a Hugging Face or timm folder.
 
+    Args:
+      path: what a file is its content tells; its name counts only where that is damaged.
+      ema: the averaged weights that a training program kept beside the others.
+
     Raises:
-      UsageError: it does not exist, is damaged, or holds another kind of model.
+      UsageError: it does not exist, is damaged, or holds another kind of model or no averages.
     """
     if not os.path.exists(path):
         raise UsageError(f"no file or folder {path}")
-    if os.path.isdir(path):
+    if not os.path.isdir(path) and not os.path.isfile(path):
+        raise UsageError(f"{path} is not a regular file")
+    kind = "folder" if os.path.isdir(path) else _kind(path)
+    if kind == "pth":
+        return _read_pth(path, ema=ema)
+    if ema:
+        raise UsageError(f"--ema: {path} keeps no averaged weights beside the others")
+    if kind == "folder":
         return _read_folder(path)
-    if path.endswith(".npz"):
-        arrays, metadata = _npz(path)
-        return File("npz", arrays, metadata, {}, [])
-    if path.endswith(".safetensors"):
-        arrays, metadata = _safetensors(path)
-        return File("safetensors", arrays, metadata, {}, [])
-    return _read_pth(path)
+    if kind == "index":
+        return _read_index(path)
+    arrays, metadata = (_npz if kind == "npz" else _safetensors)(path)
+    return File(kind, arrays, metadata, {}, [])
+
+
+def _kind(path: str) -> str:
+    """ "npz", "safetensors", "index" (of Hugging Face) or "pth", by the first bytes of a file."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK") and zipfile.is_zipfile(path):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if any(name.endswith("data.pkl") for name in names):
+                return "pth"
+            if any(name.endswith(".npy") for name in names):
+                return "npz"
+    if start[8:] == b"{":  # behind the length of this header
+        return "safetensors"
+    if start.lstrip().startswith(b"{"):
+        return "index"
+    endings = (".npz", ".safetensors")
+    return next((ending[1:] for ending in endings if path.endswith(ending)), "pth")
 
 
 def _npz(path: str) -> tuple[dict[str, np.ndarray], Any]:
@@ -109,18 +143,38 @@ def _own_metadata(path: str, text: Any) -> dict[str, Any]:
     return metadata
 
 
-def _read_pth(path: str) -> File:
+def _read_pth(path: str, *, ema: bool = False) -> File:
     content = pth.read(path)
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no weights but a {type(content).__name__}")
-    weights = next((content[k] for k in _INSIDE if isinstance(content.get(k), dict)), content)
-    arrays = {k: x for k, x in weights.items() if isinstance(k, str) and isinstance(x, np.ndarray)}
-    if not arrays:
-        raise UsageError(f"{path} holds no weights under any of {_INSIDE} (it has {list(content)})")
+    averages = {key: _weights(content.get(key)) for key in _AVERAGES}
+    key, average = next(((k, x) for k, x in averages.items() if x), ("", {}))
+    arrays = _weights(content)
+    there = f"it has {', '.join(map(str, list(content)[:10]))}"
+    if not arrays and not average:
+        raise UsageError(f"{path} holds no weights under any of {_INSIDE + _AVERAGES} ({there})")
+    if ema and not average:
+        raise UsageError(f"--ema: {path} keeps no averaged weights beside the others ({there})")
+    notes = []
+    if ema or not arrays:
+        notes.append(f"averaged weights: {key}" + " (the file has no others)" * (not arrays))
+    elif average:
+        notes.append(f"the file has averaged weights too ({key}): convert --ema takes them")
     arguments = content.get("args")
     stated = _training_arguments(arguments) if isinstance(arguments, dict) else {}
     text = content.get(METADATA)
-    return File("pth", arrays, _own_metadata(path, text) if text else None, stated, [])
+    metadata = _own_metadata(path, text) if text else None
+    averaged = bool(arrays and average)
+    return File("pth", average if ema or not arrays else arrays, metadata, stated, notes, averaged)
+
+
+def _weights(content: Any, nested: int = _NESTED) -> dict[str, np.ndarray]:
+    """The arrays of a dict, or of the dict in it that programs put weights into; {} for none."""
+    if not isinstance(content, dict) or not nested:
+        return {}
+    inside = (_weights(content.get(key), nested - 1) for key in _INSIDE)
+    found = next(filter(None, inside), content)
+    return {k: x for k, x in found.items() if isinstance(k, str) and isinstance(x, np.ndarray)}
 
 
 def _training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -135,9 +189,9 @@ def _training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     return stated
 
 
-def _read_folder(path: str) -> File:
+def _read_folder(path: str, arrays: dict[str, np.ndarray] | None = None) -> File:
     config = _json(os.path.join(path, "config.json"))
-    arrays = _folder_arrays(path)
+    arrays = _folder_arrays(path) if arrays is None else arrays
     if "architecture" in config:
         return File("timm", arrays, None, _described(path, _timm, config), [])
     if config.get("model_type") not in ("vit", "vit_mae"):
@@ -158,28 +212,34 @@ def _described(path: str, read_config: Callable[..., Any], config: dict[str, Any
 
 
 def _folder_arrays(path: str) -> dict[str, np.ndarray]:
-    index = os.path.join(path, _INDEX)
-    if os.path.exists(index):
-        names = _files_of_index(index)
-    else:
-        names = [name for name in _WEIGHTS if os.path.exists(os.path.join(path, name))][:1]
-    arrays: dict[str, np.ndarray] = {}
-    for name in names:
-        file = os.path.join(path, name)
-        arrays |= _safetensors(file)[0] if name.endswith("safetensors") else _read_pth(file).arrays
-    return arrays
+    there = [n for n in (*_INDICES, *_WEIGHTS) if os.path.exists(os.path.join(path, n))]
+    if not there:
+        raise UsageError(f"{path} has none of {', '.join(_WEIGHTS)}")
+    first = os.path.join(path, there[0])
+    return _index_arrays(first) if there[0] in _INDICES else read(first).arrays
 
 
-def _files_of_index(path: str) -> list[str]:
-    """Names of the files that an index lists; all must lie beside it."""
+def _read_index(path: str) -> File:
+    """A file that lists others; with the configuration beside it, as if its folder were given."""
+    arrays, folder = _index_arrays(path), os.path.dirname(path)
+    if os.path.exists(os.path.join(folder, "config.json")):
+        return _read_folder(folder or ".", arrays)
+    return File("safetensors", arrays, None, {}, [])
+
+
+def _index_arrays(path: str) -> dict[str, np.ndarray]:
+    """Arrays of all files that an index lists; they must lie beside it."""
     places = _json(path).get("weight_map")
     names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
     for name in names:
-        if not isinstance(name, str) or re.fullmatch(r"[^/\\:]+\.safetensors", name) is None:
+        if not isinstance(name, str) or re.fullmatch(r"[^/\\:]+\.(safetensors|bin)", name) is None:
             raise UsageError(
-                f"{path} is refused: it names {name!r}, which is no .safetensors file beside it"
+                f"{path} is refused: it names {name!r}, which is no file of weights beside it"
             )
-    return sorted(set(names))
+    arrays: dict[str, np.ndarray] = {}
+    for name in sorted(set(names)):
+        arrays |= read(os.path.join(os.path.dirname(path), name)).arrays
+    return arrays
 
 
 def _timm(path: str, config: dict[str, Any]) -> dict[str, Any]:

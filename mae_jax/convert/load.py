@@ -5,7 +5,7 @@ from typing import Any
 
 from mae_jax import checkpoint
 from mae_jax.convert import files, names, surgery
-from mae_jax.convert.check import check_metadata, check_stated, check_target
+from mae_jax.convert.check import check_metadata, check_stated, check_target, check_tokens
 from mae_jax.convert.describe import TABLES, add_hints, describe
 from mae_jax.convert.facts import Hints
 from mae_jax.convert.model import Model, make_report
@@ -27,21 +27,19 @@ def load(
     """Reads weights and what model they are. What does not fit is in `report`, not yet refused.
 
     Args:
-      path: a run, one of its steps or a folder of weights of ours; a .pth, .safetensors or .npz
-        file; a folder of Hugging Face or timm.
+      path: a run, one of its steps or a folder of weights of ours; a file of PyTorch, safetensors
+        or NumPy (.npz), whatever it is called; a folder of Hugging Face or timm.
       hints: what the user knows where the file does not say.
       decoder: False leaves out the decoder of a foreign file before it is looked at, with all that
         would have to be known of it.
-      ema: the averaged weights of a run that kept them.
+      ema: the averaged weights of a run, or of a file of PyTorch, that kept them.
       license: of the weights, if the user names one.
 
     Raises:
       UsageError: there is nothing, or it is damaged or another kind of model.
     """
     if files.is_file(path):
-        if ema:
-            raise UsageError(f"--ema: {path} keeps no averaged weights beside the others")
-        found = files.read(path)
+        found = files.read(path, ema=ema)
         if found.metadata is None:
             return _foreign(path, found, hints, decoder, license)
         try:
@@ -98,6 +96,7 @@ def _own_file(found: files.File) -> Model:
 def _foreign(path: str, found: files.File, hints: Hints, decoder: bool, license: str) -> Model:
     try:
         arrays, unused, incomplete = names.to_ours(found.arrays)
+        check_tokens(arrays, unused, found.arrays)
         notes = found.notes + _parts(incomplete)
         if not decoder:
             kept = {n: x for n, x in arrays.items() if not surgery.of_decoder(n)}
@@ -121,7 +120,7 @@ def _foreign(path: str, found: files.File, hints: Hints, decoder: bool, license:
     )
     if metadata["model"]["kind"] == "mae":
         params = _without_tables(params)
-    return Model(params, statistics, metadata, report)
+    return Model(params, statistics, metadata, report, averaged=found.averaged)
 
 
 def _without_tables(arrays: Arrays) -> Arrays:

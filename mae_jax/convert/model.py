@@ -71,7 +71,7 @@ class Model:
       report: how they came in.
       target: arrays that an autoencoder's target keeps beside the parameters, or {}.
       run: folder of the run they belong to, or "".
-      averaged: whether that run kept averaged weights too.
+      averaged: whether that run, or the file, has averaged weights too.
     """
 
     params: Arrays

@@ -5,8 +5,9 @@ the patch convolution as [D, C, ph, pw] where we have [ph, pw, C, D]; Hugging Fa
 keys and values apart. All of it is copying, so that a way there and back is exact.
 """
 
+import collections
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -93,8 +94,8 @@ STACKS = (
         ("decoder.decoder_encoder.layer.{}.", "decoder.blocks.{}."),  # files of transformers 5
     ),
 )
-# What wrappers put before every name.
-WRAPPERS = ("", "module.", "model.", "backbone.", "_orig_mod.", "module.model.", "model.backbone.")
+_LONGEST = 300  # characters of a name that a wrapper's part is looked for in
+_SHOWN = 5  # names in a message
 # Belong to libraries and change nothing of what a model computes here.
 HARMLESS = re.compile(r"(.*\.)?(pooler\.dense\.(weight|bias)|num_batches_tracked)")
 PARTS = ("query", "key", "value")
@@ -127,12 +128,11 @@ def to_ours(file: Mapping[str, np.ndarray]) -> Read:
     """Renames and reshapes the arrays of any file that the table knows.
 
     Raises:
-      ValueError: two arrays belong to the same place, or one has another number of axes.
+      ValueError: two arrays belong to the same place, or one has another number of axes; or most
+        names are of no model that is known.
     """
     places = _places(_depth(file))
-    prefix = max(
-        WRAPPERS, key=lambda p: sum(n.removeprefix(p) in places for n in file if n.startswith(p))
-    )
+    prefix = _prefix(file, places)
     whole: Arrays = {}
     parts: dict[str, dict[int, np.ndarray]] = {}
     unused = []
@@ -159,6 +159,34 @@ def to_ours(file: Mapping[str, np.ndarray]) -> Read:
         else:
             incomplete.append(name)
     return Read(whole, unused, incomplete)
+
+
+def _prefix(file: Iterable[str], places: Mapping[str, Place]) -> str:
+    """What wrappers put before the names of the model: that under which most of them are known.
+
+    Raises:
+      ValueError: there is a patch embedding, but less than half of the names are of its model, such
+        as in a file of two models.
+    """
+    names = [name for name in file if not HARMLESS.fullmatch(name)]
+    known = collections.Counter(
+        name[:cut]
+        for name in names
+        if len(name) <= _LONGEST
+        for cut in (0, *(dot.end() for dot in re.finditer(r"\.", name)))
+        if name[cut:] in places
+    )
+    prefix = max(known, key=lambda p: (known[p], -len(p)), default="")
+    embedded = any(
+        name.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight"))
+        for name in names
+    )
+    if embedded and 2 * known[prefix] <= len(names):
+        raise ValueError(
+            f"only {known[prefix]} of its {len(names)} names are those of a ViT behind "
+            f"{prefix!r}, the commonest beginning; the first are {', '.join(names[:_SHOWN])}"
+        )
+    return prefix
 
 
 def to_official(ours: Mapping[str, np.ndarray]) -> Arrays:

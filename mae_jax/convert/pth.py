@@ -47,7 +47,7 @@ _MODULES = (
     ("torch.nn.modules.upsampling", "Upsample"),
 )
 # Of a training file: as large as the weights twice, and of no use here.
-_LEFT_OUT = ("optimizer", "optimizer_state_dict")
+_LEFT_OUT = ("optimizer", "optimizer_state_dict", "optimizer_states")
 # Beginning of a file of before PyTorch 1.6: a pickle of this number, of a version, of the machine.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001

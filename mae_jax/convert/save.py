@@ -160,7 +160,8 @@ def _hugging_face_vit(model: Model, path: str) -> str:
 def _timm(model: Model, path: str) -> str:
     model = _as_vit(model)
     arrays = names.to_official(model.params)
-    return _folder(model, path, arrays, timm.config(model), card.TIMM)
+    usage = card.TIMM_CLASSIFIER if model.fields["num_classes"] else card.TIMM
+    return _folder(model, path, arrays, timm.config(model), usage)
 
 
 def _as_vit(model: Model) -> Model:

@@ -1,7 +1,8 @@
 """Makes a recipe fit a small data set.
 
-What is changed depends on the configuration and the number of images only, so every process and
-every restart arrives at the same values. They are written into the configuration itself, so
+What is changed depends on the configuration and the number of images only (`grad_accum`, which does
+not change the update, on the devices too), so every process and every restart arrives at the same
+values. They are written into the configuration itself, so
 config.json, checkpoints and comparisons of configurations hold what the run really uses.
 """
 

@@ -109,6 +109,20 @@ def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> 
     return model
 
 
+def check_mae(config: Any) -> None:
+    """Raises UsageError unless the autoencoder of a configuration can be built and masked."""
+    model = config.model
+    mae = build_mae(mae_fields(model), dtype=model.dtype, attention=model.attention)
+    visible_patches(mae, config.mask)
+
+
+def check_vit(config: Any) -> None:
+    """Raises UsageError unless the encoder of a configuration can be built."""
+    model = config.model
+    fields = encoder_fields(model) | {"num_classes": 0}
+    build_vit(fields, dtype=model.dtype, attention=model.attention)
+
+
 def visible_patches(model: MaskedAutoencoder, mask: Any) -> int:
     """Number of patches the encoder sees with masks as `config.mask` describes them.
 

@@ -45,7 +45,7 @@ class Classify(ImageTask):
             config,
             jax.device_count(),
             lambda: check_places(config, workdir),
-            lambda: build.encoder_fields(config.model),
+            lambda: build.check_vit(config),
         )
         encoder = build.encoder_fields(config.model)
         super().__init__(config, workdir, image_size=encoder["image_size"])

@@ -38,7 +38,7 @@ class Knn(ImageTask):
             config,
             jax.device_count(),
             lambda: check_places(config, workdir),
-            lambda: build.encoder_fields(config.model),
+            lambda: build.check_vit(config),
         )
         require(
             config.eval.knn_every > 0 or config.eval.probe_every > 0,

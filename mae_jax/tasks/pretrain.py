@@ -41,7 +41,7 @@ class Pretrain(ImageTask):
             config,
             jax.device_count(),
             lambda: check_places(config, workdir),
-            lambda: build.mae_fields(config.model),
+            lambda: build.check_mae(config),
         )
         self._target_kind = kind = make_target.KINDS[config.target.kind]
         self._every = config.target.loss_on == "all"

@@ -4,10 +4,10 @@ Examples:
   python -m mae_jax.tools.convert --from runs/vit_l --to vit_l_hf --format hf
   python -m mae_jax.tools.convert --from mae_pretrain_vit_base.pth --to vit_b
 
-X is a run, one of its steps, or a folder of weights; a .pth, .safetensors or
-.npz file; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is a file or folder
-that does not exist yet. Its ending decides the format where it can:
-.safetensors and .pth are official names, .npz is ours, and a folder is `mae`.
+X is a run, one of its steps, or a folder of weights; a PyTorch, safetensors or
+NumPy file under any name; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is
+a file or folder that does not exist yet. Its ending decides the format where it
+can: .safetensors and .pth are official names, .npz is ours, a folder is `mae`.
 
 Formats:
   mae       folder of weights that every command and --config.init_from takes
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--to", required=True, metavar="Y", help="file or folder to write")
     add("--format", default="", help=f"one of {', '.join(convert.FORMATS)}")
     add("--encoder_only", action="store_true", help="leave out the decoder, or the head")
-    add("--ema", action="store_true", help="a run's averaged weights")
+    add("--ema", action="store_true", help="averaged weights, of a run or a training file")
     add("--license", default="", help="of the weights, for the model card: cc-by-nc-4.0, ...")
     many: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "PATTERN"}
     add("--allow_missing", **many, help="parameters (our names) that may be absent")

@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--batch_size", type=int, default=64, help="images at once")
     add("--dtype", default="float32", choices=("float32", "float16"), help="of the features")
     add("--root", default="", help="tfds: data_dir")
-    add("--ema", action="store_true", help="a run's averaged weights")
+    add("--ema", action="store_true", help="averaged weights, of a run or a training file")
     args = parser.parse_args(argv)
     setup_logging()
     require(args.batch_size > 0, f"--batch_size={args.batch_size} must be positive")
