@@ -43,15 +43,21 @@ def _documentation() -> list[str]:
     return [f"Documentation, in {os.path.relpath(folder)}/:", *command_line.table(rows)]
 
 
-def main() -> None:
-    """Prints it, 80 columns wide at most."""
-    print(f"mae_jax {mae_jax.__version__}: masked autoencoders in JAX and Flax\n")
-    print("Commands, python -m mae_jax.NAME (each has --help):")
-    print("\n".join(command_line.table(commands().items())), end="\n\n")
-    print(command_line.recipes_and_keys(), end="\n\n")
-    print(_PYTHON)
-    print("\n".join(_documentation()))
+def overview() -> str:
+    """All of it, 80 columns wide at most."""
+    lines = [
+        f"mae_jax {mae_jax.__version__}: masked autoencoders in JAX and Flax",
+        "",
+        "Commands, python -m mae_jax.NAME (each has --help):",
+        *command_line.table(commands().items()),
+        "",
+        command_line.recipes_and_keys(),
+        "",
+        _PYTHON,
+        *_documentation(),
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    print(overview())

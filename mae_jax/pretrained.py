@@ -7,8 +7,8 @@ views = model.reconstruct(images)              # original, masked, predicted, pa
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -92,9 +92,7 @@ class Pretrained:
         where = f"{self._path}, step {step:,}" if step else self._path
         return f"<Pretrained {where}: {describe(self._model)}>"
 
-    def load_images(
-        self, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    ) -> np.ndarray:
+    def load_images(self, files: str | Path | Sequence[str | Path]) -> np.ndarray:
         """Reads images, all into memory, through the evaluation transform of the model.
 
         Args:
@@ -108,8 +106,8 @@ class Pretrained:
         Raises:
           UsageError: there are no images, or one is missing or cannot be read; names it.
         """
-        if isinstance(files, (str, os.PathLike)):
-            source = data.image_source(os.fspath(files))
+        if isinstance(files, (str, Path)):
+            source = data.image_source(str(files))
             files = [source.describe(i) for i in range(len(source))]
         require(len(files) > 0, "no image files to load")
         return data.load_images(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import mae_jax
@@ -92,3 +93,9 @@ def test_extras_are_the_lists_that_launch_installs_from():
         lines = (REPO / f"requirements-{name}.txt").read_text().splitlines()
         wanted = [re.sub(r"(^| +)#.*", "", line) for line in lines if not line.startswith("--")]
         assert extras[name] == list(filter(None, wanted)), name
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (mae_jax.__version__, "Apache-2.0")
+    assert (REPO / "LICENSE").read_text().split()[:2] == ["Apache", "License"]

@@ -1,9 +1,14 @@
 """The three lines of Python that a notebook needs."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import mae_jax
 from mae_jax import convert, pretrained
 from mae_jax.convert import surgery
 from mae_jax.errors import UsageError
@@ -12,6 +17,7 @@ from mae_jax.ops.patches import patch_means, patchify, to_float
 from mae_jax.targets import pixel
 from tests.parity import official
 
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -173,6 +179,43 @@ def test_files_become_images_of_the_models_size(mae, tmp_path):
     images = mae.load_images([str(tmp_path / "a.png")])
     assert images.shape == (1, 32, 32, 3) and images.dtype == np.uint8
     assert mae.features(images).shape == (1, 48)
+
+
+def test_images_of_a_folder_a_pattern_or_a_list(mae, tmp_path):
+    colors = {"b/2.png": 10, "a/1.png": 60, "a/3.jpg": 200}
+    for name, level in colors.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (level,) * 3).save(tmp_path / name)
+    (tmp_path / "notes.md").write_text("no image")
+    (tmp_path / "list.txt").write_text("b/2.png\na/1.png\n")
+    for files, levels in (
+        (tmp_path, [60, 200, 10]),  # everything below it, sorted
+        (str(tmp_path), [60, 200, 10]),
+        (f"{tmp_path}/*/*.png", [60, 10]),
+        (f"{tmp_path}/list.txt", [10, 60]),  # in its own order
+        (tmp_path / "b" / "2.png", [10]),
+        ([tmp_path / "b" / "2.png", f"{tmp_path}/a/1.png"], [10, 60]),
+    ):
+        found = mae.load_images(files)
+        assert found.mean(axis=(1, 2, 3)).tolist() == pytest.approx(levels, abs=1), files
+    with pytest.raises(UsageError, match="nothing"):
+        mae.load_images(str(tmp_path / "nothing*"))
+
+
+def test_what_a_model_shows_of_itself(mae, folder):
+    assert repr(mae) == (
+        f"<Pretrained {folder}/normalised: ViT-{mae.metadata['model']['size']}: 3 blocks of width "
+        "48, 3 heads, images 32x32x3, patches 4x4; decoder of 2 blocks, target normalised patches>"
+    )
+    classifier = repr(pretrained.load(str(folder / "mean")))
+    assert "classes, pool mean>" in classifier and "decoder" not in classifier
+
+
+def test_load_is_an_attribute_of_the_package_and_importing_that_is_instant():
+    assert mae_jax.load is pretrained.load
+    assert "load" in dir(mae_jax) and not hasattr(mae_jax, "lode")
+    code = "import mae_jax, sys; assert not {'jax', 'numpy', 'absl'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": REPO})
 
 
 def test_a_model_that_is_not_whole_is_refused(folder, tmp_path):

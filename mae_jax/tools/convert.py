@@ -5,8 +5,8 @@ Examples:
   python -m mae_jax.tools.convert --from mae_pretrain_vit_base.pth --to vit_b
 
 X is a run, one of its steps, or a folder of weights; a PyTorch, safetensors or
-NumPy file of any name; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is a
-file or folder that does not exist yet. Its ending decides the format where it
+NumPy file under any name; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is
+a file or folder that does not exist yet. Its ending decides the format where it
 can: .safetensors and .pth are official names, .npz is ours, a folder is `mae`.
 
 Formats:
