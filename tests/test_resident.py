@@ -60,10 +60,11 @@ def evaluate(feed, source, *, limit=None, **options):
     return [{k: np.asarray(v) for k, v in batch.items()} for batch in batches]
 
 
-def assert_same(ours, theirs, *, most=1, equal=0.99):
+def assert_same(ours, theirs, *, most=1, equal=0.98):
     """Everything but the pixels is equal; of the pixels nearly all are.
 
-    The host's SIMD code multiplies with weights of few bits.
+    The host's SIMD code multiplies with weights of few bits, and Pillow, which shows the evaluation
+    view, resizes some sizes vertically first and rounds in between.
     """
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
