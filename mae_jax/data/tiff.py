@@ -94,12 +94,12 @@ def _colors(page: Any) -> int:
 def _samples(page: Any, data: bytes) -> np.ndarray:
     """[h, w, S]: strips or tiles, unpacked and put in their places."""
     packed, page.compression = page.compression, 1  # `decode` is left to undo what comes before
-    planes, _, height, width, samples = page.shaped
-    result = np.full((planes, height, width, samples), page.nodata, page.dtype)
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     number = math.prod(page.chunked)
     if len(pieces) < number:
         raise ImageError(f"cut short: {len(pieces)} of {number} strips or tiles")
+    planes, _, height, width, samples = page.shaped
+    result = np.full((planes, height, width, samples), page.nodata, page.dtype)
     for index, (start, count) in enumerate(pieces[:number]):
         if not count:
             continue  # a hole

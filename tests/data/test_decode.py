@@ -102,7 +102,7 @@ def test_a_damaged_exif_block_goes_to_pillow():
 def asymmetric(number):
     """Files of the same image with this orientation: of every decoder that turns."""
     exif = {ORIENTATION: number}
-    sixteen = np.uint16(RGB) * 257
+    sixteen = RGB.astype(np.uint16) * 257
     tags = {"extratags": [(ORIENTATION, 3, 1, number, True)]}
     xmp = f'<x:xmpmeta tiff:Orientation="{number}"/>'.encode()
     text = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
@@ -192,12 +192,12 @@ BROKEN_METADATA = {
     "exif of a webp": (encode(COLOUR, "WEBP", exif=b"Exif\0\0" + BROKEN), "webp"),
     "exif of an avif": (avif_with_broken_exif(), "avif"),
     "exif of a 16-bit png": (
-        deep_png(np.uint16(RGB) * 257, png_chunk(b"eXIf", BROKEN)),
+        deep_png(RGB.astype(np.uint16) * 257, png_chunk(b"eXIf", BROKEN)),
         "png",
     ),
     "long text": (png_with(LONG_TEXT), "png"),
     "long text at the end": (png_with(LONG_TEXT, last=True), "png"),
-    "long text of a 16-bit png": (deep_png(np.uint16(RGB) * 257, LONG_TEXT), "png"),
+    "long text of a 16-bit png": (deep_png(RGB.astype(np.uint16) * 257, LONG_TEXT), "png"),
     "checksum of a text": (png_with(BAD_CHECKSUM), "png"),
     "short gamma": (png_with(png_chunk(b"gAMA", b"\0")), "png"),
 }

@@ -5,6 +5,7 @@ import resource
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ HEIGHT, WIDTH, ROWS, TILE = 37, 41, 10, (16, 32)
 CODES = {"deflate": 8, "lzw": 5, "packbits": 32773, "zstd": 50000}
 
 
-def decode(data, channels, dtype="float32", **options):
-    return to_array(data, channels=channels, dtype=dtype, **({"exif_transpose": True} | options))
+def decode(data, channels, dtype="float32"):
+    return to_array(data, channels=channels, dtype=dtype, exif_transpose=True)
 
 
 def bands(number, dtype="u1", seed=0):
@@ -33,10 +34,14 @@ def bands(number, dtype="u1", seed=0):
     return rng.integers(limits.min, limits.max, (HEIGHT, WIDTH, number), dtype, endpoint=True)
 
 
+def first_page(data) -> Any:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        return file.pages[0]
+
+
 def patched(data, tag, value):
     """A TIFF with another value of a tag that is stored in place as SHORT or LONG."""
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        entry, order = file.pages[0].tags[tag], file.byteorder
+    entry, order = first_page(data).tags[tag], "<" if data[:2] == b"II" else ">"
     kind = "H" if entry.dtype == 3 else "I"
     data = bytearray(data)
     struct.pack_into(order + kind, data, entry.valueoffset, value)
@@ -51,8 +56,8 @@ def packed(piece, compression):
     line = Image.fromarray(np.frombuffer(piece, np.uint8)[None])
     name = {"lzw": "tiff_lzw"}.get(compression, compression)
     line.save(file, "TIFF", compression=name)
-    with tifffile.TiffFile(io.BytesIO(file.getvalue())) as stored:
-        (start,), (count,) = stored.pages[0].dataoffsets, stored.pages[0].databytecounts
+    page = first_page(file.getvalue())
+    (start,), (count,) = page.dataoffsets, page.databytecounts
     return file.getvalue()[start : start + count]
 
 
@@ -86,7 +91,7 @@ def written(
         for piece in pieces(plane, tiled):
             if predictor:
                 piece = np.diff(piece, axis=1, prepend=np.zeros_like(piece[:, :1]))
-            piece = piece.astype(piece.dtype.newbyteorder(order))
+            piece = piece.astype(f"{order}{piece.dtype.str[1:]}")
             encoded.append(packed(piece.tobytes(), compression))
     data = tiff(
         iter(encoded),
@@ -97,8 +102,9 @@ def written(
     return patched(data, 259, CODES[compression])
 
 
-GRAY, RGB = {"photometric": "minisblack"}, {"photometric": "rgb"}
-VARIANTS = {
+GRAY: dict[str, Any] = {"photometric": "minisblack"}
+RGB: dict[str, Any] = {"photometric": "rgb"}
+VARIANTS: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
     "8-bit gray, LZW": (bands(1), {**GRAY, "compression": "lzw"}),
     "8-bit RGB, deflate, tiled": (bands(3), {**RGB, "compression": "deflate", "tiled": True}),
     "16-bit gray, big-endian": (bands(1, "u2"), {**GRAY, "order": ">"}),
@@ -245,8 +251,7 @@ def test_a_tile_larger_than_any_image_is_refused():
 @pytest.mark.parametrize("compression", CODES)
 def test_strips_cut_short_are_refused(compression):
     data = written(bands(5), compression=compression, **GRAY)
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        counts = file.pages[0].tags[279]
+    counts = first_page(data).tags[279]
     broken = bytearray(data)
     kind = "H" if counts.dtype == 3 else "I"
     struct.pack_into(f"<{kind}", broken, counts.valueoffset, counts.value[0] // 2)
@@ -256,8 +261,7 @@ def test_strips_cut_short_are_refused(compression):
 
 def test_missing_strips_are_refused():
     data = bytearray(written(bands(5), **GRAY))
-    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
-        entries = [file.pages[0].tags[tag] for tag in (273, 279)]
+    entries = [first_page(bytes(data)).tags[tag] for tag in (273, 279)]
     for entry in entries:
         struct.pack_into("<I", data, entry.offset + 4, entry.count - 1)
     with pytest.raises(ImageError, match="3 of 4 strips"):
