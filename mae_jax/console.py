@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import absl.logging
 
-from mae_jax.errors import RunError, UsageError
+from mae_jax.errors import RunError, StorageUnavailable, UsageError
+from mae_jax.stopping import STOPPED
 
 
 def setup_logging() -> None:
@@ -19,9 +20,14 @@ def setup_logging() -> None:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Exit status of `command`: 2 for bad input, 1 for a run that cannot go on; one line each."""
+    """Exit status of `command`, with one line on what ended it.
+
+    2 for bad input, 1 for a run that cannot continue, 75 for storage that may come back.
+    """
     try:
         return command()
     except (UsageError, RunError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, StorageUnavailable):
+            return STOPPED
         return 2 if isinstance(error, UsageError) else 1

@@ -8,5 +8,13 @@ class UsageError(Exception):
     """
 
 
+class DataMissing(UsageError):
+    """Data that are not where they should be; storage that is away looks the same."""
+
+
 class RunError(Exception):
     """A run that cannot go on: what happened, what is safe and what to do. Exit status 1."""
+
+
+class StorageUnavailable(RunError):
+    """Data that cannot be read now, and may be readable later. Exit status 75."""

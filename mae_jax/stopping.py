@@ -37,7 +37,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.several = False
         self.before_leaving: list[Callable[[], None]] = []
-        self._asked = False
+        self._asked = self._heard = False
+        self._next_question = 0.0
         self._working = False
         self._polls = 0
 
@@ -61,6 +62,18 @@ class StopRequest:
             self._asked = multihost_utils.reached_preemption_sync_point(self._polls)
         return self._asked
 
+    def asked(self) -> bool:
+        """Whether a stop was requested, perhaps in another process, at the latest a second ago.
+
+        For threads that wait, while the main thread may wait for them: unlike `poll` this makes no
+        process agree to anything.
+        """
+        now = time.monotonic()
+        if self.several and not self._heard and now >= self._next_question:
+            self._next_question = now + 1.0
+            self._heard = _preemption_noticed()
+        return self._asked or self._heard
+
     def _on_signal(self, number: int, frame: object) -> None:
         if self.several and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -82,6 +95,7 @@ class StopRequest:
             now = time.monotonic()
             if number not in SIGNALS:
                 continue
+            self._heard = True
             if first is None:
                 first = now
                 if not self._working and not self.several:
@@ -96,6 +110,18 @@ class StopRequest:
         calls.start()
         calls.join(LAST_WORDS)
         os._exit(status)
+
+
+def _preemption_noticed() -> bool:
+    """Whether jax's handler of SIGTERM was called in any process."""
+    import jax  # takes seconds
+    from jax._src import distributed  # has no public name; see `store`
+
+    try:
+        distributed.global_state.client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
+    except jax.errors.JaxRuntimeError:  # there is none
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from etils import epath
 from mae_jax.data import listing as listings
 from mae_jax.data.options import DataOptions
 from mae_jax.data.source import Record
-from mae_jax.errors import UsageError
+from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def make_folder_sources(
     if not root:
         raise UsageError("--config.data.root is empty: name a folder of images or a list file")
     if not os.path.exists(root):
-        raise UsageError(f"--config.data.root={root} does not exist")
+        raise DataMissing(f"--config.data.root={root} does not exist")
     if os.path.isdir(root):
         train_at, eval_at = _folders(options)
     elif root.lower().endswith(_LISTS):
@@ -137,14 +137,14 @@ def _folders(options: DataOptions) -> tuple[str, str | None]:
     if options.eval_split:
         eval_at = os.path.join(root, options.eval_split)
         if not os.path.isdir(eval_at):
-            raise UsageError(f"--config.data.eval_split={options.eval_split}: no folder {eval_at}")
+            raise DataMissing(f"--config.data.eval_split={options.eval_split}: no folder {eval_at}")
     else:
         places = [os.path.join(root, name) for name in EVAL_FOLDERS if name != split]
         eval_at = next(filter(os.path.isdir, places), None)
     if os.path.isdir(train_at):
         log.info("training images: the folder %s", train_at)
     elif split not in ("", "train"):
-        raise UsageError(f"--config.data.split={split}: no folder {train_at}")
+        raise DataMissing(f"--config.data.split={split}: no folder {train_at}")
     elif eval_at is not None:
         # Falling back to the root would train on the evaluation images.
         raise UsageError(
@@ -162,7 +162,7 @@ def _eval_list(options: DataOptions) -> str | None:
         return None
     path = os.path.join(os.path.dirname(options.root), options.eval_split)
     if not os.path.isfile(path):
-        raise UsageError(f"--config.data.eval_split={options.eval_split}: no list file {path}")
+        raise DataMissing(f"--config.data.eval_split={options.eval_split}: no list file {path}")
     return path
 
 

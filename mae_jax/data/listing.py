@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from mae_jax.errors import UsageError
+from mae_jax.data.storage import is_away
+from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def scan_folder(root: str) -> Listing:
                 found.extend(files)
                 others.update(other)
     if not found:
-        raise UsageError(
+        raise DataMissing(
             f"no images under {root}; looked for {' '.join(EXTENSIONS)}{_found(others)}"
         )
     found.sort()
@@ -98,6 +99,9 @@ def _scan_directory(item: tuple[str, str, frozenset]):
     try:
         entries = os.scandir(directory)
     except OSError as error:
+        # A folder that was just seen and is gone: the storage may be away.
+        if is_away(error) or isinstance(error, FileNotFoundError):
+            raise
         raise UsageError(f"cannot look into the data folder {directory}: {error}") from error
     with entries:
         for entry in entries:
@@ -150,7 +154,9 @@ def read_list(path: str) -> Listing:
     def size(row: tuple[str, str]) -> int:
         try:
             status = os.stat(base / row[0])
-        except OSError:
+        except OSError as error:
+            if is_away(error):
+                raise
             return -1
         # Reading a pipe or a device would never end.
         return status.st_size if stat.S_ISREG(status.st_mode) else -1
@@ -159,7 +165,7 @@ def read_list(path: str) -> Listing:
         sizes = list(pool.map(size, rows))
     missing = [name for (name, _), bytes_ in zip(rows, sizes, strict=True) if bytes_ < 0]
     if missing:
-        raise UsageError(
+        raise (DataMissing if len(missing) == len(rows) else UsageError)(
             f"{len(missing):,} of the {len(rows):,} files in {path} are not there, for example "
             f"{', '.join(missing[:3])} (relative paths start at {base}; a label follows a TAB)"
         )
@@ -243,9 +249,10 @@ def remembered(listing: Listing, cache: epath.Path | None, *, place: str) -> Lis
             changes["of another label"].append(path)
     new = len(now.keys() - before.keys())
     if any(changes.values()):
+        kind = DataMissing if 2 * len(changes["missing"]) > len(before) else UsageError
         counts = ", ".join(f"{len(paths):,} {what}" for what, paths in changes.items() if paths)
         examples = [path for paths in changes.values() for path in paths[:3]]
-        raise UsageError(
+        raise kind(
             f"the images under {place} are not those this run started with: {counts}, for example "
             f"{', '.join(examples[:5])}{f' ({new:,} others are new: renamed?)' if new else ''}; "
             f"restore them, or use a new --workdir (to accept the change, and with it another "

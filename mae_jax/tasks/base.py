@@ -14,6 +14,7 @@ from mae_jax.config import require
 from mae_jax.config_rules import LARGEST
 from mae_jax.data import DataOptions, pipeline, sources
 from mae_jax.data.order import TrainOrder
+from mae_jax.data.tolerant import TolerantBatches
 from mae_jax.optim.recipe import make_recipe
 from mae_jax.task import Evaluator
 
@@ -32,8 +33,10 @@ class ImageTask:
 
     Raises:
       UsageError: the data are not there.
+      StorageUnavailable: their storage did not come back.
     """
 
+    reading_error: Exception | None = None
     ema_decay = 0.0
     evaluators: dict[str, Evaluator]
     _between: Callable[[], None] | None = None
@@ -48,6 +51,7 @@ class ImageTask:
             channels=config.model.channels,
             workdir=workdir or None,
             resuming=checkpoint.exists(workdir),
+            was_there=checkpoint.exists(workdir),
         )
         on_devices = DataOptions.from_config(config.data).resident
         self._feed: Any = (
@@ -137,8 +141,9 @@ class ImageTask:
             self._between = None
 
     def _with_calls(self, batches: Any) -> Iterator[dict[str, Any]]:
-        with contextlib.closing(batches):
-            for batch in batches:
+        with contextlib.closing(TolerantBatches(batches)) as tolerant:
+            for batch in tolerant:
+                self.reading_error = self.reading_error or tolerant.error
                 yield batch
                 if self._between is not None:
                     self._between()
@@ -152,7 +157,10 @@ class ImageTask:
     def first_held_out(self, number: int) -> dict[str, np.ndarray]:
         """The same few held-out images on every process."""
         number = min(number, len(self.held_out))
-        batch = next(iter(self.own_batches(self.held_out, number, number)))
+        with contextlib.closing(self.own_batches(self.held_out, number, number)) as batches:
+            tolerant = TolerantBatches(batches)
+            batch = next(tolerant)
+        self.reading_error = self.reading_error or tolerant.error
         return {name: np.asarray(values)[:number] for name, values in batch.items()}
 
     def own_batches(self, source: Any, number: int, batch_size: int) -> Any:
