@@ -3,7 +3,8 @@
     python -m mae_jax.main --config=configs/vit_l.py [--workdir=DIR] [--config.key=value ...]
 
 Exit status: 0 done, 1 the run cannot go on, 2 bad input (one line says what), 70 ended by the
-watchdog, 75 stopped by a signal after saving. After 70 and 75 run the same command to continue.
+watchdog, 75 stopped after saving, by a signal or because its data were out of reach. After 70 and
+75 run the same command to continue.
 """
 
 import contextlib

@@ -12,6 +12,7 @@ from etils import epath
 from mae_jax.data import listing as listings
 from mae_jax.data.options import DataOptions
 from mae_jax.data.source import Record
+from mae_jax.data.storage import patiently
 from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def files_source(where: str) -> FolderSource:
       UsageError: there are none.
     """
     if os.path.isdir(where) or (where.lower().endswith(_LISTS) and os.path.exists(where)):
-        return _source(where, part="all", workdir=None)
+        return _patient_source(where, part="all")
     paths = sorted(p for p in glob.glob(where, recursive=True) if os.path.isfile(p))
     if not paths:
         raise UsageError(f"--images={where!r} is no folder, no list, and no file matches it")
@@ -114,7 +115,7 @@ def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> 
     if not os.path.isdir(place):
         raise UsageError(f"{place} is not a folder")
     if classes is None:
-        source = _source(place, part="all", workdir=None)
+        source = _patient_source(place, part="all")
         if source.classes is None or len(source.classes) != number:
             raise UsageError(
                 f"{place} has {len(source.classes or ())} folders of classes where the model has "
@@ -122,7 +123,7 @@ def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> 
             )
         log.info("the model does not know the names of its classes: taken in the folders' order")
         return source
-    source = _source(place, part="eval", workdir=None, classes=classes)
+    source = _patient_source(place, part="eval", classes=classes)
     if source.classes is None:
         raise UsageError(
             f"the folders of {place} are not classes of the model ({len(classes)}: "
@@ -178,6 +179,16 @@ def _source(
         found = _renumbered(found, classes, place=place)
     base = place if is_folder else os.path.dirname(place)
     return FolderSource(found, base=base, name=place, part=part)
+
+
+def _patient_source(place: str, **options: Any) -> FolderSource:
+    """`_source` for tools, which have no run whose configuration says how long to wait."""
+    return patiently(
+        lambda: _source(place, workdir=None, **options),
+        what=place,
+        limit=DataOptions.storage_wait,
+        was_there=False,
+    )
 
 
 def _renumbered(

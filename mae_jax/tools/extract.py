@@ -28,7 +28,7 @@ from mae_jax import evaluate as evaluation
 from mae_jax import pretrained, sharding
 from mae_jax.config import require
 from mae_jax.console import run_command, setup_logging
-from mae_jax.data import Source, eval_batches, image_source
+from mae_jax.data import Source, eval_batches, image_source, storage
 from mae_jax.errors import UsageError
 from mae_jax.stopping import stop_on_signals
 from mae_jax.tools.inspect import content_hash
@@ -140,6 +140,7 @@ def extract(
     Raises:
       UsageError: `out` exists or has another ending, or was begun with other settings.
       Stopped: by SIGINT or SIGTERM, behind a batch; what was done is kept.
+      StorageUnavailable: the images could not be read; what was done is kept.
     """
     require(out.endswith(SUFFIXES), f"--out={out} must end in {' or '.join(SUFFIXES)}")
     require(not os.path.exists(out), f"{out} exists: remove it, or give another --out")
@@ -161,7 +162,8 @@ def extract(
     begin = partial.cut(batch_size)
     total = len(source)
     initial = min(begin * batch_size, total)
-    with stop_on_signals() as stop, tqdm.tqdm(total=total, initial=initial, unit="image") as bar:
+    progress = tqdm.tqdm(total=total, initial=initial, unit="image")
+    with stop_on_signals() as stop, storage.ends_when(stop.asked), progress as bar:
         stop.working()
         for rows in _rows(model, function, source, batch_size, begin):
             inside = rows.pop("index") >= 0
