@@ -7,6 +7,7 @@ Otherwise the storage is away, and is waited for.
 
 import contextlib
 import errno
+import itertools
 import logging
 import threading
 import time
@@ -77,18 +78,22 @@ class StorageWait:
       limit: seconds that a read may take in all.
 
     Attributes:
-      waiting: number of threads that wait for the storage now.
       gone: why waiting ended without success; every later read fails at once. None until then.
     """
 
     def __init__(self, limit: float):
         self.limit = limit
-        self.waiting = 0
         self.gone: StorageUnavailable | None = None
         self._lock = threading.Lock()
         self._began = self._say_at = self._quiet = 0.0
         self._said = False
+        self._threads: set[int] = set()  # that wait now
         _waits.add(self)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any thread waits for the storage now."""
+        return bool(self._threads)
 
     def read(self, work: Callable[[], _T], *, what: str, lost: Callable[[OSError], bool]) -> _T:
         """The result of `work`.
@@ -102,9 +107,10 @@ class StorageWait:
           OSError: that of `work`, when only `what` is lost.
           StorageUnavailable: the limit has passed, or a stop was requested.
         """
-        began, failed, waits = time.monotonic(), 0, False
+        # Telling a lost file from storage that is away takes a moment in any case.
+        until, failed = time.monotonic() + max(self.limit, sum(PAUSES[:TRIES])), 0
         try:
-            for pause in _pauses():
+            for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
                 if self.gone:
                     raise self.gone
                 try:
@@ -116,35 +122,20 @@ class StorageWait:
                         failed += 1
                         if failed == TRIES:
                             raise
-                    elif not waits:
-                        waits = True
-                        self._enter()
-                    if waits:
-                        self._say(what, error)
-                    self._sleep(pause, began + self.limit, what, error)
-            raise AssertionError("the pauses have no end")
+                    else:
+                        self._wait_for(what, error)
+                    self._sleep(pause, until, what, error)
+            raise AssertionError  # the pauses have no end
         finally:
-            if waits:
-                self._leave()
+            self._leave()
 
-    def _enter(self) -> None:
-        with self._lock:
-            self.waiting += 1
-            if self.waiting == 1:
-                self._began = time.monotonic()
-
-    def _leave(self) -> None:
-        with self._lock:
-            self.waiting -= 1
-            if self.waiting or self.gone or not self._said:
-                return
-            self._said = False
-        log.info("storage: can be read again after %.1f s", time.monotonic() - self._began)
-
-    def _say(self, what: str, error: OSError) -> None:
-        """Logs the wait, ever more rarely."""
+    def _wait_for(self, what: str, error: OSError) -> None:
+        """Notes that this thread waits, and logs it: at first, then ever more rarely."""
         now = time.monotonic()
         with self._lock:
+            if not self._threads:
+                self._began = now
+            self._threads.add(threading.get_ident())
             if self._said and now < self._say_at:
                 return
             self._quiet = 2 * self._quiet if self._said else QUIET
@@ -154,6 +145,15 @@ class StorageWait:
             "(--config.data.storage_wait)",
             *(what, _reason(error), self.limit, now - self._began),
         )
+
+    def _leave(self) -> None:
+        """Logs the end of the wait when the last thread leaves it."""
+        with self._lock:
+            self._threads.discard(threading.get_ident())
+            if self._threads or self.gone or not self._said:
+                return
+            self._said = False
+        log.info("storage: can be read again after %.1f s", time.monotonic() - self._began)
 
     def _sleep(self, pause: float, until: float, what: str, error: OSError) -> None:
         """Raises StorageUnavailable when there is no time left, or a stop was requested."""
@@ -206,12 +206,6 @@ def patiently(work: Callable[[], _T], *, what: str, limit: float, was_there: boo
         return not (is_away(error) or isinstance(error, FileNotFoundError))
 
     return StorageWait(limit).read(look, what=what, lost=lost)
-
-
-def _pauses() -> Iterator[float]:
-    yield from PAUSES
-    while True:
-        yield PAUSES[-1]
 
 
 def _reason(error: OSError) -> str:
