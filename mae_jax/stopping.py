@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED = 75  # exit status: run the same command again to continue (EX_TEMPFAIL)
@@ -117,8 +118,9 @@ def _preemption_noticed() -> bool:
     import jax  # takes seconds
     from jax._src import distributed  # has no public name; see `store`
 
+    client: Any = distributed.global_state.client
     try:
-        distributed.global_state.client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
+        client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
     except jax.errors.JaxRuntimeError:  # there is none
         return False
     return True

@@ -152,6 +152,7 @@ def test_two_processes_save_the_same_step_when_one_has_no_data(data, tmp_path):
     flags = tiny.flags(data__source="folder", **changes)
     roots = [[f"--config.data.root={root}"] for root in (data, tmp_path / "1")]
     several = start_two([*flags, "--workdir=w"], tmp_path, own=roots)
+    assert several[0].stdout is not None
     for line in several[0].stdout:
         if "step 3/" in line:
             os.rename(tmp_path / "1", tmp_path / "away")

@@ -28,6 +28,8 @@ def quick(monkeypatch):
 class FailingSource(MemorySource):
     """Reads fail as `error` says: a function of the example and of the number of reads so far."""
 
+    classes: list[str] | None = None
+
     def __init__(self, error, data=GOOD):
         super().__init__(data)
         self.error, self.reads = error, 0
