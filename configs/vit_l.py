@@ -100,6 +100,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.data.exif_transpose = True
     config.data.dtype = "uint8"  # float32: arrays in their own units
     config.data.max_bad_fraction = 0.001  # of unreadable files; more stops the run
+    config.data.storage_wait = 300.0  # seconds for storage to come back; then save and stop
     config.data.workers = 0  # decoding threads; 0: all cores
     config.data.prefetch = 2  # batches
     config.data.cache = "none"  # in memory: encoded (files), decoded (pixels)

@@ -29,6 +29,7 @@ HARMLESS = (
     "data.cache",
     "data.cache_gb",
     "data.max_bad_fraction",
+    "data.storage_wait",
 )
 
 # Keys that came with later versions, and the value that does what was done without them.
@@ -39,6 +40,7 @@ LATER = {
     "data.randaug_magnitude": 0.0,
     "data.randaug_std": 0.5,
     "data.resizer": "auto",
+    "data.storage_wait": 300.0,
     "data.resident": False,  # not harmless: sums are rounded otherwise, so pixels may differ by 1
     "init_channels": "error",
     "model.encoder_mask_tokens": False,

@@ -14,10 +14,8 @@ from typing import Any
 import absl.logging
 
 from mae_jax import backend, disk
-from mae_jax.errors import RunError, UsageError, exit_status
+from mae_jax.errors import INTERRUPTED, RunError, UsageError, exit_status
 from mae_jax.text import printable
-
-INTERRUPTED = 130  # exit status: 128 + SIGINT
 
 
 class _OneLine(logging.Formatter):

@@ -2,6 +2,13 @@
 
 from collections.abc import Callable
 
+# Exit statuses.
+FAILED = 1  # the run cannot continue
+USAGE = 2  # bad input
+HUNG = 70  # ended by the watchdog; run the same command again (EX_SOFTWARE)
+STOPPED = 75  # saved, or nothing to save; run the same command again to continue (EX_TEMPFAIL)
+INTERRUPTED = 130  # Ctrl-C in a tool: 128 + SIGINT
+
 
 class UsageError(Exception):
     """Bad input: one clear line for each problem, which names the thing at fault and the way out.
@@ -34,8 +41,18 @@ def all_of(*checks: Callable[[], object]) -> None:
 
 def exit_status(error: BaseException) -> int:
     """Of a command that ends with this exception."""
-    return 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, StorageUnavailable):
+        return STOPPED
+    return USAGE if isinstance(error, UsageError) else FAILED
+
+
+class DataMissing(UsageError):
+    """Data that are not where they should be; storage that is away looks the same."""
 
 
 class RunError(Exception):
     """A run that cannot go on: what happened, what is safe and what to do. Exit status 1."""
+
+
+class StorageUnavailable(RunError):
+    """Data that cannot be read now, and may be readable later. Exit status 75."""

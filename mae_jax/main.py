@@ -8,8 +8,8 @@ Examples:
 To continue an interrupted run, run the same command again.
 
 Exit status: 0 done, 1 the run failed, 2 invalid input (one line says what),
-70 ended by the watchdog, 75 stopped by a signal after saving. After 70 and 75,
-run the same command to continue.
+70 ended by the watchdog, 75 stopped after saving, by a signal or because its
+data could not be read. After 70 and 75, run the same command to continue.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from absl import flags
 
 from mae_jax import command_line, workdir
 from mae_jax.console import run_command, setup_logging
-from mae_jax.stopping import STOPPED, Interrupted, StopRequest, stop_on_signals
+from mae_jax.errors import STOPPED
+from mae_jax.stopping import Interrupted, StopRequest, stop_on_signals
 from mae_jax.watchdog import Watchdog
 
 FLAGS = flags.FLAGS

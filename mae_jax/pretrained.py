@@ -111,7 +111,7 @@ class Pretrained:
             files = [source.describe(i) for i in range(len(source))]
         require(len(files) > 0, "no image files to load")
         return data.load_images(
-            [os.fspath(file) for file in files],
+            files,
             image_size=self.image_size,
             channels=self.channels,
             data_config=self.metadata["config"]["data"],

@@ -21,6 +21,7 @@ from mae_jax import host, sharding
 from mae_jax.data import DataOptions, Source
 from mae_jax.data.geometry import NUM_DRAWS
 from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
+from mae_jax.data.tolerant import empty_batch
 from mae_jax.data.whole import plan_rows, read_whole
 from mae_jax.errors import UsageError
 from mae_jax.host_memory import available_memory
@@ -91,6 +92,7 @@ class ImageSet:
 
     Attributes:
       examples: what the host has to know of them.
+      channels: C.
     """
 
     def __init__(self, source: Source, options: DataOptions, *, channels: int, mesh: Mesh):
@@ -104,6 +106,7 @@ class ImageSet:
             "the rest fills up smaller images), read in %.1f s",
             _size(images.nbytes), *images.shape[1:3], 100 * pixels, time.perf_counter() - began,
         )  # fmt: skip
+        self.channels = channels
         self._mesh = mesh
         self._images = jax.device_put(images, sharding.replicated(mesh))
 
@@ -120,6 +123,7 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
 
     Attributes:
       bad_count: distinct examples of the set that cannot be read.
+      length: number of batches in all; None without end.
     """
 
     def __init__(
@@ -138,13 +142,26 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
     ):
         rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
         self._images, self._options, self._mesh = images, options, mesh
+        self._rows = rows.stop - rows.start
         self._image_size, self._train = (image_size[0], image_size[1]), train
         self._plan: Callable[..., Any] = functools.partial(
             order.plan, batch_size=batch_size, rows=rows, num_draws=NUM_DRAWS
         )
         self._step = start_step
         self._last = None if isinstance(order, TrainOrder) else order.num_batches(batch_size)
+        self.length = None if self._last is None else max(self._last - start_step, 0)
         self.bad_count = len(images.examples.bad)
+
+    def empty(self) -> dict[str, jax.Array]:
+        """A batch without examples (`data.tolerant.empty_batch`)."""
+        batch = empty_batch(
+            self._rows,
+            image_size=self._image_size,
+            channels=self._images.channels,
+            dtype=self._options.dtype,
+            train=self._train,
+        )
+        return sharding.to_device(self._mesh, batch)
 
     def close(self) -> None:
         """Ends the iterator; there is nothing to stop."""

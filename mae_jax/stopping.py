@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from mae_jax import watchdog
+from mae_jax.errors import STOPPED
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-STOPPED = 75  # exit status: run the same command again to continue (EX_TEMPFAIL)
 START_GRACE = 5.0  # seconds to leave in good order when there is nothing to save
 LAST_WORDS = 2.0  # seconds for what is called before leaving at once
 SLICE = 1.0  # seconds of a pause between two looks for a request
@@ -43,7 +44,8 @@ class StopRequest:
         self.several = False
         self.answer = "finishing this step, then saving; press again to leave without saving"
         self.before_leaving: list[Callable[[], None]] = []
-        self._asked = False
+        self._asked = self._heard = False
+        self._next_question = 0.0
         self._working = self._answered = False
         self._polls = 0
 
@@ -86,6 +88,18 @@ class StopRequest:
             if self.poll() and not before:
                 return
 
+    def noticed(self) -> bool:
+        """Whether a stop was requested, perhaps in another process, at the latest a second ago.
+
+        For threads that wait, while the main thread may wait for them: unlike `poll` this makes no
+        process agree to anything.
+        """
+        now = time.monotonic()
+        if self.several and not self._heard and now >= self._next_question:
+            self._next_question = now + 1.0
+            self._heard = _preemption_noticed()
+        return self._asked or self._heard
+
     def _on_signal(self, number: int, frame: object) -> None:
         if self.several and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -107,6 +121,7 @@ class StopRequest:
             now = time.monotonic()
             if number not in SIGNALS:
                 continue
+            self._heard = True
             if first is None:
                 first = now
                 if self._working:
@@ -137,6 +152,19 @@ class StopRequest:
     def _leave(self, status: int, message: str) -> None:
         self._say(message, *self.before_leaving)
         os._exit(status)
+
+
+def _preemption_noticed() -> bool:
+    """Whether jax's handler of SIGTERM was called in any process."""
+    import jax  # takes seconds
+    from jax._src import distributed  # has no public name; see `store`
+
+    client: Any = distributed.global_state.client
+    try:
+        client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
+    except jax.errors.JaxRuntimeError:  # there is none
+        return False
+    return True
 
 
 @contextlib.contextmanager

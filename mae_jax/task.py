@@ -50,6 +50,7 @@ class Task(Protocol):
     flops_per_image: float
     ema_decay: float  # of an average of the trained parameters; 0 keeps none
     evaluators: dict[str, Evaluator]
+    reading_error: Exception | None  # why an evaluation or a picture got empty batches
 
     def init_variables(self) -> tuple[Any, Any]:
         """Fresh (parameters, model state); traced, so that they are made where they belong."""
@@ -88,7 +89,7 @@ class Task(Protocol):
         ...
 
     def train_batches(self, start_step: int) -> Any:
-        """Iterator of this process's rows of each batch; has `bad_count` and `close()`."""
+        """Iterator of this process's rows of each batch: see `data.tolerant.FallibleBatches`."""
         ...
 
     def between_batches(self, call: Callable[[], None]) -> AbstractContextManager[None]:

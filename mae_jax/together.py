@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mae_jax.errors import UsageError
+from mae_jax.errors import StorageUnavailable, UsageError
 from mae_jax.step_folders import Found, NoSuchStep, find, folder_of
 from mae_jax.stored import DamagedCheckpoint
 
@@ -63,6 +63,7 @@ def arrays_of_first(
 
     Raises:
       UsageError: on every process if on process 0.
+      StorageUnavailable: on process 0; then UsageError on the others.
     """
     if jax.process_count() == 1:
         return work()
@@ -70,7 +71,7 @@ def arrays_of_first(
     if jax.process_index() == 0:
         try:
             like = work()
-        except UsageError as caught:
+        except (UsageError, StorageUnavailable) as caught:
             error = caught
     if any(everywhere(error is not None)):
         raise error or UsageError("process 0 stopped: see what it printed last")

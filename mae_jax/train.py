@@ -3,7 +3,8 @@
 Order of a start: see `start`.
 Order of a step: next batch, step, log, evaluate, save. A request to stop is heard between steps and
 between evaluated batches; the step is saved and an evaluation that was cut short is made again when
-the run goes on.
+the run goes on. Data that cannot be read end a run the same way, on all processes at the same step:
+the steps without data change nothing (`data.tolerant`).
 """
 
 import collections
@@ -15,8 +16,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mae_jax import checkpoint, metrics, run_info, sharding, watchdog
+from mae_jax import checkpoint, metrics, run_info, sharding, together, watchdog
+from mae_jax.data import storage
 from mae_jax.data_wait import DataWait
+from mae_jax.errors import RunError, StorageUnavailable
 from mae_jax.nan_guard import NanGuard
 from mae_jax.prefetch import Prefetch
 from mae_jax.saving import Saving
@@ -30,6 +33,7 @@ from mae_jax.workdir import ensure_held
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # steps the host may run ahead of the device
+COUNTED = ("skipped", "absent")  # metrics of a step that are not written
 
 
 def run(
@@ -56,6 +60,7 @@ def run(
       UsageError: the workdir's run had another configuration, or a start point does not fit.
       FloatingPointError: too many updates in a row were not finite.
       RunError: too many saves in a row failed.
+      StorageUnavailable: after a save: the data could not be read for `data.storage_wait`.
     """
     mesh = sharding.make_mesh(**config.mesh)
     # What runs in the background is ended latest first.
@@ -74,7 +79,7 @@ def run(
             run_info.announce(workdir, config, task.facts(), start.account)
         stop = stop or StopRequest()
         loop = _Loop(task, config, workdir, mesh, saver, abstract, start.provenance, stop)
-        with watchdog.phase("train"):
+        with watchdog.phase("train"), storage.ends_when(stop.noticed):
             return loop.run(start, closing)
 
 
@@ -106,6 +111,8 @@ class _Loop:
         self.saving = Saving(saver, config.checkpoint, check_every=config.log_every, stop=stop)
         self.in_flight: collections.deque[tuple[int, Batch]] = collections.deque()
         self.pending: tuple[int, Batch] | None = None
+        self.absent = False  # whether a step got no data
+        self.feed: Any = None
 
     def run(self, start: Start, closing: contextlib.ExitStack) -> bool:
         """Runs the steps that are left; True when all are done.
@@ -115,7 +122,7 @@ class _Loop:
           closing: ends what runs in the background.
         """
         state = start.state
-        first, last = int(state.step), self.task.num_steps
+        first, last = self.first, _ = int(state.step), self.task.num_steps
         self._open(first, closing)
         if (first == 0 or start.look_again) and not self._look(state, first):
             return self._stopped(first)
@@ -131,19 +138,35 @@ class _Loop:
                 state, values = self._first_step(state, step)
             ensure_held()
             self._flush()
-            stopping, looked = self.stop.poll(), True
+            asked, looked = self.stop.poll(), True
             if step % self.config.log_every == 0 or step == last:
                 self.pending = (step, values)
-            if self._look_due(step):
+            looking = self._look_due(step)
+            if asked or looking or step == last:
+                self._look_at_steps()
+            stopping = asked or self.absent
+            if looking:
                 self._flush()
                 looked = not stopping and self._look(state, step)
                 stopping = stopping or not looked
-            ending = stopping or step == last
-            if self.saving.due(step) or ending:
+            if stopping or step == last:
+                return self._end(state, step, looked=looked)
+            if self.saving.due(step):
                 self._flush()
-                self._save(state, step, ending=ending, looked=looked)
-            if stopping and (step < last or not looked):
-                return self._stopped(step)
+                self._save(state, step)
+        raise AssertionError("the last step ends the run")
+
+    def _end(self, state: TrainState, step: int, *, looked: bool) -> bool:
+        """Saves behind the step that is the last one now; True when all steps are done."""
+        self._look_at_steps()
+        if self.absent:
+            step = int(state.step)  # steps without data do not count
+        self._flush()
+        # Without data a run ends at a step that may be saved already.
+        if not self.absent or step not in (self.first, self.saving.newest()):
+            self._save(state, step, ending=True, looked=looked)
+        if self.absent or step < self.task.num_steps or not looked:
+            return self._stopped(step)
         self.progress.message(f"done: {self.workdir}")
         return True
 
@@ -166,12 +189,29 @@ class _Loop:
     def _stopped(self, step: int) -> bool:
         done = f"after step {step}, which is saved" if step else "before the first step"
         self.progress.message(f"stopped {done}: the same command continues")
+        self._raise_reading_error()
         return False
+
+    def _reading_error(self) -> Exception | None:
+        return (self.feed and self.feed.error) or self.task.reading_error
+
+    def _raise_reading_error(self) -> None:
+        """Of this process or of another one, if there was any; all call it together."""
+        error = self._reading_error()
+        rank = 0 if error is None else 1 if isinstance(error, StorageUnavailable) else 2
+        ranks = together.everywhere(rank)
+        if error:
+            raise error
+        if worst := max(ranks):
+            kind = StorageUnavailable if worst == 1 else RunError
+            raise kind(f"process {ranks.index(worst)} could not read its data: see its log above")
 
     def _step(self, state: TrainState, step: int) -> tuple[TrainState, Batch]:
         """Dispatches a step; waits for an earlier one, so that the host does not run far ahead."""
         in_flight = self.in_flight
         batch, waited = self.feed.take(lambda: bool(in_flight) and not _done(in_flight[-1][1]))
+        if self.feed.error and step == self.first + 1:
+            self._refuse_to_begin(self.feed.error)
         self.watch.add_step(waited)
         state, values = self.step_fn(state, batch)
         in_flight.append((step, values))
@@ -179,6 +219,11 @@ class _Loop:
         self.progress.step()
         watchdog.beat(step)
         return state, values
+
+    def _refuse_to_begin(self, error: Exception) -> None:
+        """Without a first batch nothing is to be saved, but other processes may have to be told."""
+        if jax.process_count() == 1 or not isinstance(error, StorageUnavailable):
+            raise error
 
     def _first_step(self, state: TrainState, step: int) -> tuple[TrainState, Batch]:
         """The same with all that happens once; speed is measured from here on."""
@@ -196,6 +241,9 @@ class _Loop:
         """Looks whether updates were finite, of all steps but so many."""
         while len(self.in_flight) > but:
             step, values = self.in_flight.popleft()
+            if float(values["absent"]):
+                self.absent = True
+                continue
             names = ("skipped", "loss", "grad_norm", "lr")
             numbers = {name: float(values[name]) for name in names}
             warning = self.guard.look(step, numbers, self.saving.newest)
@@ -207,7 +255,9 @@ class _Loop:
         if self.pending is None:
             return
         (step, values), self.pending = self.pending, None
-        numbers = {name: float(value) for name, value in values.items() if name != "skipped"}
+        if float(values["absent"]):
+            return
+        numbers = {name: float(value) for name, value in values.items() if name not in COUNTED}
         speed = self.watch.report()
         epoch = {"epoch": step / self.task.steps_per_epoch}
         counts = {"bad_images": self.batches.bad_count, "skipped_updates": self.guard.total}
@@ -226,22 +276,24 @@ class _Loop:
         return any(self._due(n, step) for n in [*every, self.config.picture_every])
 
     def _look(self, state: TrainState, step: int) -> bool:
-        """Held-out metrics and a picture, whichever is due; False when cut short by a signal."""
+        """Held-out metrics and a picture, whichever is due.
+
+        False, and nothing is written, when a signal or unreadable data cut it short.
+        """
         jax.block_until_ready(state)  # the steps before are not part of the pause
         began = time.perf_counter()
+        image = None
         try:
             with watchdog.phase("evaluate"), self.task.between_batches(self._heard):
-                self._measure(state, step)
+                found = self._measure(state, step)
+            if self._due(self.config.picture_every, step):
+                with watchdog.phase("picture"):
+                    image = self.task.picture(state, self.mesh)
         except Interrupted:
             return False
-        if self._due(self.config.picture_every, step):
-            ensure_held(now=True)
-            with watchdog.phase("picture"):
-                image = self.task.picture(state, self.mesh)
-            self.writer.write_image(step, "picture", image)
-            if jax.process_index() == 0:
-                with self.writer.disk_may_be_full():
-                    self.progress.message(f"picture: {self.task.save_picture(image, step)}")
+        if any(together.everywhere(self.task.reading_error is not None)):
+            return False  # what was measured is not of all images
+        self._show(found, image, step)
         self.watch.add_pause(time.perf_counter() - began)
         return True
 
@@ -251,22 +303,34 @@ class _Loop:
         if self.stop.poll():
             raise Interrupted
 
-    def _measure(self, state: TrainState, step: int) -> None:
-        """Writes the held-out metrics that are due: all of them, or none when interrupted."""
-        found = {
+    def _measure(self, state: TrainState, step: int) -> dict[str, dict[str, float]]:
+        """The held-out metrics that are due, by the name of their lines."""
+        return {
             split: evaluator.run(state, self.mesh)
             for split, evaluator in self.task.evaluators.items()
             if self._due(evaluator.every, step)
         }
+
+    def _show(self, found: dict[str, Any], image: Any, step: int) -> None:
+        """Writes held-out metrics, and a picture unless it is None."""
         for split, values in found.items():
             self.writer.write(step, split, {"epoch": step / self.task.steps_per_epoch} | values)
             text = " ".join(f"{k} {v:.4g}" for k, v in values.items())
             self.progress.message(f"{split} at step {step}: {text}")
+        if image is None:
+            return
+        ensure_held(now=True)
+        self.writer.write_image(step, "picture", image)
+        if jax.process_index() == 0:
+            with self.writer.disk_may_be_full():
+                self.progress.message(f"picture: {self.task.save_picture(image, step)}")
 
-    def _save(self, state: TrainState, step: int, *, ending: bool, looked: bool) -> None:
-        """Saves; during a row of skipped updates only when the run ends here."""
+    def _save(
+        self, state: TrainState, step: int, *, ending: bool = False, looked: bool = True
+    ) -> None:
+        """Saves; during a row of skipped updates, or without data, only when the run ends here."""
         self._look_at_steps()
-        if self.guard.streak and not ending:
+        if (self.guard.streak or self.absent) and not ending:
             self.saving.postpone()
             return
         began = time.perf_counter()

@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mae_jax import files, leaving
+from mae_jax.errors import HUNG
 from mae_jax.watchdog_timer import Timer
 
 log = logging.getLogger(__name__)
 
-ABORTED = 70  # exit status of a process that was ended because it did not move
 LONGEST_PERIOD = 10.0  # seconds between two looks
 LATE = 5  # periods between two looks that mean that the process was paused
 SLACK = 6  # periods that the timer leaves the thread to report first
@@ -46,7 +46,7 @@ class Watchdog:
     Args:
       seconds: without a sign of life after which the process counts as stuck; 0: never.
       start_seconds: the same in phases that are `starting`.
-      abort: end a stuck process, with status `ABORTED` (by SIGUSR2 where only the timer could act).
+      abort: end a stuck process, with status `HUNG` (by SIGUSR2 where only the timer could act).
       workdir: folder for the reports `stuck-<process>-<number>.txt`.
       process: number of this process in the run.
     """
@@ -154,8 +154,8 @@ class Watchdog:
         place = self._write(f"{what}\n\n{_stacks()}")
         log.warning("%s; what each of its threads does: %s", what, place)
         if self._abort:
-            log.warning("%s is ended with status %d (watchdog.abort)", self._name, ABORTED)
-            leaving.leave(ABORTED, what)
+            log.warning("%s is ended with status %d (watchdog.abort)", self._name, HUNG)
+            leaving.leave(HUNG, what)
 
     def _write(self, text: str) -> str:
         """Writes the report into the next free file, else to stderr; returns where."""

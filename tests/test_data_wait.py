@@ -76,7 +76,14 @@ def test_waiting_counts_only_while_the_devices_have_nothing_to_do(monkeypatch):
         yield {"x": np.ones(4, np.float32)}
 
     monkeypatch.setattr(prefetch, "time", SimpleNamespace(sleep=sleep, perf_counter=now))
-    feed = Prefetch(batches(), sharding.make_mesh())
+
+    class Given:
+        length, inner = 3, batches()
+
+        def __next__(self):
+            return next(self.inner)
+
+    feed = Prefetch(Given(), sharding.make_mesh())
     batch, waited = feed.take(lambda: len(polls) < 5)  # busy for five looks
     assert len(polls) == 5 and waited == 3
     np.testing.assert_array_equal(batch["x"], 0)

@@ -139,10 +139,12 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
     assert (tmp_path / "w" / "config.json").read_text() == "the first run's"
 
 
-def start_two(flags, cwd):
-    """Two processes of one run, with two devices each."""
+def start_two(flags, cwd, own=((), ())):
+    """Two processes of one run, with two devices each and flags of their own."""
     several = [f"--coordinator={free_address()}", "--num_processes=2"]
-    return [start(*flags, *several, f"--process_id={i}", cwd=cwd, devices=2) for i in range(2)]
+    return [
+        start(*flags, *several, f"--process_id={i}", *own[i], cwd=cwd, devices=2) for i in range(2)
+    ]
 
 
 def test_two_processes_stop_at_the_same_step_when_one_is_told_to(tmp_path):

@@ -33,7 +33,7 @@ poisoned.defvjp(
 class FaultyBatches:
     """Batches with the fault of their step in them."""
 
-    bad_count = 0
+    bad_count, length = 0, None
 
     def __init__(self, inner, faults, step):
         self.inner, self.faults, self.step, self.close = inner, faults, step, inner.close

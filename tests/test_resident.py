@@ -184,8 +184,11 @@ def test_bad_images_are_counted_and_replaced_as_on_the_host(caplog):
 
 
 def test_too_many_bad_images_stop_the_run():
-    with pytest.raises(UsageError, match=r"(?s)3 of 23 .*max_bad_fraction=0.1.*#1: .*#4: "):
-        train(Resident(mesh()), damaged(), max_bad_fraction=0.1)
+    data = [b"404 Not Found" if i % 2 else content for i, content in enumerate(FILES)]
+    with pytest.raises(UsageError, match=r"(?s)11 of 23 .*max_bad_fraction=0.1.*#1: .*#3: "):
+        train(Resident(mesh()), MemorySource(data), max_bad_fraction=0.1)
+    with pytest.raises(UsageError, match=r"(?s)3 of 23 .*max_bad_fraction=0.0 "):
+        train(Resident(mesh()), damaged(), max_bad_fraction=0.0)
     with pytest.raises(UsageError, match="all its replacements cannot be read: memory#.*channels"):
         four = MemorySource([np.zeros((9, 9, 4), np.uint8)] * 9)
         train(Resident(mesh()), four, max_bad_fraction=1.0)

@@ -41,12 +41,15 @@ class Cached:
       source: where records come from.
       budget: shared by all caches of the process.
       change: applied to a record before it is kept, such as decoding; may raise like `read`.
+
+    Attributes:
+      stored: the source below, which reads the storage every time.
     """
 
     def __init__(self, source: Source, budget: Budget, *, change: Callable[[Record], Record]):
         self.name = source.name
         self.classes = source.classes
-        self._source = source
+        self.stored = self._source = source
         self._budget = budget
         self._change = change
         self._kept: dict[int, Record] = {}

@@ -16,7 +16,8 @@ from mae_jax.data import listing as listings
 from mae_jax.data import splits
 from mae_jax.data.options import DataOptions
 from mae_jax.data.source import Record
-from mae_jax.errors import UsageError
+from mae_jax.data.storage import is_away, patiently
+from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def check_root(root: str) -> None:
         while glob.has_magic(folder):
             folder = os.path.dirname(folder)
         advice = f": give the folder, --config.data.root={folder or '.'}" * (folder != root)
-        raise UsageError(f"--config.data.root={root} does not exist{advice}")
+        raise DataMissing(f"--config.data.root={root} does not exist{advice}")
     if not root.lower().endswith(_LISTS):
         raise UsageError(
             f"--config.data.root={root} is neither a folder nor a list ({', '.join(_LISTS)}): give "
@@ -124,7 +125,7 @@ def files_source(where: str) -> FolderSource:
       UsageError: there are none.
     """
     if os.path.isdir(where) or (where.lower().endswith(_LISTS) and os.path.exists(where)):
-        return _source(where, part="all", workdir=None)
+        return _patient_source(where, part="all")
     paths = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
     found = [(path, size) for path in paths if (size := listings.file_size(path)) is not None]
     if not found:
@@ -154,7 +155,7 @@ def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> 
     if not _is_folder(place, "--images"):
         raise UsageError(f"{place} is not a folder")
     if classes is None:
-        source = _source(place, part="all", workdir=None)
+        source = _patient_source(place, part="all")
         if source.classes is None or len(source.classes) != number:
             raise UsageError(
                 f"{place} has {len(source.classes or ())} folders of classes where the model has "
@@ -163,7 +164,7 @@ def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> 
             )
         _tell_order(source.classes)
         return source
-    source = _source(place, part="eval", workdir=None, classes=classes)
+    source = _patient_source(place, part="eval", classes=classes)
     if source.classes is None:
         raise UsageError(
             f"the folders of {place} are not classes of the model ({len(classes)}: "
@@ -204,8 +205,10 @@ def _is_folder(path: str, flag: str = "--config.data.root") -> bool:
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{flag}={path} does not exist") from error
+        raise DataMissing(f"{flag}={path} does not exist") from error
     except OSError as error:
+        if is_away(error):
+            raise
         raise UsageError(f"{flag}={path} cannot be read: {error.strerror}") from error
 
 
@@ -224,7 +227,7 @@ def _eval_list(options: DataOptions) -> str | None:
         return None
     path = os.path.join(os.path.dirname(options.root), options.eval_split)
     if not os.path.isfile(path):
-        raise UsageError(f"--config.data.eval_split={options.eval_split}: no list file {path}")
+        raise DataMissing(f"--config.data.eval_split={options.eval_split}: no list file {path}")
     return path
 
 
@@ -240,6 +243,16 @@ def _source(
         found = _renumbered(found, classes, place=place)
     base = place if is_folder else os.path.dirname(place)
     return FolderSource(found, base=base, name=place, part=part)
+
+
+def _patient_source(place: str, **options: Any) -> FolderSource:
+    """`_source` for tools, which have no run whose configuration says how long to wait."""
+    return patiently(
+        lambda: _source(place, workdir=None, **options),
+        what=place,
+        limit=DataOptions.storage_wait,
+        was_there=False,
+    )
 
 
 def _renumbered(

@@ -20,7 +20,8 @@ import numpy as np
 from etils import epath
 
 from mae_jax import files, text
-from mae_jax.errors import UsageError
+from mae_jax.data.storage import is_away
+from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def scan_folder(root: str, *, known: Collection[str] = ()) -> Listing:
     """
     found = _scan(root)
     if not found.files:
-        raise UsageError(
+        raise DataMissing(
             f"no images under {root}; looked for {' '.join(EXTENSIONS)}{_found(found.others)}"
             f"{'; ' * bool(found.unread)}{_unread(found.unread)}"
         )
@@ -145,6 +146,8 @@ def _scan(root: str) -> _Scanned:
     try:
         status = os.stat(root)
     except OSError as error:
+        if is_away(error) or isinstance(error, FileNotFoundError):
+            raise
         raise UsageError(f"cannot read {root}: {error.strerror}") from error
     level = [(root, "", frozenset([(status.st_dev, status.st_ino)]))]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -164,6 +167,8 @@ def _scan_directory(item: tuple[str, str, frozenset]) -> _Scanned:
         with os.scandir(directory) as scan:
             entries = list(scan)
     except OSError as error:
+        if isinstance(error, FileNotFoundError):  # it was just seen: the storage may be away
+            raise
         found.unread.append((relative.rstrip("/"), _reason(directory, error, root=not relative)))
         return found
     for entry in entries:
@@ -204,6 +209,8 @@ def _reason(path: str, error: OSError, *, root: bool = False) -> str:
     Raises:
       UsageError: it is there but cannot be read. Images must not go missing because of that.
     """
+    if is_away(error):
+        raise error
     reason = error.strerror or str(error)
     link = os.path.islink(path) and error.errno in _FORBIDDEN
     if not root and (error.errno in _ABSENT or link):
@@ -325,7 +332,7 @@ def read_list(path: str) -> Listing:
     sizes = _sizes(base / name for name, _ in rows)
     missing = [name for (name, _), size in zip(rows, sizes, strict=True) if size is None]
     if missing:
-        raise UsageError(
+        raise (DataMissing if len(missing) == len(rows) else UsageError)(
             f"{len(missing):,} of the {len(rows):,} files in {path} are not there, for example "
             f"{', '.join(map(text.quoted, missing[:3]))} (relative paths start at {base}; "
             "a label follows a TAB)"
@@ -339,14 +346,14 @@ def file_size(path: str | Path) -> int | None:
     """Bytes of a file; None where there is none, or it is out of reach.
 
     Raises:
-      UsageError: the storage fails.
+      OSError: the storage fails.
     """
     try:
         status = os.stat(path)
     except OSError as error:
-        if error.errno in (*_ABSENT, *_FORBIDDEN):
-            return None
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        if is_away(error):
+            raise
+        return None
     # Reading a pipe or a device would never end.
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
@@ -476,9 +483,10 @@ def remembered(listing: Listing, cache: epath.Path | None, *, place: str) -> Lis
             changes["of another label"].append(path)
     new = len(now.keys() - before.keys())
     if any(changes.values()):
+        kind = DataMissing if 2 * len(changes["missing"]) > len(before) else UsageError
         counts = ", ".join(f"{len(paths):,} {what}" for what, paths in changes.items() if paths)
         examples = [text.quoted(path) for paths in changes.values() for path in paths[:3]]
-        raise UsageError(
+        raise kind(
             f"the images under {place} are not those this run started with: {counts}, for example "
             f"{', '.join(examples[:5])}{f' ({new:,} others are new: renamed?)' if new else ''}; "
             f"restore them, or use a new --workdir (to accept the change, and with it another "

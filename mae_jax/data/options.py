@@ -38,7 +38,9 @@ class DataOptions:
       exif_transpose: turn photos the way their EXIF orientation says.
       mean: of the pixels, per channel; what RandAugment fills corners with.
       dtype: `uint8`, or `float32` in the file's own units (needed for .npy other than uint8).
-      max_bad_fraction: unreadable share of a split above which the run stops.
+      max_bad_fraction: unreadable share of a split above which the run stops; ten images never are
+        a reason to stop unless they are half of the split. 0 tolerates none.
+      storage_wait: seconds to wait for storage that cannot be read before the run saves and stops.
       workers: decoding threads, 0 = one per available core.
       prefetch: batches prepared ahead.
       cache: what stays in memory after it was read once: `none`, `encoded` (the files) or `decoded`
@@ -70,6 +72,7 @@ class DataOptions:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     dtype: str = "uint8"
     max_bad_fraction: float = 0.001
+    storage_wait: float = 300.0
     workers: int = 0
     prefetch: int = 2
     cache: str = "none"

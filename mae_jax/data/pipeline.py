@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from mae_jax.data import geometry, transforms
-from mae_jax.data.loader import FAILED, Loader, pixels
+from mae_jax.data.loader import ABSENT, FAILED, Loader, pixels
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
 from mae_jax.data.source import Source
-from mae_jax.errors import UsageError
+from mae_jax.data.storage import patiently
+from mae_jax.data.tolerant import empty_batch
+from mae_jax.errors import StorageUnavailable, UsageError
 from mae_jax.paths import expand
 
 Batch = dict[str, np.ndarray]
@@ -61,6 +63,7 @@ def train_batches(
 
     Raises:
       UsageError: the batch does not divide; from the iterator: too many bad images.
+      StorageUnavailable: from the iterator: storage stayed away, or a stop was requested meanwhile.
     """
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
@@ -136,9 +139,14 @@ def load_images(
     images = np.empty((len(paths), *image_size, channels), options.dtype)
     for row, path in enumerate(paths):
         try:
-            data = Path(expand(str(path))).read_bytes()
+            place = Path(expand(str(path)))
+            data = patiently(
+                place.read_bytes, what=str(path), limit=options.storage_wait, was_there=False
+            )
             image = pixels(data, options, channels=channels, name=str(path))
             images[row] = transform(image, np.empty(0))
+        except StorageUnavailable:
+            raise
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:
             raise UsageError(f"cannot use the image {path}: {_one_line(error)}") from error
@@ -169,7 +177,9 @@ class Batches(Iterator[Batch]):
     """Iterator over the batches of one host; made by `train_batches` and `eval_batches`.
 
     Attributes:
-      bad_count: distinct examples this host could not read so far (it reads a little ahead).
+      bad_count: distinct examples this host could not read so far (it reads a little ahead), and
+        has not read since.
+      length: number of batches in all; None without end.
     """
 
     def __init__(
@@ -191,6 +201,7 @@ class Batches(Iterator[Batch]):
         self._batch_size = batch_size
         self._rows = rows
         self._steps = steps
+        self.length = None if steps[1] is None else max(steps[1] - steps[0], 0)
         self._train = train
         self._transform = row_transform(options, image_size=self._image_size, train=train)
         self._num_draws = num_draws() if train else 0
@@ -201,6 +212,16 @@ class Batches(Iterator[Batch]):
     @property
     def bad_count(self) -> int:
         return len(self._loader.bad)
+
+    def empty(self) -> Batch:
+        """A batch without examples (`tolerant.empty_batch`)."""
+        return empty_batch(
+            self._rows.stop - self._rows.start,
+            image_size=self._image_size,
+            channels=self._loader.channels,
+            dtype=self._options.dtype,
+            train=self._train,
+        )
 
     def close(self) -> None:
         """Stops the threads. Safe to call twice; also done when the program ends."""
@@ -217,8 +238,11 @@ class Batches(Iterator[Batch]):
         except StopIteration:
             self.close()
             raise
-        self._loader.bad.check()
         used = batch.pop("used")
+        if (used == ABSENT).any():
+            assert self._loader.storage.gone
+            raise self._loader.storage.gone
+        self._loader.bad.check()
         if self._train and (used == FAILED).any():
             row = int(np.argmax(used == FAILED))
             reason = self._loader.bad.reason(int(batch["index"][row]))

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from mae_jax import files
-from mae_jax.errors import UsageError
+from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,13 @@ class TFRecordReader:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @files.os_errors()
     def __getitem__(self, number: int) -> bytes:
-        """The data of one record."""
+        """The data of one record.
+
+        Raises:
+          OSError: the storage cannot be read; without a number, the file is shorter than it was.
+        """
         which = int(np.searchsorted(self._ends, number, side="right"))
         part = self._parts[which]
         row = number - int(self._ends[which]) + part.take + part.skip
@@ -94,13 +99,17 @@ def _open(path: str) -> Any:
     return open(path, "rb", buffering=0)
 
 
+@files.os_errors()
 def _size(path: str) -> int:
     try:
         return epath.Path(path).stat().length
-    except OSError as error:
+    except FileNotFoundError as error:
+        raise DataMissing(f"cannot read the data file {path}: {error}") from error
+    except PermissionError as error:
         raise UsageError(f"cannot read the data file {path}: {error}") from error
 
 
+@files.os_errors()
 def _offsets(path: str, size: int) -> np.ndarray:
     """Where each record of a file starts, and the file's end: int64 [records + 1]."""
     offsets, position = [0], 0

@@ -1,6 +1,7 @@
 """Picks and builds the sources that `config.data` asks for."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from mae_jax.data.loader import pixels
 from mae_jax.data.options import DataOptions
 from mae_jax.data.order import fitting_holdout, held_out
 from mae_jax.data.source import Record, Source, Subset
+from mae_jax.data.storage import patiently
 from mae_jax.data.tfds_source import make_tfds_sources
 from mae_jax.errors import UsageError
 from mae_jax.host_memory import available_memory
@@ -54,8 +56,9 @@ def make_sources(
     channels: int,
     workdir: str | None,
     resuming: bool = True,
+    was_there: bool = False,
 ) -> Sources:
-    """Finds the data; reads no image yet.
+    """Finds the data; reads no image yet. Storage that is away is waited for.
 
     Args:
       data_config: `config.data` (see `DataOptions`).
@@ -63,9 +66,11 @@ def make_sources(
       channels: C of the model.
       workdir: where listings and record indices are kept between starts; None keeps nothing.
       resuming: False forgets what an earlier start in this workdir kept: it led to no checkpoint.
+      was_there: the data are known to exist: if they are missing the storage is away.
 
     Raises:
       UsageError: the data are not there, or not those this run started with.
+      StorageUnavailable: the storage did not come back within `data.storage_wait`.
     """
     if workdir and not resuming:
         for name in KEPT:
@@ -75,10 +80,16 @@ def make_sources(
     options = dataclasses.replace(options, root=paths.expand(options.root))
     if options.source == "shapes":
         train, evaluation = _shapes(options, image_size=image_size, channels=channels)
-    elif options.source == "folder":
-        train, evaluation = make_folder_sources(options, workdir=workdir, resuming=resuming)
     else:
-        train, evaluation = make_tfds_sources(options, workdir=workdir)
+        make: Any = make_tfds_sources
+        if options.source == "folder":
+            make = functools.partial(make_folder_sources, resuming=resuming)
+        train, evaluation = patiently(
+            lambda: make(options, workdir=workdir),
+            what="the images",
+            limit=options.storage_wait,
+            was_there=was_there,
+        )
     if evaluation is None and options.holdout:
         holdout = fitting_holdout(len(train), options.holdout)
         kept, held = held_out(len(train), holdout)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from mae_jax import text
 from mae_jax.data.listing import EXTENSIONS, is_service
-from mae_jax.errors import UsageError
+from mae_jax.data.storage import is_away
+from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,11 @@ def find(root: str, *, split: str, eval_split: str, discover: bool) -> tuple[str
         held_out = eval_split
         if not os.path.isdir(os.path.join(root, eval_split)):
             place = os.path.join(root, eval_split)
-            raise UsageError(f"--config.data.eval_split={eval_split}: no folder {place}")
+            raise DataMissing(f"--config.data.eval_split={eval_split}: no folder {place}")
     else:
         held_out = _named([name for name in folders if name != split], HELD_OUT) if split else None
     if split not in ("", "train") and not os.path.isdir(os.path.join(root, split)):
-        raise UsageError(f"--config.data.split={split}: no folder {os.path.join(root, split)}")
+        raise DataMissing(f"--config.data.split={split}: no folder {os.path.join(root, split)}")
     if split == "train" and not eval_split and not _are_splits(folders, train, held_out):
         train = held_out = None
     if train is None and held_out is not None:
@@ -133,6 +134,8 @@ def _look(place: str) -> tuple[list[str], bool]:
                     folders.append(entry.name)
                 images |= named and entry.name not in folders[-1:]
     except OSError as error:
+        if is_away(error):
+            raise
         raise UsageError(f"cannot read {place}: {error.strerror}") from error
     return sorted(name for name in folders if not is_service(name)), images
 

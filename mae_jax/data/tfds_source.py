@@ -1,5 +1,6 @@
 """Any prepared TFDS image data set as a source; nothing is ever downloaded or prepared here."""
 
+import errno
 import hashlib
 import logging
 import re
@@ -13,7 +14,7 @@ from mae_jax.data.headers import ImageError
 from mae_jax.data.options import DataOptions
 from mae_jax.data.records import Part, TFRecordReader
 from mae_jax.data.source import Record
-from mae_jax.errors import UsageError
+from mae_jax.errors import DataMissing, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,28 @@ class TfdsSource:
         }
 
 
+class ArrayRecords:
+    """The records of ArrayRecord files, by number."""
+
+    def __init__(self, instructions: list[Any]):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._open = lambda: ArrayRecordDataSource(instructions)
+        self._files = self._open()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> bytes:
+        """Raises OSError where the library, which knows one error only, cannot read."""
+        try:
+            return self._files[number]
+        except RuntimeError as error:
+            # A reader that failed once fails always; new ones open their files at the next read.
+            self._files = self._open()
+            raise OSError(errno.EIO, " ".join(str(error).split())[:300]) from error
+
+
 def make_tfds_sources(
     options: DataOptions, *, workdir: str | None
 ) -> tuple[TfdsSource, TfdsSource | None]:
@@ -104,7 +127,7 @@ def _builder(options: DataOptions) -> Any:
         return read_only_builder.builder_from_files(options.name, data_dir=options.root or None)
     except (registered.DatasetNotFoundError, FileNotFoundError) as error:
         place = options.root or str(constants.DATA_DIR)
-        raise UsageError(_how_to_prepare(options.name, place)) from error
+        raise DataMissing(_how_to_prepare(options.name, place)) from error
     except ValueError as error:  # what TFDS says has many lines
         raise UsageError(
             f"--config.data.name={options.name!r} cannot be the name of a TFDS data set, which is "
@@ -162,7 +185,7 @@ def _instructions(builder: Any, split: str) -> list[Any]:
         raise UsageError(f"the split {split!r} of {builder.info.full_name} is empty")
     missing = [item.filename for item in instructions if not epath.Path(item.filename).exists()]
     if missing:
-        raise UsageError(
+        raise DataMissing(
             f"{len(missing)} of {len(instructions)} files of {builder.info.full_name}/{split} are "
             f"missing, for example {missing[0]}: prepare or copy the data set again"
         )
@@ -175,9 +198,7 @@ def _reader(builder: Any, instructions: list[Any], *, workdir: str | None, part:
 
     kind = builder.info.file_format
     if kind == FileFormat.ARRAY_RECORD:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        return ArrayRecordDataSource(instructions)
+        return ArrayRecords(instructions)
     if kind == FileFormat.TFRECORD:
         parts = [
             Part(str(item.filename), item.skip, item.take, item.examples_in_shard)

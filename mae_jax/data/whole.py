@@ -59,6 +59,7 @@ def read_whole(
 
     Raises:
       UsageError: more images than `data.max_bad_fraction` cannot be read.
+      StorageUnavailable: the storage is away.
     """
     loader = Loader(source, options, channels=channels)
     total, chunk = len(source), _CHUNK * options.num_workers
@@ -77,6 +78,8 @@ def read_whole(
                 arrays.append(array)
                 labels[i] = label
                 height, width = max(height, array.shape[0]), max(width, array.shape[1])
+            if loader.storage.gone:
+                raise loader.storage.gone
             loader.bad.check()
             check_shape((total, height, width, channels))
     sizes = np.array([array.shape[:2] for array in arrays], np.int32)

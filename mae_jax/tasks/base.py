@@ -15,6 +15,7 @@ from mae_jax.config_rules import LARGEST
 from mae_jax.data import DataOptions, pipeline, sources
 from mae_jax.data.folder import check_root
 from mae_jax.data.order import TrainOrder
+from mae_jax.data.tolerant import TolerantBatches
 from mae_jax.errors import all_of
 from mae_jax.init_from import check_there
 from mae_jax.optim.recipe import make_recipe
@@ -59,8 +60,10 @@ class ImageTask:
 
     Raises:
       UsageError: the data are not there.
+      StorageUnavailable: their storage did not come back.
     """
 
+    reading_error: Exception | None = None
     ema_decay = 0.0
     evaluators: dict[str, Evaluator]
     _between: Callable[[], None] | None = None
@@ -75,6 +78,7 @@ class ImageTask:
             channels=config.model.channels,
             workdir=workdir or None,
             resuming=checkpoint.exists(workdir),
+            was_there=checkpoint.exists(workdir),
         )
         adaptation.adapt(
             config,
@@ -166,8 +170,9 @@ class ImageTask:
             self._between = None
 
     def _with_calls(self, batches: Any) -> Iterator[dict[str, Any]]:
-        with contextlib.closing(batches):
-            for batch in batches:
+        with contextlib.closing(TolerantBatches(batches)) as tolerant:
+            for batch in tolerant:
+                self.reading_error = self.reading_error or tolerant.error
                 yield batch
                 if self._between is not None:
                     self._between()
@@ -181,7 +186,10 @@ class ImageTask:
     def first_held_out(self, number: int) -> dict[str, np.ndarray]:
         """The same few held-out images on every process."""
         number = min(number, len(self.held_out))
-        batch = next(iter(self.own_batches(self.held_out, number, number)))
+        with contextlib.closing(self.own_batches(self.held_out, number, number)) as batches:
+            tolerant = TolerantBatches(batches)
+            batch = next(tolerant)
+        self.reading_error = self.reading_error or tolerant.error
         return {name: np.asarray(values)[:number] for name, values in batch.items()}
 
     def own_batches(self, source: Any, number: int, batch_size: int) -> Any:

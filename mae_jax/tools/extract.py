@@ -36,13 +36,12 @@ from mae_jax import disk, files, paths, pretrained, sharding, text
 from mae_jax import evaluate as evaluation
 from mae_jax.config import require
 from mae_jax.console import run_command, say, setup_logging
-from mae_jax.data import Source, eval_batches, image_source
-from mae_jax.errors import RunError, UsageError
+from mae_jax.data import Source, eval_batches, image_source, storage
+from mae_jax.errors import STOPPED, RunError, UsageError
 from mae_jax.stopping import stop_on_signals
 from mae_jax.tools.inspect import content_hash
 
 SUFFIXES = (".npz", ".parquet")
-STOPPED = 75  # exit status: the same command continues
 _GROUP_BYTES = 2**26  # of features in a row group of Parquet
 
 
@@ -147,6 +146,7 @@ def extract(
       UsageError: `out` exists or has another ending, or was begun with other settings.
       RunError: the disk is full or fails.
       Stopped: by SIGINT or SIGTERM, behind a batch; what was done is kept.
+      StorageUnavailable: the images could not be read; what was done is kept.
     """
     require(out.endswith(SUFFIXES), f"--out={out} must end in {' or '.join(SUFFIXES)}")
     require(not os.path.exists(out), f"{out} exists: remove it, or give another --out")
@@ -171,7 +171,8 @@ def extract(
         begin = partial.cut(batch_size)
     total = len(source)
     initial = min(begin * batch_size, total)
-    with stop_on_signals() as stop, tqdm.tqdm(total=total, initial=initial, unit="image") as bar:
+    progress = tqdm.tqdm(total=total, initial=initial, unit="image")
+    with stop_on_signals() as stop, storage.ends_when(stop.noticed), progress as bar:
         stop.answer = "finishing this batch, which is kept; press again to leave at once"
         stop.working()
         for rows in _rows(model, function, source, batch_size, begin):

@@ -33,10 +33,8 @@ from typing import Any
 
 from mae_jax import disk, files, paths, pictures, plots, workdir
 from mae_jax.console import run_command, setup_logging
-from mae_jax.errors import RunError, UsageError
-from mae_jax.stopping import STOPPED
+from mae_jax.errors import HUNG, STOPPED, RunError, UsageError
 from mae_jax.study import plan, report, run
-from mae_jax.watchdog import ABORTED
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +85,9 @@ def _run(
             failed[cell.row] = status
         table = write(study, cells, folder)
     print(table)
-    if hung := [row for row, status in failed.items() if status == ABORTED]:
+    if hung := [row for row, status in failed.items() if status == HUNG]:
         log.error("rows that hung: %s; the same command continues", ", ".join(hung))
-        return ABORTED
+        return HUNG
     if failed:
         raise RunError(f"rows that failed: {', '.join(failed)}; the others are done")
     return 0

@@ -77,11 +77,24 @@ def test_the_other_rows_of_the_batch_are_untouched():
 
 
 def test_too_many_bad_images_stop_the_run_and_are_listed():
-    data = [*GOOD]
-    data[3], data[5] = BAD["empty"], BAD["text"]
-    with pytest.raises(UsageError, match=r"(?s)2 of 20 .*max_bad_fraction=0.05.*#3: .*#5: "):
-        batches(data, limit=0.05)
-    assert batches(data, limit=0.1)[1].bad_count == 2
+    data = GOOD[:3] + [BAD["empty"], *GOOD[4:]] + GOOD + [BAD["text"]] * 10
+    with pytest.raises(UsageError, match=r"(?s)11 of 50 .* 10 that .*fraction=0.2 .*#3: .*#40: "):
+        batches(data, limit=0.2, steps=13)
+    assert batches(data, limit=0.22, steps=13)[1].bad_count == 11
+
+
+@pytest.mark.parametrize("total, bad", [(25, 1), (350, 1), (350, 10), (20, 10)])
+def test_a_few_bad_images_stop_no_run(total, bad):
+    data = [BAD["truncated"]] * bad + [GOOD[0]] * (total - bad)
+    _, iterator = batches(data, limit=0.001, steps=total // 8 + 1)
+    assert iterator.bad_count == bad
+
+
+@pytest.mark.parametrize("total, bad", [(20, 11), (350, 11)])
+def test_half_of_a_small_set_or_more_than_a_few_of_a_large_one_stop_it(total, bad):
+    data = [BAD["truncated"]] * bad + [GOOD[0]] * (total - bad)
+    with pytest.raises(UsageError, match=f"{bad} of {total} images of memory cannot be used"):
+        batches(data, limit=0.001, steps=total // 8 + 1)
 
 
 def test_when_nothing_can_be_read_the_reason_is_given():

@@ -1,0 +1,212 @@
+"""Waits for storage that fails for a while: a file server that restarts, a disk that is remounted.
+
+A read that fails is repeated with growing pauses. What a failure means is decided by other files:
+where those can be read only this one is lost, and the error is passed on after a few tries.
+Otherwise the storage is away, and is waited for.
+"""
+
+import contextlib
+import errno
+import itertools
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from mae_jax.errors import DataMissing, StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds between tries; the last one repeats
+TRIES = 4  # failed reads of one file, while others can be read, after which it is lost
+SLICE = 0.2  # seconds after which a waiting thread checks for a stop request
+QUIET = 60.0  # seconds until a wait is logged again, doubled each time
+
+# Errors that do not mean that storage cannot be read.
+_OTHERS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+)
+
+_asked: Callable[[], bool] = bool  # False
+_waits: "weakref.WeakSet[StorageWait]" = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def ends_when(asked: Callable[[], bool]) -> Iterator[None]:
+    """Within it every wait ends soon after `asked`, which any thread may call, becomes true."""
+    global _asked
+    before, _asked = _asked, asked
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def stop_requested() -> bool:
+    """What the `asked` of `ends_when` says."""
+    return _asked()
+
+
+def is_waited_for() -> bool:
+    """Whether any thread of this process waits for storage now."""
+    return any(wait.waiting for wait in list(_waits))
+
+
+def is_away(error: OSError) -> bool:
+    """Whether an error means that the storage, rather than one path, cannot be read."""
+    return error.errno is not None and error.errno not in _OTHERS
+
+
+class StorageWait:
+    """Repeats reads until they succeed. Safe to use from any thread.
+
+    Args:
+      limit: seconds that a read may take in all.
+
+    Attributes:
+      gone: why waiting ended without success; every later read fails at once. None until then.
+    """
+
+    def __init__(self, limit: float):
+        self.limit = limit
+        self.gone: StorageUnavailable | None = None
+        self._lock = threading.Lock()
+        self._began = self._say_at = self._quiet = 0.0
+        self._said = False
+        self._threads: set[int] = set()  # that wait now
+        _waits.add(self)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any thread waits for the storage now."""
+        return bool(self._threads)
+
+    def read(self, work: Callable[[], _T], *, what: str, lost: Callable[[OSError], bool]) -> _T:
+        """The result of `work`.
+
+        Args:
+          work: reads; an OSError with a number is the storage's, everything else is passed on.
+          what: it reads, for the log.
+          lost: whether a failure is about `what` only, while the storage can be read.
+
+        Raises:
+          OSError: that of `work`, when only `what` is lost.
+          StorageUnavailable: the limit has passed, or a stop was requested.
+        """
+        # Telling a lost file from storage that is away takes a moment in any case.
+        until, failed = time.monotonic() + max(self.limit, sum(PAUSES[:TRIES])), 0
+        try:
+            for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
+                if self.gone:
+                    raise self.gone
+                try:
+                    return work()
+                except OSError as error:
+                    if error.errno is None:
+                        raise
+                    if lost(error):
+                        failed += 1
+                        if failed == TRIES:
+                            raise
+                    else:
+                        self._wait_for(what, error)
+                    self._sleep(pause, until, what, error)
+            raise AssertionError  # the pauses have no end
+        finally:
+            self._leave()
+
+    def _wait_for(self, what: str, error: OSError) -> None:
+        """Notes that this thread waits, and logs it: at first, then ever more rarely."""
+        now = time.monotonic()
+        with self._lock:
+            if not self._threads:
+                self._began = now
+            self._threads.add(threading.get_ident())
+            if self._said and now < self._say_at:
+                return
+            self._quiet = 2 * self._quiet if self._said else QUIET
+            self._said, self._say_at = True, now + self._quiet
+        log.warning(
+            "storage: cannot read %s (%s); waiting for it, up to %.0f s in all, %.0f s so far "
+            "(--config.data.storage_wait)",
+            *(what, _reason(error), self.limit, now - self._began),
+        )
+
+    def _leave(self) -> None:
+        """Logs the end of the wait when the last thread leaves it."""
+        with self._lock:
+            self._threads.discard(threading.get_ident())
+            if self._threads or self.gone or not self._said:
+                return
+            self._said = False
+        log.info("storage: can be read again after %.1f s", time.monotonic() - self._began)
+
+    def _sleep(self, pause: float, until: float, what: str, error: OSError) -> None:
+        """Raises StorageUnavailable when there is no time left, or a stop was requested."""
+        wake = min(time.monotonic() + pause, until)
+        while (left := wake - time.monotonic()) > 0 and not (self.gone or _asked()):
+            time.sleep(min(left, SLICE))
+        text = f"{what} cannot be read ({_reason(error)})"
+        if _asked():
+            self._give_up(f"stopped while waiting for storage: {text}")
+        if time.monotonic() >= until:
+            self._give_up(
+                f"storage did not come back within {self.limit:.0f} s: {text}; restore it and run "
+                "the same command again (--config.data.storage_wait)"
+            )
+
+    def _give_up(self, text: str) -> None:
+        with self._lock:
+            self.gone = self.gone or StorageUnavailable(text)
+        raise self.gone
+
+
+def patiently(work: Callable[[], _T], *, what: str, limit: float, was_there: bool) -> _T:
+    """The result of `work`, which looks for data, repeated while their storage is away.
+
+    Args:
+      work: is done again from its beginning after an OSError with a number.
+      what: it looks for, for the log.
+      limit: seconds.
+      was_there: whether the data are known to exist: then their absence is waited for, too.
+
+    Raises:
+      UsageError: of `work`.
+      StorageUnavailable: the limit has passed.
+    """
+    there = was_there
+
+    def look() -> _T:
+        nonlocal there
+        try:
+            return work()
+        except OSError as error:
+            there |= error.errno is not None
+            raise
+        except DataMissing as error:
+            if not there:
+                raise
+            raise OSError(errno.ENOENT, str(error)) from error
+
+    def lost(error: OSError) -> bool:
+        return not (is_away(error) or isinstance(error, FileNotFoundError))
+
+    return StorageWait(limit).read(look, what=what, lost=lost)
+
+
+def _reason(error: OSError) -> str:
+    return " ".join((error.strerror or str(error)).split())
