@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from mae_jax.record_file import RecordFile
 
 _VERSION = "brain.Event:2"  # of the format
+_PROTO: Any = event_pb2  # has its classes only when it is loaded
 
 
 class EventFile:
@@ -33,7 +34,7 @@ class EventFile:
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now % 10**9}"
         first = _record(file_version=_VERSION)
         if purge_step is not None:
-            start = SessionLog(status=SessionLog.START)
+            start = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
             first += _record(step=purge_step, session_log=start)
         self.records = RecordFile(os.path.join(folder, name), first)
 
@@ -50,7 +51,7 @@ class EventFile:
 
 def _record(**fields: Any) -> bytes:
     """An event as a TFRecord: length, its checksum, content, its checksum."""
-    content = Event(wall_time=time.time(), **fields).SerializeToString()
+    content = _PROTO.Event(wall_time=time.time(), **fields).SerializeToString()
     length = struct.pack("<Q", len(content))
     sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
     return length + next(sums) + content + next(sums)

@@ -73,7 +73,7 @@ class Saving:
         Raises:
           RunError: too many saves in a row have failed.
         """
-        self._failures = 0  # of the tries that matter most none is used up
+        self._failures = 0  # the last save gets all tries
         while True:
             try:
                 return self._saver.wait()

@@ -72,6 +72,8 @@ class Predictions(NamedTuple):
 @contextlib.contextmanager
 def _table(path: str) -> Iterator[Any]:
     """A CSV file that is there whole, or not at all."""
-    options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with files.replacing(path) as temporary, open(temporary, "w", **options) as file:
+    with (
+        files.replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         yield csv.writer(file)

@@ -58,8 +58,9 @@ def test_what_the_terminal_cannot_show_is_escaped(more):
     assert b"error: bad \\xfc" in done.stderr and done.stdout == b"resum\\xe9 \\u2713\n"
 
 
-def test_results_that_cannot_be_printed_are_an_error():
-    done = run("pass", ">/dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_results_that_cannot_be_printed_are_an_error(unbuffered):
+    done = run("pass", ">/dev/full", PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert done.stderr.decode().splitlines()[1:] == ["error: [Errno 28] No space left on device"]
 

@@ -122,10 +122,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text(lines)
     names = [f"class {i}" for i in range(9)]
-    best = np.zeros((1, 5), np.int32)
-    answers = Predictions(names, np.zeros(1, int), best[:, 0], best, np.zeros(1, np.float32))
+    best = np.zeros((1000, 5), np.int32)
+    answers = Predictions(names, np.arange(1000), best[:, 0], best, np.zeros(1000, np.float32))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # no file longer than this
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file longer than this
     try:
         with pytest.raises(RunError, match="c.png cannot be written: File too large"):
             compare.main([str(tmp_path / "run"), "--out", str(tmp_path / "c.png")])
