@@ -150,7 +150,7 @@ def _what_failed(error: Exception, overridden: list[str]) -> str:
         if lacking:
             return f"the recipe has no key --config.{lacking[0]}"
     if isinstance(error, AttributeError) and "no attribute 'get_config'" in text:
-        return f"--config={error.obj.__file__} has no get_config(), as recipes have"
+        return f"--config={getattr(error.obj, '__file__', '')} has no get_config(), as recipes have"
     if "Traceback (most recent call last)" in text:  # ml_collections puts it into the message
         text = text.splitlines()[-1]
     elif not isinstance(error, (flags.Error, OSError)):
@@ -178,8 +178,8 @@ def _find_config(argv: list[str]) -> list[str]:
         name, equals, value = word.rpartition("=") if "=" in word else (before, "", word)
         path, colon, argument = value.partition(":")
         if name.lstrip("-") == "config" and path:
-            found = recipe_file.find(paths.expand(path))
-            recipe_file.provide_configs(found)
-            word = (f"{name}=" if equals else "") + found + colon + argument
+            path = recipe_file.find(paths.expand(path))
+            recipe_file.provide_configs(path)
+            word = (f"{name}=" if equals else "") + path + colon + argument
         found.append(word)
     return found

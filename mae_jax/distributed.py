@@ -156,7 +156,7 @@ def _keep_to_loopback() -> None:
 
 def _make_cpu() -> object:
     from jax._src import distributed, xla_bridge
-    from jax._src.lib import _jax
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
     client = distributed.global_state.client
     gloo = _jax.make_gloo_tcp_collectives(distributed_client=client, hostname="localhost")

@@ -84,9 +84,10 @@ def make_folder_sources(
     else:
         train_at, eval_at = root, _eval_list(options)
     train = _source(train_at, part="train", workdir=workdir)
-    if len(train.classes or ()) > 1 and all(map(splits.is_split, train.classes or ())):
+    classes = train.classes or []
+    if len(classes) > 1 and all(map(splits.is_split, classes)):
         raise UsageError(
-            f"the only classes in {train_at} would be {', '.join(train.classes)}, which are parts "
+            f"the only classes in {train_at} would be {', '.join(classes)}, which are parts "
             "of a data set: name those to train on and to hold out by --config.data.split= and "
             "--config.data.eval_split= (a list file takes all images)"
         )
