@@ -100,16 +100,17 @@ def make_folder_sources(
 
 def check_root(root: str) -> None:
     """Raises UsageError unless `root` is a folder or a list file; lists nothing."""
-    if os.path.isdir(root):
-        return
     if not root:
         raise UsageError("--config.data.root is empty: name a folder of images or a list file")
-    if not os.path.exists(root):
+    try:
+        if _is_folder(root):
+            return
+    except DataMissing as error:
         folder = root
         while glob.has_magic(folder):
             folder = os.path.dirname(folder)
         advice = f": give the folder, --config.data.root={folder or '.'}" * (folder != root)
-        raise DataMissing(f"--config.data.root={root} does not exist{advice}")
+        raise DataMissing(f"{error}{advice}") from error
     if not root.lower().endswith(_LISTS):
         raise UsageError(
             f"--config.data.root={root} is neither a folder nor a list ({', '.join(_LISTS)}): give "
