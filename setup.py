@@ -1,7 +1,7 @@
 """Ships the recipes inside the package; everything else about it is in pyproject.toml.
 
 A top-level `configs` in site-packages would collide with that of any other project, so configs/ is
-installed as mae_jax/_recipes/configs (see mae_jax/recipe_file.py).
+installed as mae_jax/_recipes/configs (see mae_jax/config/recipe_file.py).
 """
 
 from setuptools import find_namespace_packages, find_packages, setup

@@ -9,7 +9,7 @@ features = model.features(model.load_images("photos"))    # [N, D]
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mae_jax.pretrained import load
+    from mae_jax.inference import load
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # imported on first use: it starts JAX, and `import mae_jax` is instant
-        from mae_jax.pretrained import load
+        from mae_jax.inference import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

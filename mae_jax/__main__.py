@@ -6,7 +6,7 @@ import pkgutil
 from pathlib import Path
 
 import mae_jax
-from mae_jax import command_line, recipe_file
+from mae_jax.config import flags, recipe_file
 
 _PYTHON = """\
 In Python:
@@ -40,7 +40,7 @@ def _documentation() -> list[str]:
     pages = sorted(folder.glob("*.md"), key=lambda p: (p.stem != "getting_started", p.stem))
     titles = [page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for page in pages]
     rows = zip((page.name for page in pages), titles, strict=True)
-    return [f"Documentation, in {os.path.relpath(folder)}/:", *command_line.table(rows)]
+    return [f"Documentation, in {os.path.relpath(folder)}/:", *flags.table(rows)]
 
 
 def overview() -> str:
@@ -49,9 +49,9 @@ def overview() -> str:
         f"mae_jax {mae_jax.__version__}: masked autoencoders in JAX and Flax",
         "",
         "Commands, python -m mae_jax.NAME (each has --help):",
-        *command_line.table(commands().items()),
+        *flags.table(commands().items()),
         "",
-        command_line.recipes_and_keys(),
+        flags.recipes_and_keys(),
         "",
         _PYTHON,
         *_documentation(),

@@ -19,11 +19,12 @@ from typing import Any
 
 from absl import flags
 
-from mae_jax import command_line, workdir
-from mae_jax.console import run_command, setup_logging
-from mae_jax.errors import STOPPED
-from mae_jax.stopping import Interrupted, StopRequest, stop_on_signals
-from mae_jax.watchdog import Watchdog
+from mae_jax.config import flags as command_line
+from mae_jax.runtime import workdir
+from mae_jax.runtime.cli import run_command, setup_logging
+from mae_jax.runtime.errors import STOPPED
+from mae_jax.runtime.preemption import Interrupted, StopRequest, stop_on_signals
+from mae_jax.runtime.watchdog import Watchdog
 
 FLAGS = flags.FLAGS
 
@@ -50,12 +51,14 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
     """Trains; False when stopped."""
     import jax  # late, so that mistyped flags answer at once
 
-    from mae_jax import agreement, compile_cache, distributed, failing, sharding, train
-    from mae_jax.host_memory import keep_freed_memory
+    from mae_jax.distributed import consistency, fail_fast, initialize, sharding
+    from mae_jax.runtime import compilation_cache
+    from mae_jax.runtime.host import keep_freed_memory
     from mae_jax.tasks import TASKS
+    from mae_jax.train import loop, run_info
 
-    compile_cache.enable(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
-    distributed.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    compilation_cache.enable(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+    initialize.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     stop.several = jax.process_count() > 1
     if not stop.several:
         stop.listen_again()
@@ -64,18 +67,18 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
     process = jax.process_index()
     with contextlib.ExitStack() as closing:
         # Processes that are not alike may hang in a collective: none before they are compared.
-        with agreement.shared_errors():
+        with consistency.propagate_startup_error():
             sharding.make_mesh(**config.mesh)  # refused before the data are looked for
-            release = closing.enter_context(workdir.only_run(folder, first=process == 0))
+            release = closing.enter_context(workdir.lock(folder, first=process == 0))
             stop.before_leaving.append(release)
             dog = Watchdog(**config.watchdog, workdir=folder, process=process)
             closing.callback(dog.close)
             task = TASKS[config.task](config, folder)
             changes = FLAGS.allow_config_change
-            facts = agreement.facts_of(task, allow_config_change=changes)
-        agreement.check(config, folder, facts)
-        with failing.ends_all(stop.before_leaving):
-            return train.run(task, config, folder, allow_config_change=changes, stop=stop)
+            facts = run_info.facts_of(task, allow_config_change=changes)
+        consistency.check_consistency(config, folder, facts)
+        with fail_fast.abort_all_on_error(stop.before_leaving):
+            return loop.run(task, config, folder, allow_config_change=changes, stop=stop)
 
 
 if __name__ == "__main__":

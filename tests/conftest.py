@@ -5,7 +5,7 @@ import tempfile
 
 import pytest
 
-from tests.fake_gcs import FakeGcs
+from tests.helpers.fake_gcs import FakeGcs
 
 # Before jax starts. The programs of tests are small and many: compiling them costs most.
 _CACHE = tempfile.TemporaryDirectory(prefix="mae_jax_tests_")

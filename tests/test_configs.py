@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mae_jax import sharding
+from mae_jax.distributed import sharding
 from mae_jax.optim.schedules import absolute_lr
-from mae_jax.state import abstract_state
 from mae_jax.tasks import TASKS
-from mae_jax.train_step import make_train_step
+from mae_jax.train.state import abstract_state
+from mae_jax.train.step import make_train_step
+from tests.helpers.processes import REPO
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RECIPES = glob.glob(os.path.join(REPO, "configs", "**", "*.py"), recursive=True)
 FILES = sorted(f for f in RECIPES if not f.endswith("ablations/rows.py"))  # no recipe
 MODULES = [os.path.relpath(f, REPO)[:-3].replace(os.sep, ".") for f in FILES]

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 from PIL import Image
 
-from mae_jax import convert, metrics
+from mae_jax import convert
+from mae_jax.train import throughput
+from tests.helpers.processes import REPO
 from tests.parity import official
-
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def test_features_script(tmp_path):
@@ -46,7 +46,7 @@ def test_the_hours_of_the_launching_page_are_the_arithmetic():
     work = [("B", 800), ("L", 800), ("H", 800), ("L", 1600), ("finetune", 50)]
     assert len(rows) == 6
     for chip, tera, *hours in rows:
-        peak = metrics.PEAK_FLOPS[names.get(chip, chip if "TPU" in chip else f"NVIDIA {chip}")]
+        peak = throughput.PEAK_FLOPS[names.get(chip, chip if "TPU" in chip else f"NVIDIA {chip}")]
         assert float(tera) == peak / 1e12
         wanted = [
             round(epochs * 1_281_167 * gflop[kind] * 1e9 / (0.4 * peak) / 3600)

@@ -1,4 +1,4 @@
-"""Who may import whom."""
+"""Who may import whom: a package imports only from packages to the left of it in `LAYERS`."""
 
 import ast
 import glob
@@ -8,40 +8,25 @@ import sys
 
 import pytest
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PYTHON = sorted(glob.glob(os.path.join(REPO, "mae_jax", "**", "*.py"), recursive=True))
+from tests.helpers.processes import REPO
 
-# What a part of the package may not import.
-SERVICES = ("checkpoint", "config", "state")
-ABOVE_MODELS = ("convert", "tasks", "data", "optim", "train", "tools", *SERVICES)
-FORBIDDEN = {
-    "ops": ("models", *ABOVE_MODELS),
-    "models": ABOVE_MODELS,
-    "targets": ABOVE_MODELS,
-    "optim": ("models", "convert", "tasks", "data", "train", "checkpoint", "state", "tools"),
-    "data": ("models", "convert", "tasks", "optim", "train", "checkpoint", "state", "ops", "tools"),
-    "train": ("models", "tasks", "data", "tools"),
-    "train_step": ("models", "tasks", "data", "tools"),
-    "state": ("models", "tasks", "data", "optim", "tools"),
-    "params": ("models", "tasks", "data", "optim", "task", "state", "tools"),
-    "task": ("models", "tasks", "data", "tools"),
-    "checkpoint": ("models", "convert", "tasks", "data", "optim", "train", "ops", "tools"),
-    "integrity": ("models", "ops", "task", *ABOVE_MODELS),
-    "step_writer": ("models", "ops", "task", *ABOVE_MODELS),
-    "files": ("models", "ops", "task", *ABOVE_MODELS),
-    "bucket_lock": ("models", "ops", "task", *ABOVE_MODELS),
-    "growing": ("models", "ops", "task", *ABOVE_MODELS),
-    "step_folders": ("models", "ops", "task", *ABOVE_MODELS),
-    "stored": ("models", "convert", "tasks", "data", "optim", "train", "tools", *SERVICES),
-    "start": ("models", "tasks", "data", "train", "tools"),
-    "resident": ("models", "convert", "tasks", "optim", "train", "tools", *SERVICES),
-    "convert": ("tasks", "data", "optim", "train", "state", "task", "tools", "config"),
-    "pretrained": ("main", "train", "tools", "optim", "state"),
-    "tasks": ("main", "tools", "bench"),
-    "study": ("main", "tools", "tasks", "models", "data", "optim", "train", "checkpoint"),
-    "bench": ("main", "tools", "convert"),
-    "tools": ("main",),
-}
+LAYERS = [
+    {"runtime"},
+    {"config"},
+    {"ops", "distributed"},
+    {"models", "optim", "data"},
+    {"checkpoint"},
+    {"convert"},
+    {"train"},
+    {"tasks"},
+    {"inference"},
+    {"tools", "main"},
+]
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+PACKAGE = os.path.join(REPO, "mae_jax")
+PYTHON = sorted(glob.glob(os.path.join(PACKAGE, "**", "*.py"), recursive=True))
+HEAVY = {"tensorflow", "tensorflow_datasets"}
+MAY_IMPORT_TENSORFLOW = ("runtime/tensorflow_cpu.py", "data/", "tools/prepare_imagenet/")
 
 
 def imported(path):
@@ -57,18 +42,44 @@ def imported(path):
     return names
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=lambda p: os.path.relpath(p, REPO))
-def test_imports_go_one_way(path):
-    part = os.path.relpath(path, os.path.join(REPO, "mae_jax")).split(os.sep)[0]
-    part = part.removesuffix(".py")
+def part_of(name):
+    """`ops` for `mae_jax.ops.patches`; None for what is not ours, or the package itself."""
+    first, *rest = name.split(".")
+    return rest[0] if first == "mae_jax" and rest else None
+
+
+def test_the_root_stays_small():
+    entries = {name for name in os.listdir(PACKAGE) if name != "__pycache__"}
+    assert entries == LAYER.keys() - {"inference", "main"} | {
+        "__init__.py",
+        "main.py",
+        "inference.py",
+    }
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda p: os.path.relpath(p, PACKAGE))
+def test_imports_point_to_lower_layers(path):
+    relative = os.path.relpath(path, PACKAGE)
+    part = relative.split(os.sep)[0].removesuffix(".py")
     names = imported(path)
-    for other in FORBIDDEN.get(part, ()):
-        bad = [n for n in names if (n + ".").startswith(f"mae_jax.{other}.")]
-        assert not bad, f"{part} imports {bad}"
-    assert not any(n.split(".")[0] == "configs" for n in names)
-    if part != "data":
-        heavy = ("tensorflow", "tensorflow_datasets")
-        assert not any(n.split(".")[0] in heavy for n in names)
+    assert not any(name.split(".")[0] in ("configs", "tests") for name in names)
+    if not relative.startswith(MAY_IMPORT_TENSORFLOW):
+        assert not HEAVY & {name.split(".")[0] for name in names}
+    if part == "__init__":
+        return
+    for name in names:
+        other = part_of(name)
+        if other in LAYER and other != part:
+            assert LAYER[other] < LAYER[part], f"{relative} imports {name}"
+
+
+def test_arrays_and_modules_never_see_a_config():
+    for path in PYTHON:
+        relative = os.path.relpath(path, PACKAGE)
+        if relative.startswith(("ops/", "models/")) and relative != "models/factory.py":
+            parts = {part_of(name) for name in imported(path)} - {None}
+            assert "config" not in parts, relative
+            assert "ml_collections" not in imported(path), relative
 
 
 def test_recipes_import_only_ml_collections_and_each_other():
@@ -81,12 +92,21 @@ def test_everything_can_be_imported_without_tensorflow():
     modules = [
         os.path.relpath(p, REPO)[:-3].replace(os.sep, ".").removesuffix(".__init__") for p in PYTHON
     ]
-    needs = ("mae_jax.data.tensorflow", "mae_jax.data.records")  # imported when data is read
-    modules = [m for m in modules if m not in (*needs, "mae_jax.bench.torch_mae")]
+    needs = (  # imported when data is read
+        "mae_jax.runtime.tensorflow_cpu",
+        "mae_jax.data.sources.tfrecord",
+        "mae_jax.tools.bench.baselines.torch_mae",
+    )
     code = (
         "import sys\n"
         "sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
-        + "".join(f"import {m}\n" for m in modules)
+        + "".join(f"import {m}\n" for m in modules if m not in needs)
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["mae_jax", "mae_jax.runtime", "mae_jax.config"])
+def test_a_mistyped_flag_is_answered_before_jax_is_loaded(package):
+    code = f"import sys, {package}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import mae_jax
-from tests import tiny
+from tests.helpers import tiny_configs
 
 REPO = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("mae_jax", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -75,7 +75,7 @@ def test_installed_elsewhere_it_trains_a_recipe_by_name_and_loads_the_run(wheel,
     for name in "abc":
         noise = np.random.default_rng(ord(name)).integers(0, 255, (20, 30, 3), np.uint8)
         Image.fromarray(noise).save(place / "photos" / f"{name}.png")
-    flags = tiny.flags(steps=2, data__num_train=32)
+    flags = tiny_configs.flags(steps=2, data__num_train=32)
     run(python, "-m", "mae_jax.main", *flags, cwd=place)
     where, shown, shape = run(python, "-c", USE, cwd=place).splitlines()
     assert Path(where) == site / "mae_jax" / "__init__.py"

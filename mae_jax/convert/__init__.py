@@ -1,9 +1,18 @@
 """Weights in and out: the official code's, Hugging Face's, timm's, and our own."""
 
-from mae_jax.convert.facts import Hints
-from mae_jax.convert.files import is_file
+from mae_jax.convert.hints import Hints
 from mae_jax.convert.load import load, load_with_average
-from mae_jax.convert.model import Model, Report
+from mae_jax.convert.readers import is_file
 from mae_jax.convert.save import FORMATS, save
+from mae_jax.convert.weights import LoadReport, Weights
 
-__all__ = ["FORMATS", "Hints", "Model", "Report", "is_file", "load", "load_with_average", "save"]
+__all__ = [
+    "FORMATS",
+    "Hints",
+    "Weights",
+    "LoadReport",
+    "is_file",
+    "load",
+    "load_with_average",
+    "save",
+]

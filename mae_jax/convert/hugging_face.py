@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from mae_jax.convert.model import Model
-from mae_jax.errors import UsageError
+from mae_jax.convert.weights import Weights
 from mae_jax.models.layers import LN_EPS
+from mae_jax.runtime.errors import UsageError
 
 _BICUBIC = 3  # PIL's number
 
 
-def mae_config(model: Model) -> dict[str, Any]:
+def mae_config(model: Weights) -> dict[str, Any]:
     """config.json of a `ViTMAEForPreTraining`.
 
     Raises:
@@ -43,7 +43,7 @@ def mae_config(model: Model) -> dict[str, Any]:
     }
 
 
-def vit_config(model: Model) -> dict[str, Any]:
+def vit_config(model: Weights) -> dict[str, Any]:
     """config.json of a `ViTModel`, or with a head of a `ViTForImageClassification`.
 
     Raises:
@@ -67,7 +67,7 @@ def vit_config(model: Model) -> dict[str, Any]:
     return config
 
 
-def preprocessor_config(model: Model) -> dict[str, Any]:
+def preprocessor_config(model: Weights) -> dict[str, Any]:
     """preprocessor_config.json: bicubic to the model's size, the model's mean and deviation."""
     height, width = model.fields["image_size"]
     data = model.metadata["data"]

@@ -3,15 +3,15 @@
 import dataclasses
 from typing import Any
 
-from mae_jax import checkpoint
-from mae_jax.convert import files, names, surgery
-from mae_jax.convert.check import check_metadata, check_stated, check_target, check_tokens
-from mae_jax.convert.describe import TABLES, add_hints, describe
-from mae_jax.convert.facts import Hints
-from mae_jax.convert.model import Model, make_report
-from mae_jax.convert.names import Arrays
-from mae_jax.errors import UsageError
-from mae_jax.params import merge, named
+from mae_jax.checkpoint import layout, reader
+from mae_jax.convert import param_names, readers, surgery
+from mae_jax.convert.hints import Hints
+from mae_jax.convert.infer_architecture import TABLES, add_hints, describe
+from mae_jax.convert.param_names import Arrays
+from mae_jax.convert.validate import check_metadata, check_stated, check_target, check_tokens
+from mae_jax.convert.weights import Weights, make_report
+from mae_jax.ops.trees import combine, flatten
+from mae_jax.runtime.errors import UsageError
 
 NO_HINTS = Hints()
 
@@ -23,7 +23,7 @@ def load(
     decoder: bool = True,
     ema: bool = False,
     license: str = "",
-) -> Model:
+) -> Weights:
     """Reads weights and what model they are. What does not fit is in `report`, not yet refused.
 
     Args:
@@ -38,8 +38,8 @@ def load(
     Raises:
       UsageError: there is nothing, or it is damaged or another kind of model.
     """
-    if files.is_file(path):
-        found = files.read(path, ema=ema)
+    if readers.is_file(path):
+        found = readers.read(path, ema=ema)
         if found.metadata is None:
             return _foreign(path, found, hints, decoder, license)
         try:
@@ -47,7 +47,7 @@ def load(
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
     else:
-        model = checkpoint.read_one(path, lambda found: _checkpoint(path, found, ema))
+        model = reader.read_one(path, lambda found: _checkpoint(path, found, ema))
     metadata = add_hints(model.metadata, hints)
     if license:
         origin = metadata.get("provenance", {})
@@ -55,22 +55,22 @@ def load(
     return dataclasses.replace(model, metadata=metadata)
 
 
-def load_with_average(path: str) -> tuple[Model, Model | None]:
+def load_with_average(path: str) -> tuple[Weights, Weights | None]:
     """What `load` reads, and the same with the averaged weights of a run that kept them.
 
     Raises:
       UsageError: as `load`.
     """
 
-    def both(found: checkpoint.Found) -> tuple[Model, Model | None]:
+    def both(found: layout.CheckpointPath) -> tuple[Weights, Weights | None]:
         model = load(found.folder)
         return model, load(found.folder, ema=True) if model.averaged else None
 
-    return (load(path), None) if files.is_file(path) else checkpoint.read_one(path, both)
+    return (load(path), None) if readers.is_file(path) else reader.read_one(path, both)
 
 
-def _checkpoint(path: str, found: checkpoint.Found, ema: bool) -> Model:
-    metadata, parts = checkpoint.load_metadata(found), checkpoint.parts(found)
+def _checkpoint(path: str, found: layout.CheckpointPath, ema: bool) -> Weights:
+    metadata, parts = reader.load_metadata(found), reader.parts(found)
     if metadata.get("task") == "tokenizer":
         raise UsageError(
             f"{path} holds a tokenizer and no autoencoder: it is for --config.target.tokenizer"
@@ -78,24 +78,24 @@ def _checkpoint(path: str, found: checkpoint.Found, ema: bool) -> Model:
     if ema and "ema" not in parts:
         raise UsageError(f"--ema: {path} kept no averaged weights (--config.optim.ema)")
     wanted = ("params", "model_state", "ema") if ema else ("params", "model_state")
-    arrays = checkpoint.load_arrays(found, wanted)
-    params = named(merge(arrays["params"], arrays["ema"]) if ema else arrays["params"])
+    arrays = reader.load_arrays(found, wanted)
+    params = flatten(combine(arrays["params"], arrays["ema"]) if ema else arrays["params"])
     check_metadata(metadata, num_arrays=len(params))
-    statistics = named(arrays["model_state"].get("batch_stats", {}))
-    target = named(arrays["model_state"].get("target", {}))
+    statistics = flatten(arrays["model_state"].get("batch_stats", {}))
+    target = flatten(arrays["model_state"].get("target", {}))
     check_target(metadata, target)
     report = make_report(params, metadata, kind="checkpoint")
     averaged = "ema" in parts
-    return Model(params, statistics, metadata, report, target, run=found.run, averaged=averaged)
+    return Weights(params, statistics, metadata, report, target, run=found.run, averaged=averaged)
 
 
-def _own_file(found: files.File) -> Model:
+def _own_file(found: readers.File) -> Weights:
     """A file that carries our metadata; only its names may be the official code's."""
     metadata: Any = found.metadata
     check_metadata(metadata, num_arrays=len(found.arrays))
     target, others = _split_target(found.arrays)
     check_target(metadata, target)
-    ours = names.Read(others, [], []) if found.kind == "npz" else names.to_ours(others)
+    ours = param_names.Read(others, [], []) if found.kind == "npz" else param_names.to_ours(others)
     arrays = ours.arrays
     if metadata["model"]["kind"] == "mae":
         arrays = _without_tables(arrays)
@@ -104,12 +104,12 @@ def _own_file(found: files.File) -> Model:
     report = make_report(
         params, metadata, kind=kind, unused=ours.unused, notes=_parts(ours.incomplete)
     )
-    return Model(params, statistics, metadata, report, target)
+    return Weights(params, statistics, metadata, report, target)
 
 
-def _foreign(path: str, found: files.File, hints: Hints, decoder: bool, license: str) -> Model:
+def _foreign(path: str, found: readers.File, hints: Hints, decoder: bool, license: str) -> Weights:
     try:
-        arrays, unused, incomplete = names.to_ours(found.arrays)
+        arrays, unused, incomplete = param_names.to_ours(found.arrays)
         check_tokens(arrays, unused, found.arrays)
         notes = found.notes + _parts(incomplete)
         if not decoder:
@@ -134,7 +134,7 @@ def _foreign(path: str, found: files.File, hints: Hints, decoder: bool, license:
     )
     if metadata["model"]["kind"] == "mae":
         params = _without_tables(params)
-    return Model(params, statistics, metadata, report, averaged=found.averaged)
+    return Weights(params, statistics, metadata, report, averaged=found.averaged)
 
 
 def _without_tables(arrays: Arrays) -> Arrays:

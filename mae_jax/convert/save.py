@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from mae_jax import checkpoint, disk, targets
-from mae_jax.convert import card, hugging_face, names, surgery, timm
-from mae_jax.convert.files import METADATA, SUFFIXES
-from mae_jax.convert.model import Model, tree
-from mae_jax.convert.names import Arrays
-from mae_jax.errors import UsageError
-from mae_jax.models.posemb import sincos_2d
+from mae_jax.checkpoint import checkpointer
+from mae_jax.convert import hugging_face, model_card, param_names, surgery, timm
+from mae_jax.convert.param_names import Arrays
+from mae_jax.convert.readers import METADATA, SUFFIXES
+from mae_jax.convert.weights import Weights
+from mae_jax.models import targets
+from mae_jax.models.pos_embed import sincos_2d
 from mae_jax.ops.patches import grid_size
+from mae_jax.ops.trees import unflatten
+from mae_jax.runtime import disk
+from mae_jax.runtime.errors import UsageError
 
 _PIXELS_ONLY = ("hf", "official")  # of the formats that hold a decoder
 _ENDINGS = {"official": (".safetensors", ".pth"), "npz": (".npz",)}  # others are folders
 
 
-def save(model: Model, path: str, *, format: str = "") -> str:
+def save(model: Weights, path: str, *, format: str = "") -> str:
     """Writes a model; returns what was written, for a person.
 
     Args:
@@ -58,7 +61,7 @@ def save(model: Model, path: str, *, format: str = "") -> str:
         return FORMATS[format](model, unfinished)
 
 
-def with_tables(model: Model) -> Arrays:
+def with_tables(model: Weights) -> Arrays:
     """All parameters, position tables among them, also those that are constants here."""
     params = dict(model.params)
     if model.kind == "mae":
@@ -75,16 +78,16 @@ def _format_of(path: str) -> str:
     return "npz" if path.endswith(".npz") else "mae"
 
 
-def _ours(model: Model, path: str) -> str:
+def _ours(model: Weights, path: str) -> str:
     """A folder of weights for Orbax: what every command of this project takes."""
     state = model.variables()
     params = state.pop("params")
-    state |= {"target": tree(model.target)} if model.target else {}
-    checkpoint.save_weights(path, params, state, model.metadata)
+    state |= {"target": unflatten(model.target)} if model.target else {}
+    checkpointer.save_weights(path, params, state, model.metadata)
     return f"a folder of weights of mae_jax, {len(model.params)} arrays"
 
 
-def _npz(model: Model, path: str) -> str:
+def _npz(model: Weights, path: str) -> str:
     text = np.array(json.dumps(model.metadata))
     target = {surgery.TARGET + name: x for name, x in model.target.items()}
     arrays = model.params | model.statistics | target
@@ -93,8 +96,8 @@ def _npz(model: Model, path: str) -> str:
     return f"{len(arrays)} arrays under the names of mae_jax"
 
 
-def _official(model: Model, path: str) -> str:
-    arrays = names.to_official(with_tables(model) | model.statistics)
+def _official(model: Weights, path: str) -> str:
+    arrays = param_names.to_official(with_tables(model) | model.statistics)
     text = json.dumps(model.metadata)
     if path.endswith(".pth"):
         _save_pth(arrays, text, path)
@@ -125,35 +128,39 @@ def _save_pth(arrays: Arrays, metadata: str, path: str) -> None:
         torch.save({"model": tensors, METADATA: metadata}, file)
 
 
-def _hugging_face_mae(model: Model, path: str) -> str:
+def _hugging_face_mae(model: Weights, path: str) -> str:
     config = hugging_face.mae_config(model)
-    arrays = names.to_hugging_face(with_tables(model))
-    return _folder(model, path, arrays, config, card.HUGGING_FACE_MAE)
+    arrays = param_names.to_hugging_face(with_tables(model))
+    return _folder(model, path, arrays, config, model_card.HUGGING_FACE_MAE)
 
 
-def _hugging_face_vit(model: Model, path: str) -> str:
+def _hugging_face_vit(model: Weights, path: str) -> str:
     model = _as_vit(model)
     config = hugging_face.vit_config(model)
     head = model.fields["num_classes"] > 0
-    arrays = names.to_hugging_face(model.params, prefix="vit." if head else "")
+    arrays = param_names.to_hugging_face(model.params, prefix="vit." if head else "")
     return _folder(
-        model, path, arrays, config, card.HUGGING_FACE_CLASSIFIER if head else card.HUGGING_FACE_VIT
+        model,
+        path,
+        arrays,
+        config,
+        model_card.HUGGING_FACE_CLASSIFIER if head else model_card.HUGGING_FACE_VIT,
     )
 
 
-def _timm(model: Model, path: str) -> str:
+def _timm(model: Weights, path: str) -> str:
     model = _as_vit(model)
-    arrays = names.to_official(model.params)
-    usage = card.TIMM_CLASSIFIER if model.fields["num_classes"] else card.TIMM
+    arrays = param_names.to_official(model.params)
+    usage = model_card.TIMM_CLASSIFIER if model.fields["num_classes"] else model_card.TIMM
     return _folder(model, path, arrays, timm.config(model), usage)
 
 
-def _as_vit(model: Model) -> Model:
+def _as_vit(model: Weights) -> Weights:
     """A classifier, or of an autoencoder the encoder."""
     return surgery.fold_batch_norm(model) if model.kind == "vit" else surgery.encoder_only(model)
 
 
-def _folder(model: Model, path: str, arrays: Arrays, config: dict[str, Any], usage: str) -> str:
+def _folder(model: Weights, path: str, arrays: Arrays, config: dict[str, Any], usage: str) -> str:
     os.makedirs(path)
     _save_safetensors(arrays, os.path.join(path, "model.safetensors"), {})
     _write_json(os.path.join(path, "config.json"), config)
@@ -162,7 +169,7 @@ def _folder(model: Model, path: str, arrays: Arrays, config: dict[str, Any], usa
             os.path.join(path, "preprocessor_config.json"), hugging_face.preprocessor_config(model)
         )
     with open(os.path.join(path, "README.md"), "w", encoding="utf-8") as file:
-        file.write(card.text(model, usage))
+        file.write(model_card.text(model, usage))
     return f"a folder with {len(arrays)} arrays ({config.get('architectures', ['timm'])[0]})"
 
 
@@ -172,7 +179,7 @@ def _write_json(path: str, value: dict[str, Any]) -> None:
         file.write("\n")
 
 
-FORMATS: dict[str, Callable[[Model, str], str]] = {
+FORMATS: dict[str, Callable[[Weights, str], str]] = {
     "mae": _ours,
     "hf": _hugging_face_mae,
     "hf_vit": _hugging_face_vit,

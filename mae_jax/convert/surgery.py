@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae_jax import targets
-from mae_jax.convert.model import Model, make_report
-from mae_jax.convert.names import Arrays
-from mae_jax.errors import UsageError
-from mae_jax.models.posemb import resize_matrix, resize_table, sincos_2d
+from mae_jax.convert.param_names import Arrays
+from mae_jax.convert.weights import Weights, make_report
+from mae_jax.models import targets
+from mae_jax.models.pos_embed import resize_matrix, resize_table, sincos_2d
 from mae_jax.models.vit import BN_EPS, VisionTransformer
 from mae_jax.ops.patches import grid_size
+from mae_jax.runtime.errors import UsageError
 
 POLICIES = ("error", "mean", "repeat", "select:I,J,...")
 STATISTICS = "batch_norm/"
@@ -25,7 +25,7 @@ def of_decoder(name: str) -> bool:
     return name.startswith(("decoder_", "mask_token", "encoder_mask_token"))
 
 
-def encoder_only(model: Model) -> Model:
+def encoder_only(model: Weights) -> Weights:
     """The encoder without the decoder or the head: a classifier of 0 classes."""
     params = {
         name: x
@@ -50,7 +50,7 @@ def encoder_only(model: Model) -> Model:
     return dataclasses.replace(_changed(model, params, metadata, statistics={}), target={})
 
 
-def with_fc_norm(model: Model) -> Model:
+def with_fc_norm(model: Weights) -> Weights:
     """The encoder with its final norm behind the mean of the patches (global pooling).
 
     Another function than the encoder's own (the norm sees the mean, not the tokens): a start for
@@ -82,7 +82,7 @@ class _Channels(NamedTuple):
     makes: np.ndarray
 
 
-def with_channels(model: Model, channels: int, policy: str) -> Model:
+def with_channels(model: Weights, channels: int, policy: str) -> Weights:
     """The model for images of another number of channels.
 
     Args:
@@ -162,7 +162,7 @@ def _channels(old: int, new: int, policy: str) -> _Channels:
     return _Channels(makes.T / np.maximum(makes.sum(axis=0), 1)[:, None], makes)
 
 
-def with_image_size(model: Model, size: tuple[int, int]) -> Model:
+def with_image_size(model: Weights, size: tuple[int, int]) -> Weights:
     """The model for images of another size, in patches of the same size.
 
     A classifier's position table is resized (bicubic, as in official fine-tuning); an autoencoder's
@@ -185,7 +185,7 @@ def with_image_size(model: Model, size: tuple[int, int]) -> Model:
     return _changed(model, params, metadata)
 
 
-def with_patch_size(model: Model, patch: tuple[int, int]) -> Model:
+def with_patch_size(model: Weights, patch: tuple[int, int]) -> Weights:
     """The encoder for larger patches of larger images: the grid and its positions stay.
 
     FlexiViT's resampling (arXiv 2212.08013, section 3.4): patches enlarged bicubically give the
@@ -216,7 +216,7 @@ def with_patch_size(model: Model, patch: tuple[int, int]) -> Model:
     return _changed(model, model.params | {"patch_embed/proj/kernel": kernel}, metadata)
 
 
-def fold_batch_norm(model: Model) -> Model:
+def fold_batch_norm(model: Weights) -> Weights:
     """A linear probe whose BatchNorm is part of its linear layer: the same function."""
     if not model.statistics:
         return model
@@ -233,8 +233,8 @@ def fold_batch_norm(model: Model) -> Model:
 
 
 def _changed(
-    model: Model, params: Arrays, metadata: dict[str, Any], *, statistics: Arrays | None = None
-) -> Model:
+    model: Weights, params: Arrays, metadata: dict[str, Any], *, statistics: Arrays | None = None
+) -> Weights:
     """The model with its report made anew; what the old one says of the file stays."""
     old = model.report
     report = make_report(params, metadata, kind=old.kind, unused=old.unused, notes=old.notes)

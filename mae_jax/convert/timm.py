@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mae_jax.convert.model import Model
-from mae_jax.convert.released import UNKNOWN
+from mae_jax.convert.official_release import UNKNOWN
+from mae_jax.convert.weights import Weights
 
 # timm's architectures of these encoders; any other size is its ViT-B with arguments.
 _ARCHITECTURES = {
@@ -15,7 +15,7 @@ _ARCHITECTURES = {
 }
 
 
-def config(model: Model) -> dict[str, Any]:
+def config(model: Weights) -> dict[str, Any]:
     """config.json: architecture, the arguments that differ from it, pixels, names of classes."""
     fields, metadata = model.fields, model.metadata
     patch = fields["patch_size"]

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mae_jax import checkpoint
-from mae_jax.convert import files
-from mae_jax.convert.names import Arrays
-from mae_jax.errors import UsageError
+from mae_jax.checkpoint import layout, reader
+from mae_jax.convert import readers
+from mae_jax.convert.param_names import Arrays
 from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
-from mae_jax.params import named
+from mae_jax.ops.trees import flatten
+from mae_jax.runtime.errors import UsageError
 
 _FOLDER = ("encoder.pkl", "decoder.pkl")  # of DALL-E
 _DALL_E_INIT_DIM = 128
@@ -55,17 +55,17 @@ def load(path: str) -> Tokenizer:
         if os.path.isfile(os.path.join(path, _FOLDER[0])):
             inside = [os.path.join(path, name) for name in _FOLDER]
             return _of_dall_e([file for file in inside if os.path.isfile(file)])
-        return checkpoint.read_one(path, _of_checkpoint)
+        return reader.read_one(path, _of_checkpoint)
     except UsageError as error:
         raise UsageError(f"--config.target.tokenizer={path}: {error}") from error
 
 
-def _of_checkpoint(found: checkpoint.Found) -> Tokenizer:
-    metadata = checkpoint.load_metadata(found)
+def _of_checkpoint(found: layout.CheckpointPath) -> Tokenizer:
+    metadata = reader.load_metadata(found)
     sizes, own = sizes_of(metadata), metadata["task"] == "tokenizer"
     part = "params" if own else "model_state"
-    arrays = checkpoint.load_arrays(found, (part,))[part]
-    return _checked(sizes, named(arrays if own else arrays["target"]))
+    arrays = reader.load_arrays(found, (part,))[part]
+    return _checked(sizes, flatten(arrays if own else arrays["target"]))
 
 
 def sizes_of(metadata: dict[str, Any]) -> dict[str, int]:
@@ -95,7 +95,7 @@ def described(metadata: dict[str, Any]) -> Tokenizer:
 def _of_dall_e(paths: list[str]) -> Tokenizer:
     arrays: Arrays = {}
     for path in paths:
-        arrays |= _our_names(path, files.read(path).arrays)
+        arrays |= _our_names(path, readers.read(path).arrays)
     return _checked(_check_sizes(_sizes(arrays)), arrays)
 
 

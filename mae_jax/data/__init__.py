@@ -1,10 +1,10 @@
 """The input pipeline. TensorFlow is imported with the first batch, not before."""
 
-from mae_jax.data.folder import evaluation_folder, files_source
 from mae_jax.data.options import DataOptions
 from mae_jax.data.pipeline import Batches, eval_batches, load_images, train_batches
-from mae_jax.data.source import Record, Source
-from mae_jax.data.sources import Sources, image_source, make_sources
+from mae_jax.data.sources.base import Record, Source
+from mae_jax.data.sources.build import Sources, image_source, make_sources
+from mae_jax.data.sources.folder import evaluation_folder, files_source
 
 __all__ = [
     "Batches",

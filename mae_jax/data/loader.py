@@ -7,36 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae_jax.data import decode
-from mae_jax.data.cache import Cached
 from mae_jax.data.options import DataOptions
-from mae_jax.data.source import Record, Source
+from mae_jax.data.sources.base import Record, Source
+from mae_jax.data.sources.cache import Cached
 from mae_jax.data.storage import StorageWait
-from mae_jax.errors import StorageUnavailable, UsageError
+from mae_jax.data.transforms.decode import pixels
+from mae_jax.runtime.errors import StorageUnavailable, UsageError
 
 log = logging.getLogger(__name__)
-
 PADDING = -1  # a row that only fills up the last evaluation batch
 FAILED = -2  # no candidate of the row could be read
 ABSENT = -3  # the storage was away: nothing is known of the row
-
 FEW = 10  # bad images that are tolerated in a set of any size, unless they are half of it
 # Where the examples are whose files tell whether the storage is there. More than FEW files in a row
 # that are gone are no accident.
 _NEIGHBORS = (1, -1, 4, -4, FEW + 1, -FEW - 1)
-
-
-def pixels(
-    data: bytes | np.ndarray, options: DataOptions, *, channels: int, name: str = "an image"
-) -> np.ndarray:
-    """`decode.to_array` as `config.data` wants it."""
-    return decode.to_array(
-        data,
-        channels=channels,
-        dtype=options.dtype,
-        exif_transpose=options.exif_transpose,
-        name=name,
-    )
 
 
 class BadExamples:

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from mae_jax import host
-from mae_jax.config_check import check_name, check_value
-from mae_jax.errors import UsageError
+from mae_jax.config.validate import check_name, check_value
+from mae_jax.runtime import host
+from mae_jax.runtime.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

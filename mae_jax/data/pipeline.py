@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax.data import geometry, transforms
-from mae_jax.data.loader import ABSENT, FAILED, Loader, pixels
+from mae_jax.data.loader import ABSENT, FAILED, Loader
 from mae_jax.data.options import DataOptions
-from mae_jax.data.order import EvalOrder, TrainOrder, host_rows
-from mae_jax.data.source import Source
+from mae_jax.data.sampler import EvalSampler, TrainSampler, host_rows
+from mae_jax.data.sources.base import Source
 from mae_jax.data.storage import patiently
 from mae_jax.data.tolerant import empty_batch
-from mae_jax.errors import StorageUnavailable, UsageError
-from mae_jax.paths import expand
+from mae_jax.data.transforms import crop
+from mae_jax.data.transforms.decode import pixels
+from mae_jax.runtime.errors import StorageUnavailable, UsageError
+from mae_jax.runtime.filesystem import expand
 
 Batch = dict[str, np.ndarray]
 _open_batches: "weakref.WeakSet[Batches]" = weakref.WeakSet()
@@ -67,7 +68,7 @@ def train_batches(
     """
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
-    order = TrainOrder(len(source), seed=seed, batch_size=batch_size)
+    order = TrainSampler(len(source), seed=seed, batch_size=batch_size)
     share = -(-len(source) // process_count)
     return Batches(
         Loader(source, options, channels=channels, share=share),
@@ -107,7 +108,7 @@ def eval_batches(
     """
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
-    order = EvalOrder(len(source), limit=limit)
+    order = EvalSampler(len(source), limit=limit)
     share = -(-len(order.examples) // process_count)
     return Batches(
         Loader(source, options, channels=channels, share=share),
@@ -135,7 +136,7 @@ def load_images(
     """
     options = DataOptions.from_config(data_config if data_config is not None else {})
     size = image_size[0], image_size[1]
-    transform = transforms.view_transform(options, image_size=size, train=False)
+    transform = crop.view_transform(options, image_size=size, train=False)
     images = np.empty((len(paths), *image_size, channels), options.dtype)
     for row, path in enumerate(paths):
         try:
@@ -155,19 +156,19 @@ def load_images(
 
 def num_draws() -> int:
     """Uniform numbers that a training row takes."""
-    from mae_jax.data import augment
+    from mae_jax.data.transforms import rand_augment
 
-    return geometry.NUM_DRAWS + augment.NUM_DRAWS
+    return crop.NUM_DRAWS + rand_augment.NUM_DRAWS
 
 
 def row_transform(
     options: DataOptions, *, image_size: tuple[int, int], train: bool
-) -> transforms.Transform:
+) -> crop.Transform:
     """All that is done to the pixels of one row: (image [h, w, C], draws) -> [H, W, C]."""
-    from mae_jax.data import augment  # brings Pillow
+    from mae_jax.data.transforms import rand_augment  # brings Pillow
 
-    view = transforms.view_transform(options, image_size=image_size, train=train)
-    colours = augment.after_crop(options) if train else None
+    view = crop.view_transform(options, image_size=image_size, train=train)
+    colours = rand_augment.after_crop(options) if train else None
     if colours is None:
         return view
     return lambda image, draws: colours(view(image, draws), draws)
@@ -185,7 +186,7 @@ class Batches(Iterator[Batch]):
     def __init__(
         self,
         loader: Loader,
-        order: TrainOrder | EvalOrder,
+        order: TrainSampler | EvalSampler,
         *,
         options: DataOptions,
         image_size: tuple[int, int],
@@ -251,7 +252,7 @@ class Batches(Iterator[Batch]):
 
     def _dataset(self) -> Any:
         """tf.data: every batch in shares of a few rows, which its threads fill in any order."""
-        from mae_jax.data.tensorflow import tf
+        from mae_jax.runtime.tensorflow_cpu import tf
 
         options, count = self._options, self._rows.stop - self._rows.start
         most = min(MAX_SHARE, -(-count // options.num_workers))

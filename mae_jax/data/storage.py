@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from mae_jax.errors import DataMissing, StorageUnavailable
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mae_jax.models.layers import Dtype
 from mae_jax.ops.patches import grid_size
-from mae_jax.params import named
+from mae_jax.ops.trees import flatten
 
 # What describes a tokenizer, and how large it may be said to be before one is made.
 SIZES = {
@@ -231,7 +231,7 @@ def check_sizes(sizes: dict[str, Any]) -> dict[str, int]:
 
 def part_shapes(model: DiscreteVAE, parts: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes by name of the parameters of some parts, `encoder` and `decoder`."""
-    shapes = named(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    shapes = flatten(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     return {name: x for name, x in shapes.items() if name.split("/")[0] in parts}
 
 

@@ -2,7 +2,8 @@
 
 Only visible patches are embedded; the decoder keeps the shuffled order, since attention with the
 position added does not care about order; and its last block, norm and prediction are computed for
-masked patches alone. `mae_jax.bench.plain_mae` is the order of the paper, and equal to this.
+masked patches only. `mae_jax.tools.bench.baselines.plain_mae` follows the paper's order and is
+equal to this.
 
 The encoder of table 1c, which sees a token for every masked patch too, is kept for comparison.
 """
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mae_jax.models import layers
-from mae_jax.models.posemb import sincos_2d
+from mae_jax.models.pos_embed import sincos_2d
 from mae_jax.models.vit import block_macs
 from mae_jax.ops.masking import Masking, from_noise
 from mae_jax.ops.patches import gather, grid_size

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import extensions
+from mae_jax.runtime import extensions
 
 # Block-wise masks, as BEiT draws them (Bao et al., 2106.08254, algorithm 1).
 LEAST_BOX = 16 / 196  # smallest area of a box: 16 of the 14 x 14 patches, in proportion elsewhere

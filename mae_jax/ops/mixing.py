@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Mix(NamedTuple):
+class MixConfig(NamedTuple):
     """How much to mix.
 
     Attributes:
@@ -37,7 +37,7 @@ def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax
 
 
 def mix(
-    key: jax.Array, images: jax.Array, targets: jax.Array, how: Mix
+    key: jax.Array, images: jax.Array, targets: jax.Array, how: MixConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes every image and target with those of its partner, the mirrored row of its group.
 
@@ -71,7 +71,7 @@ def mix(
     return rows.reshape(images.shape), goals.reshape(targets.shape)
 
 
-def _use_cutmix(key: jax.Array, groups: int, how: Mix) -> jax.Array:
+def _use_cutmix(key: jax.Array, groups: int, how: MixConfig) -> jax.Array:
     """bool [groups]."""
     prob = how.switch_prob if how.mixup > 0 and how.cutmix > 0 else float(how.cutmix > 0)
     return jax.random.uniform(key, (groups,)) < prob

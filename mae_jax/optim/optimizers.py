@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import optax
 
+from mae_jax.ops.trees import map_with_names
 from mae_jax.optim.param_groups import decays
 from mae_jax.optim.schedules import Schedule
-from mae_jax.params import by_name
 
 
 def adamw(
@@ -84,11 +84,11 @@ def _clip(grad_clip: float) -> optax.GradientTransformation:
 
 def decay_mask(params: Any, exempt: tuple[str, ...] = ()) -> Any:
     """Tree of bools shaped like `params`: True where weight decay applies."""
-    return by_name(params, lambda name, p: decays(name, len(p.shape), exempt))
+    return map_with_names(params, lambda name, p: decays(name, len(p.shape), exempt))
 
 
 def _scale_by_name(scale: Callable[[str], float]) -> optax.GradientTransformation:
     """Multiplies every update by a number that its name decides."""
     return optax.stateless(
-        lambda updates, params: by_name(updates, lambda name, u: u * scale(name))
+        lambda updates, params: map_with_names(updates, lambda name, u: u * scale(name))
     )

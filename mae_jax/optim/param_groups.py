@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from mae_jax.errors import UsageError
+from mae_jax.runtime.errors import UsageError
 
 TOKENS_AND_POSITIONS = ("cls_token", "pos_embed")
 

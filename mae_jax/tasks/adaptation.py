@@ -10,8 +10,9 @@ import logging
 import math
 from typing import Any
 
-from mae_jax.config import flatten, require
+from mae_jax.config.diff import flatten
 from mae_jax.optim.schedules import num_steps
+from mae_jax.runtime.errors import require
 
 log = logging.getLogger(__name__)
 

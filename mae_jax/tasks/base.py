@@ -9,19 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax import checkpoint, pictures, resident, run_info, sharding, step_folders
-from mae_jax.config import require
-from mae_jax.config_rules import LARGEST
-from mae_jax.data import DataOptions, pipeline, sources
-from mae_jax.data.folder import check_root
-from mae_jax.data.order import TrainOrder
+from mae_jax.checkpoint import layout
+from mae_jax.config.rules import LARGEST
+from mae_jax.data import DataOptions, on_device, pipeline
+from mae_jax.data.sampler import TrainSampler
+from mae_jax.data.sources import build
+from mae_jax.data.sources.folder import check_root
 from mae_jax.data.tolerant import TolerantBatches
-from mae_jax.errors import all_of
-from mae_jax.init_from import check_there
-from mae_jax.optim.recipe import make_recipe
+from mae_jax.distributed import sharding
+from mae_jax.optim.build import make_recipe
 from mae_jax.optim.schedules import num_steps
-from mae_jax.task import Evaluator
-from mae_jax.tasks import adaptation
+from mae_jax.runtime import environment
+from mae_jax.runtime.errors import all_of, require
+from mae_jax.tasks import adaptation, figures
+from mae_jax.train.initial_state import check_there
+from mae_jax.train.task import Evaluator
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def check_places(config: Any, workdir: str) -> None:
     if config.data.source == "folder":
         checks.append(lambda: check_root(config.data.root))
     # A run that continues needs neither of these any more.
-    if workdir and not checkpoint.exists(workdir):
+    if workdir and not layout.exists(workdir):
         if config.resume:
             checks.append(lambda: _check_resume(config.resume))
         elif config.init_from:
@@ -47,7 +49,7 @@ def check_places(config: Any, workdir: str) -> None:
 
 
 def _check_resume(path: str) -> None:
-    step_folders.require_run(path, checkpoint.find(path))
+    layout.require_run(path, layout.find(path))
 
 
 class ImageTask:
@@ -72,13 +74,13 @@ class ImageTask:
         self.config, self.workdir = config, workdir
         self.image_size = image_size
         self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-        found = sources.make_sources(
+        found = build.make_sources(
             config.data,
             image_size=image_size,
             channels=config.model.channels,
             workdir=workdir or None,
-            resuming=checkpoint.exists(workdir),
-            was_there=checkpoint.exists(workdir),
+            resuming=layout.exists(workdir),
+            was_there=layout.exists(workdir),
         )
         adaptation.adapt(
             config,
@@ -88,7 +90,7 @@ class ImageTask:
         )
         on_devices = DataOptions.from_config(config.data).resident
         self._feed: Any = (
-            resident.Resident(sharding.make_mesh(**config.mesh)) if on_devices else pipeline
+            on_device.OnDeviceLoader(sharding.make_mesh(**config.mesh)) if on_devices else pipeline
         )
         self.train_source = found.train
         self.held_out: Any = found.eval or ()
@@ -179,7 +181,7 @@ class ImageTask:
 
     def examples(self, step: int) -> list[str]:
         source, size = self.train_source, self.config.batch_size
-        order = TrainOrder(len(source), seed=self.config.seed)
+        order = TrainSampler(len(source), seed=self.config.seed)
         _, wanted = order.at(np.int64(step - 1) * size + np.arange(size))
         return [source.describe(int(index)) for index in wanted]
 
@@ -208,7 +210,7 @@ class ImageTask:
 
     def save_picture(self, image: np.ndarray, step: int) -> str:
         path = os.path.join(self.workdir, "pictures", f"step_{step:08d}.png")
-        pictures.save(path, image)
+        figures.save_png(path, image)
         return path
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -223,7 +225,7 @@ class ImageTask:
                 "source": self.train_source.fingerprint(),
             },
             "config": config.to_dict(),
-            "versions": run_info.versions(),
+            "versions": environment.versions(),
         }
 
     def data_facts(self) -> dict[str, Any]:

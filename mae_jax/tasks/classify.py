@@ -11,22 +11,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import plots, rng, run_info
-from mae_jax.config import require
-from mae_jax.config_check import check_together
-from mae_jax.models import vit
+from mae_jax.config.validate import check_combinations
+from mae_jax.models import factory, vit
+from mae_jax.ops import rng
 from mae_jax.ops.erasing import random_erasing
-from mae_jax.ops.mixing import Mix, mix, smooth_one_hot
+from mae_jax.ops.mixing import MixConfig, mix, smooth_one_hot
 from mae_jax.ops.patches import patchify, to_float
+from mae_jax.ops.trees import combine, partition
 from mae_jax.optim import param_groups
-from mae_jax.params import merge, split
-from mae_jax.scores import Predictions
-from mae_jax.task import Batch, Evaluator, Weights
-from mae_jax.tasks import build
+from mae_jax.runtime.errors import require
+from mae_jax.tasks import figures
 from mae_jax.tasks.adaptation import mixes
-from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.base import ImageTask, check_places
-from mae_jax.tasks.predict import Predictor
+from mae_jax.tasks.classification_eval import Predictions, Predictor
+from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
+from mae_jax.train import run_info
+from mae_jax.train.task import Batch, Evaluator, PretrainedParams
 
 
 class Classify(ImageTask):
@@ -41,13 +41,13 @@ class Classify(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        check_together(
+        check_combinations(
             config,
             jax.device_count(),
             lambda: check_places(config, workdir),
-            lambda: build.check_vit(config),
+            lambda: factory.check_vit(config),
         )
-        encoder = build.encoder_fields(config.model)
+        encoder = factory.encoder_fields(config.model)
         super().__init__(config, workdir, image_size=encoder["image_size"])
         self.require_held_out()
         self.classes = self._check_classes()
@@ -59,7 +59,7 @@ class Classify(ImageTask):
             "head_norm_group": config.head.batch_norm_group,
             "drop_path": config.model.drop_path,
         }
-        self.model = build.build_vit(
+        self.model = factory.build_vit(
             self.fields,
             dtype=config.model.dtype,
             attention=config.model.attention,
@@ -78,7 +78,7 @@ class Classify(ImageTask):
             scale=None if decay == 1 else lambda n: param_groups.layer_scale(n, depth, decay),
         )
         self.ema_decay = config.optim.ema
-        self.mixing = Mix(**config.mix)
+        self.mixing = MixConfig(**config.mix)
         self.mixes = mixes(config)
         self._changes_pixels = self.mixes or config.erase_prob > 0
         # A pass backwards is two more; below frozen blocks there is none. (The parts in between,
@@ -120,7 +120,7 @@ class Classify(ImageTask):
             return self._last_blocks(name)
         return which == "all" or name.startswith("head/")
 
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
         warn_of_other_pixels(metadata["data"], self.pixels)
         return adopt_encoder(self.model, self.classes, weights, metadata)
 
@@ -166,7 +166,7 @@ class Classify(ImageTask):
         answers = self._predict(state.params, state, mesh)
         metrics = answers.metrics()
         if self.ema_decay:
-            answers = self._predict(merge(state.params, state.ema), state, mesh)
+            answers = self._predict(combine(state.params, state.ema), state, mesh)
             average = answers.metrics()
             metrics |= {f"ema_{key}": average[key] for key in ("top1", "top5", "loss")}
         self._answers = (int(state.step), answers)
@@ -181,7 +181,7 @@ class Classify(ImageTask):
         if self._answers is None or self._answers[0] != int(state.step):
             self.evaluate(state, mesh)
         assert self._answers is not None
-        return plots.confusion_matrix(self._answers[1].confusion(), self.classes)
+        return figures.confusion_matrix(self._answers[1].confusion(), self.classes)
 
     def metadata(self, step: int) -> dict[str, Any]:
         return {
@@ -194,7 +194,7 @@ class Classify(ImageTask):
         """What a person checks before a long run."""
         config, depth = self.config, self.model.depth
         params, _ = jax.eval_shape(self.init_variables)
-        trained, frozen = split(params, self.trainable)
+        trained, frozen = partition(params, self.trainable)
         exempt, decay = param_groups.TOKENS_AND_POSITIONS, config.optim.weight_decay
         scales = [config.optim.layer_decay ** (depth + 1 - i) for i in range(depth + 2)]
         return {

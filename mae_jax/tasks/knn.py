@@ -8,16 +8,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mae_jax import rng
-from mae_jax.config import require
-from mae_jax.config_check import check_together
-from mae_jax.models import vit
+from mae_jax.config.validate import check_combinations
+from mae_jax.models import factory, vit
+from mae_jax.ops import rng
 from mae_jax.ops.patches import patchify, to_float
-from mae_jax.task import Batch, Weights
-from mae_jax.tasks import build
-from mae_jax.tasks.adopt import adopt_encoder, warn_of_other_pixels
+from mae_jax.runtime.errors import require
 from mae_jax.tasks.base import ImageTask, check_places
-from mae_jax.tasks.monitor import Monitor
+from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
+from mae_jax.tasks.online_probes import Monitor
+from mae_jax.train.task import Batch, PretrainedParams
 
 
 class Knn(ImageTask):
@@ -34,11 +33,11 @@ class Knn(ImageTask):
     num_steps = 0
 
     def __init__(self, config: Any, workdir: str):
-        check_together(
+        check_combinations(
             config,
             jax.device_count(),
             lambda: check_places(config, workdir),
-            lambda: build.check_vit(config),
+            lambda: factory.check_vit(config),
         )
         require(
             config.eval.knn_every > 0 or config.eval.probe_every > 0,
@@ -48,8 +47,8 @@ class Knn(ImageTask):
             config.epochs == 0 and config.steps == 0 and config.picture_every == 0,
             "nothing is trained or drawn here: leave epochs, steps and picture_every at 0",
         )
-        self.fields = build.encoder_fields(config.model) | {"num_classes": 0}
-        self.model = build.build_vit(
+        self.fields = factory.encoder_fields(config.model) | {"num_classes": 0}
+        self.model = factory.build_vit(
             self.fields, dtype=config.model.dtype, attention=config.model.attention
         )
         super().__init__(config, workdir, image_size=self.model.image_size)
@@ -60,7 +59,7 @@ class Knn(ImageTask):
     def init_variables(self) -> tuple[Any, Any]:
         return vit.init_variables(self.model, rng.stream_key(self.config.seed, "init"))
 
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
         warn_of_other_pixels(metadata["data"], self.pixels)
         return adopt_encoder(self.model, None, weights, metadata)
 

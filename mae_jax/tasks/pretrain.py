@@ -7,21 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax import evaluate as evaluation
-from mae_jax import pictures, rng, run_info
-from mae_jax.config_check import check_together
-from mae_jax.errors import UsageError
+from mae_jax.config.validate import check_combinations
+from mae_jax.models import factory
 from mae_jax.models.mae import init_params, train_flops
-from mae_jax.ops import masking
+from mae_jax.models.reconstruct import Reconstruction, reconstruct
+from mae_jax.ops import masking, rng
 from mae_jax.ops.patches import patchify, to_float
-from mae_jax.params import tree
-from mae_jax.reconstruct import Reconstruction, reconstruct
-from mae_jax.task import Batch, Evaluator, Weights
-from mae_jax.tasks import build, learn_pca
-from mae_jax.tasks.adopt import check_same_heads, warn_of_other_pixels
+from mae_jax.ops.trees import unflatten
+from mae_jax.runtime.errors import UsageError
+from mae_jax.tasks import figures, fit_pca
 from mae_jax.tasks.base import ImageTask, check_places
-from mae_jax.tasks.make_target import make_target
-from mae_jax.tasks.monitor import Monitor
+from mae_jax.tasks.encoder_transfer import check_same_heads, warn_of_other_pixels
+from mae_jax.tasks.online_probes import Monitor
+from mae_jax.tasks.pretrain_targets import make_target
+from mae_jax.train import evaluate as evaluation
+from mae_jax.train import run_info
+from mae_jax.train.task import Batch, Evaluator, PretrainedParams
 
 _LAST = "decoder_pred/"
 
@@ -38,26 +39,26 @@ class Pretrain(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        check_together(
+        check_combinations(
             config,
             jax.device_count(),
             lambda: check_places(config, workdir),
-            lambda: build.check_mae(config),
+            lambda: factory.check_mae(config),
         )
         self._predict_all = config.target.loss_on == "all"
-        self.fields = build.mae_fields(config.model)
-        frame = build.frame(self.fields, config.data)
+        self.fields = factory.mae_fields(config.model)
+        frame = factory.frame(self.fields, config.data)
         self.target = make_target(config, frame, workdir)
         if self.target.width != frame.patch_dim:
             self.fields["pred_dim"] = self.target.width
         self._sample_noise = masking.find(config.mask.kind)
-        self.model = build.build_mae(
+        self.model = factory.build_mae(
             self.fields,
             dtype=config.model.dtype,
             attention=config.model.attention,
             remat=config.model.remat,
         )
-        self.num_keep = build.visible_patches(self.model, config.mask)
+        self.num_keep = factory.visible_patches(self.model, config.mask)
         super().__init__(config, workdir, image_size=self.model.image_size)
         self.require_held_out()
         self.set_length()
@@ -74,14 +75,14 @@ class Pretrain(ImageTask):
     def init_variables(self) -> tuple[Any, Any]:
         params = init_params(self.model, rng.stream_key(self.config.seed, "init"))
         arrays = {name: jnp.zeros(x.shape, x.dtype) for name, x in self.target.arrays.items()}
-        return params, {"target": tree(arrays)} if arrays else {}
+        return params, {"target": unflatten(arrays)} if arrays else {}
 
     def given(self) -> dict[str, np.ndarray]:
         target = self.target
-        arrays = learn_pca.learn(self, target.frame) if target.learned else target.arrays
+        arrays = fit_pca.learn(self, target.frame) if target.learned else target.arrays
         return {f"target/{name}": x for name, x in arrays.items()}
 
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
         if metadata["model"]["kind"] != "mae":
             raise UsageError(
                 f"--config.init_from holds a {metadata['model']['kind']} without a decoder: "
@@ -91,11 +92,11 @@ class Pretrain(ImageTask):
         warn_of_other_pixels(metadata["data"], self.pixels)
         kinds = {metadata["target"]["kind"], self.config.target.kind}
         if kinds == {"pixel"}:
-            return Weights(weights)
+            return PretrainedParams(weights)
         # What the last layer says is of use with its own target alone.
         kept = {name: x for name, x in weights.items() if not name.startswith(_LAST)}
         unused = tuple(sorted(weights.keys() - kept.keys()))
-        return Weights(kept, fresh=(_LAST,), unused=unused)
+        return PretrainedParams(kept, fresh=(_LAST,), unused=unused)
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         noise = self._sample_noise(key, batch["image"].shape[0], self.model.grid, self.num_keep)
@@ -166,7 +167,7 @@ class Pretrain(ImageTask):
             batch = self.first_held_out(self.config.picture_images)
             self._picture_batch = {key: batch[key] for key in ("image", "index")}
         views = jax.device_get(self._picture_step(_variables(state), self._picture_batch))
-        return pictures.reconstruction_grid(views, self.target.caption)
+        return figures.reconstruction_grid(views, self.target.caption)
 
     def _reconstruct(self, variables: Any, batch: Batch) -> Reconstruction:
         params, model_state = variables

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mae_jax import evaluate as evaluation
-from mae_jax import pictures, rng, run_info
-from mae_jax.config import pair, require
-from mae_jax.config_check import check_together
-from mae_jax.errors import UsageError
-from mae_jax.models import dvae
-from mae_jax.task import Batch, Evaluator, Weights
-from mae_jax.tasks import build
+from mae_jax.config.diff import pair
+from mae_jax.config.validate import check_combinations
+from mae_jax.models import dvae, factory
+from mae_jax.ops import rng
+from mae_jax.runtime.errors import UsageError, require
+from mae_jax.tasks import figures
 from mae_jax.tasks.base import ImageTask, check_places
+from mae_jax.train import evaluate as evaluation
+from mae_jax.train import run_info
+from mae_jax.train.task import Batch, Evaluator, PretrainedParams
 
 _FROM_SCRATCH = (
     "a tokenizer begins from scratch: leave --config.init_from empty (--config.resume continues "
@@ -40,14 +41,16 @@ class Tokenizer(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
-        check_together(
+        check_combinations(
             config,
             jax.device_count(),
             lambda: check_places(config, workdir),
             lambda: _fields(config),
         )
         self.fields = _fields(config)
-        self.model = dvae.DiscreteVAE(**self.fields, dtype=build.compute_dtype(config.model.dtype))
+        self.model = dvae.DiscreteVAE(
+            **self.fields, dtype=factory.compute_dtype(config.model.dtype)
+        )
         super().__init__(config, workdir, image_size=self.model.image_size)
         self.require_held_out()
         self.set_length()
@@ -60,7 +63,7 @@ class Tokenizer(ImageTask):
     def init_variables(self) -> tuple[Any, Any]:
         return dvae.init_params(self.model, rng.stream_key(self.config.seed, "init")), {}
 
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> Weights:
+    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
         raise UsageError(_FROM_SCRATCH)
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
@@ -149,7 +152,7 @@ class Tokenizer(ImageTask):
         original = self._picture_batch["image"] / np.float32(255)
         drawn = np.asarray(self._picture_step(state.params, self._picture_batch))
         columns = [("original", original), ("reconstruction", drawn)]
-        return pictures.grid([(t, pictures.to_display(x, original)) for t, x in columns])
+        return figures.image_grid([(t, figures.to_display(x, original)) for t, x in columns])
 
     def _drawn(self, params: Any, batch: Batch) -> jax.Array:
         codes = self._apply(params, batch["image"] / 255.0, "codes")

@@ -16,10 +16,12 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mae_jax import disk, files, metrics, paths, pictures, plots
-from mae_jax.console import run_command, say
-from mae_jax.errors import UsageError
-from mae_jax.text import printable
+from mae_jax.runtime import disk, filesystem
+from mae_jax.runtime.cli import run_command, say
+from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.text import printable
+from mae_jax.tasks import figures
+from mae_jax.train import metric_writer
 
 PREFERRED = ("eval/top1", "knn/top1", "eval/loss")
 LOWER_IS_BETTER = ("loss",)
@@ -41,7 +43,7 @@ def read_run(folder: str) -> dict[str, Curve]:
     """
     curves: dict[str, Curve] = {}
     try:
-        for values in metrics.read(folder):
+        for values in metric_writer.read(folder):
             step, epoch, split = (values.pop(key) for key in ("step", "epoch", "split"))
             for name, value in values.items():
                 curve = curves.setdefault(f"{split}/{name}", Curve([], [], []))
@@ -53,7 +55,7 @@ def read_run(folder: str) -> dict[str, Curve]:
 
 
 def _label(run: str) -> str:
-    return run if files.in_bucket(run) else os.path.normpath(run)
+    return run if filesystem.in_bucket(run) else os.path.normpath(run)
 
 
 def table(metric: str, runs: dict[str, Curve]) -> str:
@@ -93,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=paths.expand, nargs="+", help="folders of runs")
+    parser.add_argument("runs", type=filesystem.expand, nargs="+", help="folders of runs")
     parser.add_argument("--metric", help="SPLIT/NAME")
-    parser.add_argument("--out", type=paths.expand, help="PNG of the curves")
+    parser.add_argument("--out", type=filesystem.expand, help="PNG of the curves")
     args = parser.parse_args(argv)
     metric, runs = compare(args.runs, args.metric)
     say(*table(metric, runs).splitlines())
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         lines = {name: (curve.epochs, curve.values) for name, curve in runs.items()}
         with disk.told(args.out):
-            pictures.save(args.out, plots.curves(metric, lines, xlabel="epoch"))
+            figures.save_png(args.out, figures.curves(metric, lines, xlabel="epoch"))
         say(args.out)
     return 0
 

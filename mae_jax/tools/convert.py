@@ -26,12 +26,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mae_jax import convert, paths, pretrained, text
-from mae_jax.config import require
-from mae_jax.console import run_command, say, setup_logging
+from mae_jax import convert, inference
 from mae_jax.convert import surgery
-from mae_jax.convert.describe import TABLES
-from mae_jax.convert.released import UNKNOWN
+from mae_jax.convert.infer_architecture import TABLES
+from mae_jax.convert.official_release import UNKNOWN
+from mae_jax.runtime import filesystem, text
+from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.errors import require
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"  the released {origin['released']}")
     if origin.get("license", UNKNOWN) != UNKNOWN:
         say(f"  these weights are {origin['license']}, and so is what is made of them")
-    say(f"  {pretrained.describe(model)}")
+    say(f"  {inference.describe(model)}")
     say(f"{args.to}: {convert.save(model, args.to, format=args.format)}")
 
 
@@ -73,7 +74,7 @@ def _hints(args: argparse.Namespace) -> convert.Hints:
     )
 
 
-def _check_hints(args: argparse.Namespace, model: convert.Model) -> None:
+def _check_hints(args: argparse.Namespace, model: convert.Weights) -> None:
     """Refuses flags that say nothing of this model."""
     decoder = args.norm_pix_loss is not None or args.decoder_num_heads is not None
     require(
@@ -86,7 +87,7 @@ def _check_hints(args: argparse.Namespace, model: convert.Model) -> None:
     )
 
 
-def _changed(model: convert.Model, args: argparse.Namespace) -> convert.Model:
+def _changed(model: convert.Weights, args: argparse.Namespace) -> convert.Weights:
     """The changes that were asked for, in the order in which they can depend on each other."""
     if args.encoder_only:
         model = surgery.encoder_only(model)
@@ -117,12 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--from",
         dest="source",
-        type=paths.expand,
+        type=filesystem.expand,
         required=True,
         metavar="X",
         help="weights to read",
     )
-    add("--to", type=paths.expand, required=True, metavar="Y", help="file or folder to write")
+    add("--to", type=filesystem.expand, required=True, metavar="Y", help="file or folder to write")
     add("--format", default="", help=f"one of {', '.join(convert.FORMATS)}")
     add("--encoder_only", action="store_true", help="leave out the decoder, or the head")
     add("--ema", action="store_true", help="averaged weights, of a run or a training file")
@@ -138,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--norm_pix_loss", choices=("true", "false"), help="target: normalised patches or raw")
     add("--mean", type=float, nargs="+", help="of the pixels, in [0, 1]; default ImageNet's")
     add("--std", type=float, nargs="+", help="likewise")
-    names: dict[str, Any] = {"type": paths.expand, "metavar": "FILE"}
+    names: dict[str, Any] = {"type": filesystem.expand, "metavar": "FILE"}
     add("--classes", **names, help="names of the classes, one a line, in the head's order")
     changes = parser.add_argument_group("changes")
     add = changes.add_argument

@@ -20,13 +20,15 @@ from typing import Any
 import jax
 import ml_collections
 
-from mae_jax import convert, disk, paths, pictures, plots, sharding, text
-from mae_jax.config import require
-from mae_jax.console import run_command, say, setup_logging
+from mae_jax import convert
 from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
-from mae_jax.scores import Predictions
-from mae_jax.tasks import build
-from mae_jax.tasks.predict import Predictor
+from mae_jax.distributed import sharding
+from mae_jax.models import factory
+from mae_jax.runtime import disk, filesystem, text
+from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.errors import require
+from mae_jax.tasks import figures
+from mae_jax.tasks.classification_eval import Predictions, Predictor
 
 
 def evaluate(
@@ -63,7 +65,7 @@ def evaluate(
     models = {"": model} | ({"ema_": average} if average else {})
     source = _images(images, classes, root, model, path)
     classes = list(source.classes or ())
-    vit = build.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])
+    vit = factory.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])
     mesh = sharding.make_mesh()
     mean, std = (tuple(metadata["data"][key]) for key in ("mean", "std"))
     predictor = Predictor(vit, classes, mean=mean, std=std)
@@ -85,7 +87,7 @@ def evaluate(
 
 
 def _images(
-    images: str, named: Sequence[str] | None, root: str, model: convert.Model, path: str
+    images: str, named: Sequence[str] | None, root: str, model: convert.Weights, path: str
 ) -> Source:
     """The folder that is asked for, or the held-out images of the run itself."""
     classes, number = model.metadata["classes"], model.fields["num_classes"]
@@ -129,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    place: dict[str, Any] = {"type": paths.expand, "default": ""}
+    place: dict[str, Any] = {"type": filesystem.expand, "default": ""}
     add = parser.add_argument
     add("--checkpoint", **place, required=True, help="a run, one of its steps, or weights")
     add("--out", **place, required=True, help="folder to write into")
@@ -147,11 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         root=args.root,
         batch_size=args.batch_size,
     )
-    image = plots.confusion_matrix(answers.confusion(), answers.classes)
+    image = figures.confusion_matrix(answers.confusion(), answers.classes)
     with disk.told(args.out):
         files = answers.write(args.out, source.describe)
         files.append(os.path.join(args.out, "confusion.png"))
-        pictures.save(files[-1], image)
+        figures.save_png(files[-1], image)
     for name, value in metrics.items():
         say(f"{name:<10} {value:.6g}")
     say(*files)

@@ -32,14 +32,15 @@ import jax
 import numpy as np
 import tqdm
 
-from mae_jax import disk, files, paths, pretrained, sharding, text
-from mae_jax import evaluate as evaluation
-from mae_jax.config import require
-from mae_jax.console import run_command, say, setup_logging
+from mae_jax import inference
 from mae_jax.data import Source, eval_batches, image_source, storage
-from mae_jax.errors import STOPPED, RunError, UsageError
-from mae_jax.stopping import stop_on_signals
+from mae_jax.distributed import sharding
+from mae_jax.runtime import disk, filesystem, text
+from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.errors import STOPPED, RunError, UsageError, require
+from mae_jax.runtime.preemption import stop_on_signals
 from mae_jax.tools.inspect import content_hash
+from mae_jax.train import evaluate as evaluation
 
 SUFFIXES = (".npz", ".parquet")
 _GROUP_BYTES = 2**26  # of features in a row group of Parquet
@@ -86,7 +87,7 @@ class Partial:
                 "give another --out",
             )
         else:
-            files.write(path, json.dumps(settings).encode())
+            filesystem.write(path, json.dumps(settings).encode())
 
     def cut(self, batch_size: int) -> int:
         """Number of whole batches that are there; what is beyond them is cut off."""
@@ -120,7 +121,7 @@ class Partial:
 
 
 def extract(
-    model: pretrained.Pretrained,
+    model: inference.Pretrained,
     source: Source,
     out: str,
     *,
@@ -185,7 +186,7 @@ def extract(
             if stop.poll():
                 raise Stopped
     write = _write_npz if out.endswith(".npz") else _write_parquet
-    with _told(out, partial.folder), files.replacing(out) as unfinished:
+    with _told(out, partial.folder), filesystem.replacing(out) as unfinished:
         write(unfinished, partial, source)
     bad = [source.describe(int(i)) for i in np.flatnonzero(~partial.read("valid", total))]
     shutil.rmtree(partial.folder)
@@ -213,7 +214,7 @@ def _sizes(folder: str) -> list[tuple[str, int]]:
 
 
 def _rows(
-    model: pretrained.Pretrained, function: Any, source: Source, batch_size: int, begin: int
+    model: inference.Pretrained, function: Any, source: Source, batch_size: int, begin: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Features, labels, validity and index of every row of every batch from `begin` on."""
     mesh = sharding.make_mesh()
@@ -306,22 +307,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    place: dict[str, Any] = {"type": paths.expand, "required": True}
+    place: dict[str, Any] = {"type": filesystem.expand, "required": True}
     add("--checkpoint", **place, help="a run, one of its steps, or weights")
     add("--images", **place, help="folder, list file, glob pattern or tfds:NAME/SPLIT")
     add("--out", **place, help=".npz or .parquet to write")
-    add("--pool", default="mean", choices=pretrained.POOLS, help="of the tokens")
+    add("--pool", default="mean", choices=inference.POOLS, help="of the tokens")
     add("--layer", type=int, default=-1, help="block, from 0 or from the end (default the last)")
     add("--batch_size", type=int, default=64, help="images at once")
     add("--dtype", default="float32", choices=("float32", "float16"), help="of the features")
-    add("--root", type=paths.expand, default="", help="tfds: data_dir")
+    add("--root", type=filesystem.expand, default="", help="tfds: data_dir")
     add("--ema", action="store_true", help="averaged weights, of a run or a training file")
     args = parser.parse_args(argv)
     setup_logging()
     require(args.batch_size > 0, f"--batch_size={args.batch_size} must be positive")
     try:
         bad = extract(
-            pretrained.load(args.checkpoint, ema=args.ema),
+            inference.load(args.checkpoint, ema=args.ema),
             image_source(args.images, root=args.root),
             args.out,
             pool=args.pool,

@@ -19,18 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from mae_jax import checkpoint, convert, paths, step_folders, stored
-from mae_jax.config import flatten
-from mae_jax.console import run_command, say, setup_logging
-from mae_jax.convert import files, surgery
-from mae_jax.errors import UsageError
-from mae_jax.params import named
+from mae_jax import convert
+from mae_jax.checkpoint import layout, reader
+from mae_jax.config.diff import flatten
+from mae_jax.convert import readers, surgery
+from mae_jax.ops import trees
+from mae_jax.runtime import filesystem
+from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.errors import UsageError
 
 
 def content_hash(params: Any) -> str:
     """SHA-256 of all parameters: names, shapes, dtypes and values. Independent of file layout."""
     digest = hashlib.sha256()
-    arrays = named(params)
+    arrays = trees.flatten(params)
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
@@ -44,25 +46,29 @@ def describe(path: str) -> dict[str, Any]:
     A file of which no model can be made gives `why`, and its arrays under its own names.
     """
     if not convert.is_file(path):
-        return checkpoint.read_one(path, _of_checkpoint)
+        return reader.read_one(path, _of_checkpoint)
     where = os.path.abspath(path)
     try:
         model = convert.load(path)
     except UsageError as error:
         if not os.path.exists(path):
             raise
-        return {"checkpoint": where, "why": str(error), "arrays": _arrays(files.read(path).arrays)}
+        return {
+            "checkpoint": where,
+            "why": str(error),
+            "arrays": _arrays(readers.read(path).arrays),
+        }
     return _of_model(where, model)
 
 
-def _of_checkpoint(found: checkpoint.Found) -> dict[str, Any]:
-    metadata = checkpoint.load_metadata(found)
+def _of_checkpoint(found: layout.CheckpointPath) -> dict[str, Any]:
+    metadata = reader.load_metadata(found)
     if metadata.get("task") == "tokenizer":
         return _tokenizer(found, metadata)
     return _of_model(found.folder, convert.load(found.folder))
 
 
-def _of_model(where: str, model: convert.Model) -> dict[str, Any]:
+def _of_model(where: str, model: convert.Weights) -> dict[str, Any]:
     target = {surgery.TARGET + name: x for name, x in model.target.items()}
     return {
         "checkpoint": where,
@@ -75,8 +81,8 @@ def _of_model(where: str, model: convert.Model) -> dict[str, Any]:
     }
 
 
-def _tokenizer(found: checkpoint.Found, metadata: dict[str, Any]) -> dict[str, Any]:
-    params = named(checkpoint.load_arrays(found)["params"])
+def _tokenizer(found: layout.CheckpointPath, metadata: dict[str, Any]) -> dict[str, Any]:
+    params = trees.flatten(reader.load_arrays(found)["params"])
     return {
         "checkpoint": found.folder,
         "contents": ["tokenizer: encoder and decoder"],
@@ -87,7 +93,7 @@ def _tokenizer(found: checkpoint.Found, metadata: dict[str, Any]) -> dict[str, A
     }
 
 
-def _contents(model: convert.Model) -> list[str]:
+def _contents(model: convert.Weights) -> list[str]:
     """Which parts of a model and of a run there are."""
     contents = ["encoder"]
     contents += ["decoder"] if model.kind == "mae" else []
@@ -125,7 +131,7 @@ def _print(info: dict[str, Any]) -> None:
 
 def _print_model(info: dict[str, Any]) -> None:
     say(f"  holds: {', '.join(info['contents'])}")
-    for line in convert.Report(**info["report"]).lines() if "report" in info else ():
+    for line in convert.LoadReport(**info["report"]).lines() if "report" in info else ():
         say(f"  {line}")
     metadata = dict(info["metadata"])
     config = metadata.pop("config", {})
@@ -147,27 +153,27 @@ def verify(path: str) -> bool:
             f"--verify {path}: a file of weights has no checksums; give a run, a step or a folder "
             "of weights of mae_jax"
         )
-    folder = step_folders.absolute(path)
-    run = os.path.dirname(folder) if os.path.basename(folder) == step_folders.FOLDER else folder
-    aside = step_folders.corrupt(run)
+    folder = layout.absolute(path)
+    run = os.path.dirname(folder) if os.path.basename(folder) == layout.FOLDER else folder
+    aside = layout.corrupt(run)
     for name in aside:
         say(f"{name}: set aside as damaged at an earlier start, not looked at")
-    steps = step_folders.steps(run)
+    steps = layout.steps(run)
     if aside and not steps:
         return False
-    found = [checkpoint.Found(str(step_folders.folder_of(run, s)), run, s) for s in steps]
-    sound = [_verify_one(one) for one in found or [checkpoint.find(folder)]]
+    found = [layout.CheckpointPath(str(layout.folder_of(run, s)), run, s) for s in steps]
+    sound = [_verify_one(one) for one in found or [layout.find(folder)]]
     return all(sound)
 
 
-def _verify_one(found: checkpoint.Found) -> bool:
+def _verify_one(found: layout.CheckpointPath) -> bool:
     name = f"step {found.step}" if found.run else found.folder
     try:
-        arrays, compared = stored.verify(found)
-    except checkpoint.DamagedCheckpoint as error:
+        arrays, compared = reader.verify(found)
+    except reader.CorruptCheckpointError as error:
         say(f"{name}: damaged: {error.reason}")
         return False
-    except checkpoint.NoSuchStep:
+    except layout.NoSuchStep:
         say(f"{name}: deleted meanwhile by its run")
         return True
     state = "all sound" if compared else "all readable, saved without checksums"
@@ -184,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "path",
-        type=paths.expand,
+        type=filesystem.expand,
         help="a run's folder (its newest step), one step's folder, or weights (docs/weights.md)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")

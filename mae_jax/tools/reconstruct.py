@@ -20,19 +20,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mae_jax import disk, paths, pictures, pretrained
-from mae_jax.config import require
-from mae_jax.console import run_command, say, setup_logging
+from mae_jax import inference
 from mae_jax.data import files_source, load_images
-from mae_jax.errors import UsageError
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patch_means
+from mae_jax.runtime import disk, filesystem
+from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.errors import UsageError, require
+from mae_jax.tasks import figures
 
 _BLACK, _MOST_GREY = 48, 0.2  # edges of what is painted are grey, the rest is not
 
 
 def picture(
-    model: pretrained.Pretrained,
+    model: inference.Pretrained,
     files: Sequence[str],
     *,
     ratios: Sequence[float | None] = (None,),
@@ -61,24 +62,24 @@ def picture(
             images, mask_ratio=ratio, mask=mask, priority=priority, mask_kind=kind, seed=seed
         )
         original, masked, predicted, pasted = (
-            pictures.to_display(np.asarray(view), np.asarray(views.original)) for view in views
+            figures.to_display(np.asarray(view), np.asarray(views.original)) for view in views
         )
         if not columns:
             columns.append(("original", original))
         columns += [(_title(model, kind, ratio, mask), masked), ("reconstruction", predicted)]
         if len(pairs) == 1:
             columns.append(("with visible", pasted))
-    return pictures.grid(columns, model.target.caption)
+    return figures.image_grid(columns, model.target.caption)
 
 
 def _title(
-    model: pretrained.Pretrained, kind: str | None, ratio: float | None, mask: np.ndarray | None
+    model: inference.Pretrained, kind: str | None, ratio: float | None, mask: np.ndarray | None
 ) -> str:
     share = mask.mean() if mask is not None else ratio or model.metadata["mask"]["ratio"]
     return f"{kind or 'masked'} {100 * share:.3g} %"
 
 
-def read_mask(path: str, model: pretrained.Pretrained) -> np.ndarray:
+def read_mask(path: str, model: inference.Pretrained) -> np.ndarray:
     """A mask of patches from a file: 1 is hidden.
 
     Args:
@@ -102,7 +103,7 @@ def read_mask(path: str, model: pretrained.Pretrained) -> np.ndarray:
     return (_of_patches(picture, model) >= 127.5).astype(np.int32)
 
 
-def read_priority(path: str, model: pretrained.Pretrained) -> np.ndarray:
+def read_priority(path: str, model: inference.Pretrained) -> np.ndarray:
     """Numbers of patches from a file; the highest are hidden first.
 
     Args:
@@ -130,13 +131,13 @@ def _read_array(path: str, flag: str) -> np.ndarray:
     return array
 
 
-def _read_grey(path: str, model: pretrained.Pretrained) -> np.ndarray:
+def _read_grey(path: str, model: inference.Pretrained) -> np.ndarray:
     """A picture, resized and cut as the images of the model: float [1, H, W, 3] from 0 to 255."""
     options = model.metadata["config"]["data"] | {"dtype": "uint8", "mean": (0.5,) * 3}
     return load_images([path], image_size=model.image_size, channels=3, data_config=options)
 
 
-def _of_patches(picture: np.ndarray, model: pretrained.Pretrained) -> np.ndarray:
+def _of_patches(picture: np.ndarray, model: inference.Pretrained) -> np.ndarray:
     """Mean brightness [rows, columns] of a picture [1, H, W, 3] in each patch."""
     height, width = (size // n for size, n in zip(model.image_size, model.grid, strict=True))
     means = patch_means(jnp.asarray(picture.mean(axis=3)), (height, width))
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    place: dict[str, Any] = {"type": paths.expand}
+    place: dict[str, Any] = {"type": filesystem.expand}
     parser.add_argument(
         "--checkpoint", **place, required=True, help="a run, one of its steps, or weights"
     )
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require(args.out.lower().endswith(endings), f"--out={args.out} must end in {endings}")
     found = files_source(args.images)
     files = [found.describe(i) for i in range(min(args.max_images, len(found)))]
-    model = pretrained.load(args.checkpoint)
+    model = inference.load(args.checkpoint)
     image = picture(
         model,
         files,
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
     )
     with disk.told(args.out):
-        pictures.save(args.out, image)
+        figures.save_png(args.out, image)
     more = f" of {len(found)} (--max_images)" if len(files) < len(found) else ""
     say(f"{args.out}: {len(files)} images{more}")
     return 0

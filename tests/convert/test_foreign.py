@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mae_jax import convert
-from mae_jax.convert import files, names
-from mae_jax.errors import UsageError
+from mae_jax.convert import param_names, readers
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tools import inspect
-from tests.convert.test_pth import archive
+from tests.convert.test_torch_pickle import archive
 from tests.parity import official
 
 CLASSIFIER = convert.Hints(num_heads=3)
@@ -125,7 +125,7 @@ def test_whatever_stands_before_the_names_is_taken_off(source, prefix):
     path = official.path(source) + "/model.safetensors" * ("hf" in source)
     arrays = load_file(path)
     wrapped = {prefix + name: x for name, x in arrays.items()} | {"neck.weight": np.zeros(2)}
-    read, expected = names.to_ours(wrapped), names.to_ours(arrays)
+    read, expected = param_names.to_ours(wrapped), param_names.to_ours(arrays)
     assert read.unused == ["neck.weight"] and read.arrays.keys() == expected.arrays.keys()
 
 
@@ -157,7 +157,7 @@ def test_averages_inside_a_file_are_noted_and_taken_when_asked_for(tmp_path, key
     )
     np.testing.assert_array_equal(bias(path), arrays["head.bias"])
     np.testing.assert_array_equal(bias(path, ema=True), arrays["head.bias"] + 1)
-    assert f"averaged weights: {key}" in files.read(path, ema=True).notes
+    assert f"averaged weights: {key}" in readers.read(path, ema=True).notes
 
 
 def test_a_teacher_beside_a_student_and_averages_without_others(tmp_path):

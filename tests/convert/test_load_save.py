@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mae_jax import convert, disk
-from mae_jax.convert import describe, hugging_face, released, surgery
-from mae_jax.errors import RunError, UsageError
+from mae_jax import convert
+from mae_jax.convert import hugging_face, infer_architecture, official_release, surgery
 from mae_jax.models.mae import MaskedAutoencoder
-from mae_jax.models.posemb import sincos_2d
+from mae_jax.models.pos_embed import sincos_2d
 from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify
+from mae_jax.runtime import disk
+from mae_jax.runtime.errors import RunError, UsageError
 from tests.parity import official
 
 TINY = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
@@ -311,23 +312,25 @@ def test_target_is_guessed_from_the_prediction_layer_or_the_name(tmp_path, tiny_
         model = convert.load(path, hints=silent)
         assert model.metadata["target"]["normalize"] is normalized
         assert any("guessed" in note for note in model.report.notes)
-    assert describe.mean_preference(np.ones((3, 48))) == pytest.approx(48)
-    assert released.normalized_target("x/mae_visualize_vit_large.pth") is False
-    assert released.normalized_target("mae_pretrain_vit_base_full.pth") is True
-    assert released.normalized_target("my.pth") is None
+    assert infer_architecture.mean_preference(np.ones((3, 48))) == pytest.approx(48)
+    assert official_release.normalized_target("x/mae_visualize_vit_large.pth") is False
+    assert official_release.normalized_target("mae_pretrain_vit_base_full.pth") is True
+    assert official_release.normalized_target("my.pth") is None
 
 
 def test_released_files_are_known_by_their_sum_and_carry_their_licence(tmp_path, monkeypatch):
     path = tmp_path / "mae_visualize_vit_base.safetensors"
     shutil.copy(official.path("mae_tiny.safetensors"), path)
     for size, license in (("B", "cc-by-nc-4.0"), ("L", "unknown"), ("custom", "unknown")):
-        origin = released.provenance(str(path), size=size)  # of unknown sum: by name and size
+        origin = official_release.provenance(
+            str(path), size=size
+        )  # of unknown sum: by name and size
         assert origin["license"] == license and ("released" in origin) == (size == "B")
     other = tmp_path / "mae_pretrain_vit_base.safetensors"  # whose sum is known, and is not this
     shutil.copy(path, other)
     origin = convert.load(str(other), hints=TINY).metadata["provenance"]
     assert origin["license"] == "unknown" and "released" not in origin
-    monkeypatch.setitem(released._MD5, "mae_pretrain_vit_base", origin["md5"][:6])
+    monkeypatch.setitem(official_release._MD5, "mae_pretrain_vit_base", origin["md5"][:6])
     model = convert.load(official.path("mae_tiny.safetensors"), hints=TINY)  # whatever its name
     assert model.metadata["provenance"]["released"] == "mae_pretrain_vit_base"
     convert.save(model, str(tmp_path / "hf"), format="hf")

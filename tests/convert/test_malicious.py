@@ -17,12 +17,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mae_jax import convert
-from mae_jax.convert import pth as reader
-from mae_jax.errors import UsageError
-from tests.convert.test_pth import archive, legacy, tensor
+from mae_jax.convert import torch_pickle as reader
+from mae_jax.runtime.errors import UsageError
+from tests.convert.test_torch_pickle import archive, legacy, tensor
+from tests.helpers.processes import REPO
 from tests.parity import official
 
-REPO = Path(__file__).resolve().parents[2]
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 ROOM = 2**29  # bytes that reading may take
 
@@ -226,8 +226,11 @@ def calls(tree):
 def test_the_package_runs_nothing_that_it_reads():
     """No unpickling but the reader's that knows tensors alone; no evaluation of text; no shell."""
     found = collections.Counter()
-    for path in (REPO / "mae_jax").rglob("*.py"):
-        tree, name = ast.parse(path.read_text()), path.relative_to(REPO / "mae_jax").as_posix()
+    for path in (Path(REPO) / "mae_jax").rglob("*.py"):
+        tree, name = (
+            ast.parse(path.read_text()),
+            path.relative_to(Path(REPO) / "mae_jax").as_posix(),
+        )
         for function, options in calls(tree):
             last = function.rpartition(".")[2]
             loads = last in ("load", "loads", "unsafe_load", "full_load")

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file, save_file
 from mae_jax import convert
 from mae_jax.convert import surgery, timm
 from mae_jax.convert.save import with_tables
-from mae_jax.errors import UsageError
 from mae_jax.models.mae import MaskedAutoencoder
-from mae_jax.models.posemb import resize_table, sincos_2d
+from mae_jax.models.pos_embed import resize_table, sincos_2d
 from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify
+from mae_jax.runtime.errors import UsageError
 from tests.parity import official
 
 
@@ -277,8 +277,8 @@ def test_a_real_size_is_named_as_in_timm():
         "data": {"mean": [0.5] * 3, "std": [0.5] * 3},
         "classes": None,
     }  # fmt: skip
-    report = convert.Report("", 0, 0, [], [], [], [])
-    config = timm.config(convert.Model({}, {}, metadata, report))
+    report = convert.LoadReport("", 0, 0, [], [], [], [])
+    config = timm.config(convert.Weights({}, {}, metadata, report))
     assert config["architecture"] == "vit_huge_patch14_224"
     assert config["model_args"]["patch_size"] == 14 and config["num_features"] == 1280
     assert config["pretrained_cfg"]["input_size"] == [3, 224, 224]

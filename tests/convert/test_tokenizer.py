@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mae_jax.convert import pth, tokenizer
-from mae_jax.errors import UsageError
+from mae_jax.convert import tokenizer, torch_pickle
+from mae_jax.runtime.errors import UsageError
 from tests.convert import dall_e
-from tests.convert.test_pth import Malicious, archive
+from tests.convert.test_torch_pickle import Malicious, archive
 
 
 def encoder(**changes):
@@ -22,7 +22,7 @@ def encoder(**changes):
 def test_a_pickled_module_is_read_as_its_state_dict(tmp_path):
     theirs = encoder()
     path = dall_e.write(tmp_path / "encoder.pkl", theirs, "encoder")
-    found = pth.read(path)
+    found = torch_pickle.read(path)
     assert found.keys() == theirs.keys()
     for name, x in theirs.items():
         np.testing.assert_array_equal(found[name], x)
@@ -98,7 +98,7 @@ def test_a_module_that_runs_a_command_is_refused_and_does_not(tmp_path):
 )
 def test_no_other_module_can_be_named(tmp_path, opcodes):
     with pytest.raises(UsageError, match="refused: the file wants to call"):
-        pth.read(archive(tmp_path / "x.pkl", opcodes))
+        torch_pickle.read(archive(tmp_path / "x.pkl", opcodes))
 
 
 def pickled_modules(build):
@@ -141,14 +141,14 @@ def test_modules_that_share_parts_or_have_endless_names_are_refused(tmp_path):
         (deep, "names that are too long"),
     ):
         with pytest.raises(UsageError, match=message):
-            pth.read(archive(tmp_path / "x.pkl", pickled_modules(build)))
+            torch_pickle.read(archive(tmp_path / "x.pkl", pickled_modules(build)))
 
 
 def test_what_a_file_does_to_a_module_it_does_not_do_to_the_next_one(tmp_path):
     opcodes = b"cdall_e.encoder\nEncoder\n(N}S'evil'\nI1\ns\x86b."
     with pytest.raises(UsageError):
-        pth.read(archive(tmp_path / "bad.pkl", opcodes))
-    assert not any(hasattr(thing, "evil") for thing in pth._callables().values())
+        torch_pickle.read(archive(tmp_path / "bad.pkl", opcodes))
+    assert not any(hasattr(thing, "evil") for thing in torch_pickle._callables().values())
 
 
 def test_sizes_of_an_archive_are_not_believed(tmp_path):

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from mae_jax.data.source import Record
+from mae_jax.data.sources.base import Record
 
 
 class MemorySource:

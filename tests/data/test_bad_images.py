@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mae_jax.data import eval_batches, train_batches
-from mae_jax.data.decode import is_plain_jpeg, to_array
-from mae_jax.errors import UsageError
-from tests.data.faults import broken_table
+from mae_jax.data.transforms.decode import is_plain_jpeg, to_array
+from mae_jax.runtime.errors import UsageError
 from tests.data.helpers import MemorySource, jpeg, picture
+from tests.helpers.faults import broken_table
 
 GOOD = [jpeg(picture(i)) for i in range(20)]
 

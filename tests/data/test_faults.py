@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data import decode, eval_batches, make_sources, train_batches
-from mae_jax.data.folder import FolderSource
+from mae_jax.data import eval_batches, make_sources, train_batches
 from mae_jax.data.loader import BadExamples
+from mae_jax.data.on_device_images import read_whole
 from mae_jax.data.options import DataOptions
-from mae_jax.data.whole import read_whole
-from mae_jax.errors import UsageError
-from tests.data import faults
+from mae_jax.data.sources.folder import FolderSource
+from mae_jax.data.transforms import decode
+from mae_jax.runtime.errors import UsageError
 from tests.data.helpers import MemorySource, jpeg, picture
+from tests.helpers import faults
 
 COUNT = 12
 FAULTY = 5
@@ -125,7 +126,7 @@ def test_a_file_that_may_not_be_read_is_a_bad_image(good):
 
 def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path, good, monkeypatch):
     source = folder_with(tmp_path, good)
-    monkeypatch.setattr("mae_jax.data.folder.MAX_FILE", 2**20)
+    monkeypatch.setattr("mae_jax.data.sources.folder.MAX_FILE", 2**20)
     with open(source.describe(FAULTY), "r+b") as file:
         file.truncate(2**20 + 1)
     assert isinstance(source, FolderSource)

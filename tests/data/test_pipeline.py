@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax.data import eval_batches, load_images, sources, train_batches
-from mae_jax.data.sources import make_sources
-from mae_jax.errors import UsageError
+from mae_jax.data import eval_batches, load_images, train_batches
+from mae_jax.data.sources import build
+from mae_jax.data.sources.build import make_sources
+from mae_jax.runtime.errors import UsageError
 from tests.data.helpers import MemorySource, encode, jpeg, picture
 
 SIZE = (16, 24)
@@ -222,8 +223,8 @@ def test_shapes_train_and_validate_on_different_pictures():
 
 def test_a_missing_fast_package_is_named(caplog, monkeypatch):
     for there in (True, False):
-        monkeypatch.setitem(sources.FAST, "simplejpeg", True)
-        monkeypatch.setitem(sources.FAST, "cykooz-resizer", there)
+        monkeypatch.setitem(build.FAST, "simplejpeg", True)
+        monkeypatch.setitem(build.FAST, "cykooz-resizer", there)
         caplog.clear()
         with caplog.at_level("INFO"):
             make_sources({"source": "shapes"}, image_size=SIZE, channels=3, workdir=None)

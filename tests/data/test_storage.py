@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mae_jax.data import eval_batches, make_sources, storage, train_batches
-from mae_jax.data.cache import Budget, Cached
-from mae_jax.data.listing import scan_folder
+from mae_jax.data.sources.cache import Budget, Cached
+from mae_jax.data.sources.file_list import scan_folder
 from mae_jax.data.storage import StorageWait, patiently
-from mae_jax.errors import DataMissing, StorageUnavailable, UsageError
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
 from tests.data.helpers import MemorySource, jpeg, picture
 
 GOOD = [jpeg(picture(i)) for i in range(40)]
@@ -199,8 +199,8 @@ def test_a_listing_during_an_outage_is_whole(tmp_path, monkeypatch):
 
 
 def test_a_client_of_a_bucket_counts_as_a_disk(tmp_path, monkeypatch):
-    from mae_jax.data import records
-    from mae_jax.data.tensorflow import tf
+    from mae_jax.data.sources import tfrecord
+    from mae_jax.runtime.tensorflow_cpu import tf
 
     def unavailable(path):
         raise tf.errors.UnavailableError(None, None, "503")
@@ -208,9 +208,9 @@ def test_a_client_of_a_bucket_counts_as_a_disk(tmp_path, monkeypatch):
     path = tmp_path / "x.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(b"data")
-    reader = records.TFRecordReader([records.Part(str(path), 0, 1, 1)], cache=None)
+    reader = tfrecord.TFRecordReader([tfrecord.Part(str(path), 0, 1, 1)], cache=None)
     assert reader[0] == b"data"
-    monkeypatch.setattr(records, "_open", unavailable)
+    monkeypatch.setattr(tfrecord, "_open", unavailable)
     with pytest.raises(OSError, match="503") as caught:
         _ = reader[0]
     assert storage.is_away(caught.value)

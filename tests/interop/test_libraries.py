@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mae_jax import convert, pretrained
-from mae_jax.convert import pth, surgery
+from mae_jax import convert, inference
+from mae_jax.convert import surgery, torch_pickle
 from mae_jax.models import mae as mae_module
 from mae_jax.models import vit as vit_module
 from mae_jax.models.mae import MaskedAutoencoder
+from mae_jax.models.targets import pixel
 from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify, to_float
-from mae_jax.params import named
-from mae_jax.targets import pixel
+from mae_jax.ops.trees import flatten
 from tests.parity import official
 
 pytestmark = pytest.mark.interop
@@ -29,7 +29,7 @@ def spread(params, seed):
     rng = np.random.default_rng(seed)
     return {
         name: np.asarray(x) + rng.normal(0, 0.02, x.shape).astype(np.float32)
-        for name, x in named(params).items()
+        for name, x in flatten(params).items()
     }
 
 
@@ -49,7 +49,7 @@ def vit_b():
     params = spread(mae_module.init_params(model, jax.random.key(0)), 1)
     metadata = tiny().metadata | {"model": {"kind": "mae", "size": "B", **fields}}
     report = convert.model.make_report(params, metadata, kind="made here")
-    return convert.Model(params, {}, metadata, report)
+    return convert.Weights(params, {}, metadata, report)
 
 
 def classifier(pool):
@@ -64,7 +64,7 @@ def classifier(pool):
         "classes": [f"name {i}" for i in range(7)],
     }
     report = convert.model.make_report(params, metadata, kind="made here")
-    return convert.Model(params, {}, metadata, report)
+    return convert.Weights(params, {}, metadata, report)
 
 
 MODELS = {"tiny": tiny, "ViT-B/16": vit_b}
@@ -127,7 +127,7 @@ def test_hugging_face_encoder(model, tmp_path):
     convert.save(model, str(tmp_path / "vit"), format="hf_vit")
     theirs = load_strictly(transformers.ViTModel, str(tmp_path / "vit"), add_pooling_layer=False)
     images, floats = pixels(model)
-    ours = pretrained.Pretrained(model, "")
+    ours = inference.Pretrained(model, "")
     with torch.no_grad():
         out = theirs(torch.from_numpy(floats)).last_hidden_state
     close(ours.features(images, pool="patches"), out[:, 1:])
@@ -168,7 +168,7 @@ def test_timm_encoder(model, tmp_path):
     theirs = library.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     assert sorted(theirs.state_dict()) == sorted(load_file(tmp_path / "timm/model.safetensors"))
     images, floats = pixels(model)
-    ours = pretrained.Pretrained(model, "")
+    ours = inference.Pretrained(model, "")
     with torch.no_grad():
         tokens = theirs.forward_features(torch.from_numpy(floats))
         pooled = theirs(torch.from_numpy(floats))
@@ -190,7 +190,7 @@ def test_encoders_that_are_not_square(tmp_path):
     model = surgery.with_channels(surgery.encoder_only(tiny()), 5, "repeat")
     model = surgery.with_patch_size(surgery.with_image_size(model, (16, 48)), (4, 6))
     images = np.random.default_rng(0).normal(size=(2, 16, 72, 5)).astype(np.float32) * 0.2 + 0.5
-    ours = pretrained.Pretrained(model, "")
+    ours = inference.Pretrained(model, "")
     mean, std = (np.array(ours.pixels[key], np.float32) for key in ("mean", "std"))
     floats = torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2).copy())
     expected = ours.features(images, pool="patches")
@@ -212,7 +212,7 @@ def test_timm_fc_norm(model, tmp_path):
     images, floats = pixels(model)
     with torch.no_grad():
         out = theirs(torch.from_numpy(floats))
-    close(pretrained.Pretrained(pooled, "").features(images), out)
+    close(inference.Pretrained(pooled, "").features(images), out)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -242,7 +242,7 @@ def test_timm_loads_the_official_names(tmp_path):
     images, floats = pixels(model)
     with torch.no_grad():
         out = theirs(torch.from_numpy(floats))
-    close(pretrained.Pretrained(model, "").features(images, pool="cls"), out)
+    close(inference.Pretrained(model, "").features(images, pool="cls"), out)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -254,7 +254,7 @@ def test_torch_files_are_read_without_torch(model, tmp_path, zipped):
         assert len(content["model"]) == 254  # of a whole ViT-B
     path = str(tmp_path / "again.pth")
     torch.save({"model": content["model"]}, path, _use_new_zipfile_serialization=zipped)
-    for name, x in pth.read(path)["model"].items():
+    for name, x in torch_pickle.read(path)["model"].items():
         np.testing.assert_array_equal(x, content["model"][name].numpy())
     hints = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
     if len(model.params) > 200:

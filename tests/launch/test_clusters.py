@@ -9,7 +9,7 @@ import pytest
 import yaml
 from absl import flags
 
-from mae_jax import command_line
+from mae_jax.config import flags as command_line
 from tests.launch.machine import ROOT
 
 JOBSETS = ["jobset_tpu", "jobset_gpu"]

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from mae_jax import checkpoint
-from tests import tiny
+from mae_jax.checkpoint import layout
+from tests.helpers import tiny_configs
 from tests.launch.machine import ROOT
 
 
@@ -146,7 +146,7 @@ def start(folder, flags, *own):
 
 
 def test_two_processes_stop_together_and_one_goes_on(tmp_path):
-    flags = [*tiny.flags(steps=60, log_every=1), "--workdir=w"]
+    flags = [*tiny_configs.flags(steps=60, log_every=1), "--workdir=w"]
     process = start(tmp_path, flags, "--processes=2")
     assert process.stdout
     for line in process.stdout:
@@ -155,16 +155,16 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
             break
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
-    found = checkpoint.find(str(tmp_path / "w"))
+    found = layout.find(str(tmp_path / "w"))
     assert found and 3 <= found.step < 60
     process = start(tmp_path, flags)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    steps = [line["step"] for line in tiny.metric_lines(tmp_path / "w")]
+    steps = [line["step"] for line in tiny_configs.metric_lines(tmp_path / "w")]
     assert steps == list(range(1, 61))
 
 
 def test_a_mistake_ends_all_of_them_with_its_status(tmp_path):
-    process = start(tmp_path, [*tiny.flags(batch_size=7), "--workdir=w"], "--processes=2")
+    process = start(tmp_path, [*tiny_configs.flags(batch_size=7), "--workdir=w"], "--processes=2")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2 and "batch_size" in output

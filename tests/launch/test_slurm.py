@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny_configs
 from tests.launch.machine import ROOT
 from tests.launch.slurm_cluster import cluster, find_root
 
@@ -212,7 +212,7 @@ def submit(tmp_path):
 @pytest.mark.slow
 def test_a_time_limit_is_survived_bit_for_bit(tmp_path, submit):
     """Two tasks; a minute's limit, told half a minute before; the end equals a run left alone."""
-    flags = tiny.flags(steps=3000, log_every=100, data__num_eval=200, eval_every=1000)
+    flags = tiny_configs.flags(steps=3000, log_every=100, data__num_eval=200, eval_every=1000)
     two = ["--ntasks-per-node=2"]
     limit = [*two, "--time=1", "--signal=TERM@30"]
     ended, output = submit(*flags, f"--workdir={tmp_path}/limited", options=limit, seconds=900)
@@ -221,7 +221,9 @@ def test_a_time_limit_is_survived_bit_for_bit(tmp_path, submit):
     ended, output = submit(*flags, f"--workdir={tmp_path}/whole", options=two)
     assert ended == ["COMPLETED 0"], output
     for split in ("train", "eval"):
-        found, wanted = (tiny.metric_lines(tmp_path / name, split) for name in ("limited", "whole"))
+        found, wanted = (
+            tiny_configs.metric_lines(tmp_path / name, split) for name in ("limited", "whole")
+        )
         assert found == wanted
 
 
@@ -242,7 +244,7 @@ def test_the_others_of_a_task_that_hung_do_not_keep_it_out_of_the_queue(tmp_path
 @pytest.mark.slow
 def test_the_rows_of_a_study_are_an_array(tmp_path, submit):
     folder = tmp_path / "studies"
-    ended, output = submit(*tiny.STUDY, f"--workdir={folder}", options=["--array=0-1"])
+    ended, output = submit(*tiny_configs.STUDY, f"--workdir={folder}", options=["--array=0-1"])
     assert ended == ["COMPLETED 0", "COMPLETED 0"], output
     _, *rows = (folder / "mask_ratio.csv").read_text().splitlines()
     assert [float(row.split(",")[1]) > 0 for row in rows] == [True, True]

@@ -8,7 +8,7 @@ import scipy.stats
 
 from mae_jax.convert import tokenizer
 from mae_jax.models import dvae
-from mae_jax.params import named, tree
+from mae_jax.ops.trees import flatten, unflatten
 from tests.convert import dall_e
 
 
@@ -35,7 +35,7 @@ def test_it_computes_what_the_published_modules_do(tmp_path, part):
     dall_e.write(tmp_path / "decoder.pkl", decoder, "decoder")
     found = tokenizer.load(str(tmp_path))
     model = dvae.DiscreteVAE((8, 12), **found.sizes)
-    variables = {"params": tree(found.arrays)}
+    variables = {"params": unflatten(found.arrays)}
     if part == "encoder":
         images = rng.uniform(size=(2, 8, 12, 3)).astype(np.float32)
         ours = model.apply(variables, images, method="logits")
@@ -79,7 +79,7 @@ def test_pixels_and_back():
 def test_bfloat16_keeps_logits_in_float32():
     model = dvae.DiscreteVAE((8, 8), vocab_size=16, hidden_dim=8, groups=2, dtype=jnp.bfloat16)
     params = dvae.init_params(model, jax.random.key(0))
-    assert {x.dtype for x in named(params).values()} == {jnp.dtype("float32")}
+    assert {x.dtype for x in flatten(params).values()} == {jnp.dtype("float32")}
     images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
     low = model.apply({"params": params}, images, method="logits")
     exact = model.clone(dtype=jnp.float32).apply({"params": params}, images, method="logits")

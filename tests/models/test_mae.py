@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.bench import plain_mae
 from mae_jax.models import layers
 from mae_jax.models.mae import MaskedAutoencoder, train_flops
-from mae_jax.models.posemb import sincos_2d
+from mae_jax.models.pos_embed import sincos_2d
+from mae_jax.models.targets import pixel
 from mae_jax.models.vit import SIZES
 from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify, unpatchify
-from mae_jax.targets import pixel
+from mae_jax.tools.bench.baselines import plain_mae
 from tests.parity import official
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from mae_jax.models.posemb import sincos_2d
+from mae_jax.models.pos_embed import sincos_2d
+from mae_jax.models.targets import pixel
 from mae_jax.ops import masking
 from mae_jax.ops.patches import gather, patchify, to_float
+from mae_jax.ops.trees import path_name
 from mae_jax.optim.optimizers import adamw
-from mae_jax.params import path_name
-from mae_jax.targets import pixel
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from mae_jax.models.layers import drop_path
-from mae_jax.models.posemb import resize_table
+from mae_jax.models.pos_embed import resize_table
 from mae_jax.models.vit import SIZES, BatchNorm, VisionTransformer, forward_macs
 from mae_jax.ops.mixing import smooth_one_hot
 from mae_jax.ops.patches import patchify, to_float
+from mae_jax.ops.trees import path_name
 from mae_jax.optim import param_groups
 from mae_jax.optim.optimizers import adamw
-from mae_jax.params import path_name
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.data import resize
-from mae_jax.data.tensorflow import tf
+from mae_jax.data.transforms import resize
 from mae_jax.ops.crop import axis_weights, bicubic, crop_and_resize
+from mae_jax.runtime.tensorflow_cpu import tf
 
 OUT = (24, 32)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mae_jax.ops import mixing
-from mae_jax.ops.mixing import Mix
+from mae_jax.ops.mixing import MixConfig
 
 CLASSES = 64
 
@@ -27,7 +27,7 @@ def partner(batch, group):
 
 @pytest.mark.parametrize("group", [8, 32])
 def test_mixup_blends_image_and_target_alike_within_its_group(group):
-    images, mixed, targets = run(0, Mix(mixup=0.8, cutmix=0.0, group=group))
+    images, mixed, targets = run(0, MixConfig(mixup=0.8, cutmix=0.0, group=group))
     other = partner(64, group)
     lam = np.array([targets[i, i] for i in range(64)])
     np.testing.assert_allclose(lam + [targets[i, other[i]] for i in range(64)], 1, atol=1e-6)
@@ -40,7 +40,7 @@ def test_mixup_blends_image_and_target_alike_within_its_group(group):
 
 
 def test_cutmix_pastes_one_box_and_counts_what_it_covers():
-    images, mixed, targets = run(1, Mix(mixup=0.0, cutmix=1.0, group=8))
+    images, mixed, targets = run(1, MixConfig(mixup=0.0, cutmix=1.0, group=8))
     other = partner(64, 8)
     for i in range(64):
         pasted = mixed[i, :, :, 0] == other[i]
@@ -52,7 +52,7 @@ def test_cutmix_pastes_one_box_and_counts_what_it_covers():
 def test_draws_differ_between_steps_and_groups_and_both_kinds_occur():
     lams, cut = [], []
     for key in range(20):
-        _, mixed, targets = run(key, Mix(group=16))
+        _, mixed, targets = run(key, MixConfig(group=16))
         lams += [round(float(targets[i, i]), 6) for i in range(0, 64, 16)]
         cut += [mixed[i].std() > 1e-3 for i in range(0, 64, 16)]
     assert len(set(lams)) > 60  # of 80; CutMix boxes of nothing repeat 1
@@ -80,7 +80,7 @@ def test_areas_of_boxes_follow_the_beta_distribution():
 
 
 def test_prob_leaves_groups_alone():
-    images, mixed, targets = run(3, Mix(prob=0.0, group=8))
+    images, mixed, targets = run(3, MixConfig(prob=0.0, group=8))
     np.testing.assert_array_equal(images, mixed)
     np.testing.assert_array_equal(targets, np.eye(64, CLASSES))
 

@@ -45,7 +45,9 @@ def soak(workdir: str, *, kills: int, steps: int, seed: int = 0) -> Report:
       seed: of the times.
     """
     context = multiprocessing.get_context("forkserver")  # imports are paid for once
-    context.set_forkserver_preload(["mae_jax.train", "mae_jax.tasks", "tests.tiny"])
+    context.set_forkserver_preload(
+        ["mae_jax.train.loop", "mae_jax.tasks", "tests.helpers.tiny_configs"]
+    )
     whole, killed = (os.path.join(workdir, name) for name in ("whole", "killed"))
     _end(context, whole, steps)
     random_times, in_saves, most = random.Random(seed), 0, 0
@@ -64,21 +66,21 @@ def soak(workdir: str, *, kills: int, steps: int, seed: int = 0) -> Report:
 
 def _train(workdir: str, steps: int) -> None:
     """Body of a process: the run as main does it, one step at a time."""
-    from mae_jax import train
     from mae_jax.tasks.pretrain import Pretrain
-    from tests import tiny
+    from mae_jax.train import loop
+    from tests.helpers import tiny_configs
 
     jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(workdir), "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    config = tiny.config(steps=steps, log_every=1, checkpoint__every_steps=EVERY)
-    inner = train._Loop._step
+    config = tiny_configs.config(steps=steps, log_every=1, checkpoint__every_steps=EVERY)
+    inner = loop._Loop._step
 
     def slowly(self: Any, state: Any, step: int) -> Any:
         time.sleep(PACE)
         return inner(self, state, step)
 
-    train._Loop._step = slowly
-    assert train.run(Pretrain(config, workdir), config, workdir)
+    loop._Loop._step = slowly
+    assert loop.run(Pretrain(config, workdir), config, workdir)
 
 
 def _start(context: Any, workdir: str, steps: int) -> Any:
@@ -136,14 +138,14 @@ def _half_written(workdir: str) -> list[str]:
 
 def _assert_equal(whole: str, killed: str, steps: int) -> None:
     """The same metrics, line for line, and the same parameters and moments, bit for bit."""
-    from mae_jax import checkpoint
-    from tests import tiny
+    from mae_jax.checkpoint import reader
+    from tests.helpers import tiny_configs
 
-    lines, expected = tiny.metric_lines(killed), tiny.metric_lines(whole)
+    lines, expected = tiny_configs.metric_lines(killed), tiny_configs.metric_lines(whole)
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     assert lines == expected
     parts = ("params", "opt_state")
-    a, b = (checkpoint.load_arrays(run, parts) for run in (whole, killed))
+    a, b = (reader.load_arrays(run, parts) for run in (whole, killed))
     for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
         np.testing.assert_array_equal(x, y)
 

@@ -14,11 +14,11 @@ import time
 
 import numpy as np
 
-from mae_jax import train
-from mae_jax.host_memory import keep_freed_memory
-from mae_jax.stopping import StopRequest
+from mae_jax.runtime.host import keep_freed_memory
+from mae_jax.runtime.preemption import StopRequest
 from mae_jax.tasks.pretrain import Pretrain
-from tests import tiny
+from mae_jax.train import loop
+from tests.helpers import tiny_configs
 
 EVERY = 2.0  # seconds between two looks
 
@@ -47,7 +47,7 @@ def _look(samples: list[tuple[float, float, int]], ended: threading.Event) -> No
 def soak(workdir: str, minutes: float) -> list[tuple[float, float, int]]:
     """Samples (seconds, MB, open files) of a run of so many minutes."""
     keep_freed_memory()
-    config = tiny.config(
+    config = tiny_configs.config(
         steps=10**9,
         epochs=0.0,
         optim__warmup_epochs=1.0,
@@ -61,7 +61,7 @@ def soak(workdir: str, minutes: float) -> list[tuple[float, float, int]]:
     thread = threading.Thread(target=_look, args=(samples, ended))
     thread.start()
     try:
-        train.run(Pretrain(config, workdir), config, workdir, stop=_Ends(60 * minutes))
+        loop.run(Pretrain(config, workdir), config, workdir, stop=_Ends(60 * minutes))
     finally:
         ended.set()
         thread.join()
@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as workdir:
         samples = soak(workdir, options.minutes)
-        steps = tiny.metric_lines(workdir)[-1]["step"]
+        steps = tiny_configs.metric_lines(workdir)[-1]["step"]
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump(samples, file)

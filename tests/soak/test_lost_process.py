@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from mae_jax import checkpoint
-from tests import tiny
-from tests.test_main import finish, start_two
+from mae_jax.checkpoint import layout
+from tests.e2e.test_main import finish, start_two
+from tests.helpers import tiny_configs
 
 STEPS = 40
 
@@ -22,7 +22,7 @@ def writes(folder):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_killed_in_a_save_ends_the_other_and_loses_nothing(tmp_path, lost):
     """The other notices by jax's heartbeat, which takes up to a hundred seconds."""
-    flags = tiny.flags(steps=STEPS, log_every=1, checkpoint__every_steps=1)
+    flags = tiny_configs.flags(steps=STEPS, log_every=1, checkpoint__every_steps=1)
     for process in start_two([*flags, "--workdir=whole"], tmp_path):
         status, output = finish(process)
         assert status == 0, output
@@ -41,10 +41,12 @@ def test_a_process_killed_in_a_save_ends_the_other_and_loses_nothing(tmp_path, l
         status, output = finish(run[1 - lost])
         assert status not in (0, 75), output
         assert time.monotonic() - began < 200
-        found = checkpoint.find(str(tmp_path / "w"))
+        found = layout.find(str(tmp_path / "w"))
         assert found and wanted - 2 <= found.step < STEPS
         run[lost].communicate()
     for process in start_two(flags, tmp_path):
         status, output = finish(process)
         assert status == 0, output
-    assert tiny.metric_lines(tmp_path / "w") == tiny.metric_lines(tmp_path / "whole")
+    assert tiny_configs.metric_lines(tmp_path / "w") == tiny_configs.metric_lines(
+        tmp_path / "whole"
+    )

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from mae_jax import checkpoint
-from tests import tiny
-from tests.test_main import finish, start, start_two
+from mae_jax.checkpoint import layout
+from tests.e2e.test_main import finish, start, start_two
+from tests.helpers import tiny_configs
 
 STEPS = 32
 # A line that is printed just before the stage; "" means soon after the program is started.
@@ -38,7 +38,7 @@ def wait_for(process, pattern):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_stops_in_good_order_at_any_stage(tmp_path, stage, processes, number):
     changes = {"checkpoint__every_steps": 1} if stage == "saving" else {}
-    flags = tiny.flags(
+    flags = tiny_configs.flags(
         steps=STEPS, log_every=1, eval_every=5, picture_every=5, data__num_eval=3000, **changes
     )
     flags.append("--workdir=w")
@@ -49,12 +49,14 @@ def test_a_run_stops_in_good_order_at_any_stage(tmp_path, stage, processes, numb
         process.send_signal(number)
     for status, output in map(finish, run):
         assert status == 75, output
-    lines = tiny.metric_lines(tmp_path / "w") if stage not in ("starting", "compiling") else []
+    lines = (
+        tiny_configs.metric_lines(tmp_path / "w") if stage not in ("starting", "compiling") else []
+    )
     if lines:
-        assert checkpoint.find(str(tmp_path / "w")).step == lines[-1]["step"] < STEPS
+        assert layout.find(str(tmp_path / "w")).step == lines[-1]["step"] < STEPS
     status, output = finish(start(*flags, cwd=tmp_path, devices=processes))
     assert status == 0, output
     evaluated = [*range(0, STEPS, 5), STEPS]
     for split, wanted in {"train": range(1, STEPS + 1), "eval": evaluated}.items():
-        found = [line["step"] for line in tiny.metric_lines(tmp_path / "w", split)]
+        found = [line["step"] for line in tiny_configs.metric_lines(tmp_path / "w", split)]
         assert found == list(wanted), split

@@ -10,38 +10,41 @@ import numpy as np
 import optax
 import pytest
 
-from mae_jax import checkpoint, rng, sharding, train
-from mae_jax.config import changes as config_changes
+from mae_jax.checkpoint import checkpointer, reader
+from mae_jax.config.diff import changes as config_changes
 from mae_jax.data import pipeline
-from mae_jax.errors import UsageError
-from mae_jax.params import named
-from mae_jax.scores import Predictions
-from mae_jax.start import start_state
-from mae_jax.state import abstract_state, create_state
+from mae_jax.distributed import sharding
+from mae_jax.ops import rng
+from mae_jax.ops.trees import flatten
+from mae_jax.runtime.errors import UsageError
+from mae_jax.tasks.classification_eval import Predictions
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.train_step import make_train_step
-from tests import tiny
+from mae_jax.train import loop
+from mae_jax.train.initial_state import start_state
+from mae_jax.train.state import abstract_state, create_state
+from mae_jax.train.step import make_train_step
+from tests.helpers import tiny_configs
 
 
 def run(workdir, config, task=Classify, **options):
     workdir = str(workdir)
-    return train.run(task(config, workdir), config, workdir, **options)
+    return loop.run(task(config, workdir), config, workdir, **options)
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
-    assert run(folder, tiny.config(steps=4, model__depth=2), Pretrain)
+    assert run(folder, tiny_configs.config(steps=4, model__depth=2), Pretrain)
     return str(folder)
 
 
 def classify(kind="finetune", **changes):
-    return tiny.classify_config(kind, model__depth=2, **changes)
+    return tiny_configs.classify_config(kind, model__depth=2, **changes)
 
 
 def params_of(folder):
-    return named(checkpoint.load_arrays(str(folder))["params"])
+    return flatten(reader.load_arrays(str(folder))["params"])
 
 
 def start_of(config, workdir):
@@ -49,7 +52,7 @@ def start_of(config, workdir):
     task = Classify(config, "")
     abstract = abstract_state(task, sharding.make_mesh(**config.mesh))
     state = start_state(task, config, str(workdir), NoCheckpoint(), abstract, False).state
-    return {name: np.asarray(x) for name, x in named(state.params).items()}
+    return {name: np.asarray(x) for name, x in flatten(state.params).items()}
 
 
 class NoCheckpoint:
@@ -71,16 +74,16 @@ EVERYTHING = {
 def test_a_restart_changes_no_bit(tmp_path, monkeypatch, pretrained, kind, settings):
     config = classify(kind, steps=12, eval_every=6, init_from=pretrained, **settings)
     assert run(tmp_path / "whole", config)
-    assert not run(tmp_path / "parts", config, stop=tiny.stop_in_step(monkeypatch, 7))
+    assert not run(tmp_path / "parts", config, stop=tiny_configs.stop_in_step(monkeypatch, 7))
     monkeypatch.undo()
     assert run(tmp_path / "parts", config)
     for split in ("train", "eval"):
-        whole, parts = (tiny.metric_lines(tmp_path / n, split) for n in ("whole", "parts"))
+        whole, parts = (tiny_configs.metric_lines(tmp_path / n, split) for n in ("whole", "parts"))
         assert whole == parts and whole
     states = []
     for name in ("whole", "parts"):
         task = Classify(config, str(tmp_path / name))
-        saver = checkpoint.Checkpointer(str(tmp_path / name))
+        saver = checkpointer.Checkpointer(str(tmp_path / name))
         states.append(saver.restore(12, abstract_state(task, sharding.make_mesh(**config.mesh))))
         saver.close()
     assert bool(states[0].model_state) == (kind == "linprobe")
@@ -155,9 +158,9 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
         caplog.text
     )
     with pytest.raises(UsageError, match="without a place.*blocks_1/attn/qkv/kernel"):
-        start_of(tiny.classify_config(init_from=pretrained, model__depth=1), tmp_path)
+        start_of(tiny_configs.classify_config(init_from=pretrained, model__depth=1), tmp_path)
     with pytest.raises(UsageError, match="missing.*blocks_2/attn/qkv/kernel"):
-        start_of(tiny.classify_config(init_from=pretrained, model__depth=3), tmp_path)
+        start_of(tiny_configs.classify_config(init_from=pretrained, model__depth=3), tmp_path)
     with pytest.raises(UsageError, match=r"cls_token is \(1, 1, 24\), needed \(1, 1, 48\)"):
         start_of(classify(init_from=pretrained, model__embed_dim=48), tmp_path)
     # Another image size: the table is resized, the rest is as it was.
@@ -186,13 +189,13 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
     start_of(classify(init_from=pretrained, data__mean=(0.1, 0.5, 0.5)), tmp_path)
     assert "data.mean=(0.1, 0.5, 0.5), but the weights" in caplog.text
     with pytest.raises(UsageError, match="vit without a decoder"):
-        config = tiny.config(init_from=str(tmp_path / "tuned"), model__depth=2)
+        config = tiny_configs.config(init_from=str(tmp_path / "tuned"), model__depth=2)
         run(tmp_path / "back", config, Pretrain)
 
 
 def test_loss_at_the_start_is_that_of_guessing(pretrained, tmp_path):
     run(tmp_path, classify(steps=1, init_from=pretrained, eval_every=1))
-    line = tiny.metric_lines(tmp_path, "eval")[0]
+    line = tiny_configs.metric_lines(tmp_path, "eval")[0]
     assert line["loss"] == pytest.approx(np.log(12), abs=1e-3) and line["count"] == 20
 
 
@@ -269,9 +272,9 @@ def test_parts_and_sharding_give_the_update_of_the_big_batch():
         "batch_size": 32, "init_from": "", "optim__warmup_epochs": 1e-9, "model__embed_dim": 64,
         "head__init_std": 0.02,
     }  # fmt: skip
-    whole, expected = tiny.one_step(Classify, classify(**base))
+    whole, expected = tiny_configs.one_step(Classify, classify(**base))
     for changes in ({"grad_accum": 4}, {"mesh__fsdp": 4}):
-        state, values = tiny.one_step(Classify, classify(**base, **changes))
+        state, values = tiny_configs.one_step(Classify, classify(**base, **changes))
         for key in ("loss", "grad_norm", "lr"):
             np.testing.assert_allclose(values[key], expected[key], rtol=5e-6, err_msg=key)
         # Adam's first step hides the size of a gradient; its first moment shows it.

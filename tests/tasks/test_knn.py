@@ -4,29 +4,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax import sharding, train
-from mae_jax.errors import UsageError
-from mae_jax.params import by_name, named
-from mae_jax.state import abstract_state, create_state
+from mae_jax.distributed import sharding
+from mae_jax.ops.trees import flatten, map_with_names
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.knn import Knn
 from mae_jax.tasks.pretrain import Pretrain
-from tests import tiny
+from mae_jax.train import loop
+from mae_jax.train.state import abstract_state, create_state
+from tests.helpers import tiny_configs
 
 
 def run(workdir, config, task):
-    return train.run(task(config, str(workdir)), config, str(workdir))
+    return loop.run(task(config, str(workdir)), config, str(workdir))
 
 
 def test_a_finished_encoder_gives_what_its_own_run_reported(tmp_path):
-    first = tiny.config(
+    first = tiny_configs.config(
         steps=6, eval__knn_every=3, eval__probe_every=6, eval__train_images=50, eval__knn_k=5
     )
     run(tmp_path / "run", first, Pretrain)
-    reported = {split: tiny.metric_lines(tmp_path / "run", split) for split in ("knn", "probe")}
+    reported = {
+        split: tiny_configs.metric_lines(tmp_path / "run", split) for split in ("knn", "probe")
+    }
     assert [line["step"] for line in reported["knn"]] == [0, 3, 6]
     assert [line["step"] for line in reported["probe"]] == [0, 6]
-    config = tiny.classify_config(
+    config = tiny_configs.classify_config(
         "knn",
         init_from=str(tmp_path / "run"),
         steps=0,
@@ -36,20 +39,20 @@ def test_a_finished_encoder_gives_what_its_own_run_reported(tmp_path):
     for _ in range(2):  # the same command again measures again
         assert run(tmp_path / "knn", config, Knn)
     for split, lines in reported.items():
-        (line,) = tiny.metric_lines(tmp_path / "knn", split)
+        (line,) = tiny_configs.metric_lines(tmp_path / "knn", split)
         assert line["count"] == 20 and line["train_count"] == 50
         assert {**line, "step": 6, "epoch": 1.0} == lines[-1]
 
 
 def test_both_ways_to_encode_are_the_same_features():
-    pre, knn = tiny.config(), tiny.classify_config("knn", init_from="", steps=0)
+    pre, knn = tiny_configs.config(), tiny_configs.classify_config("knn", init_from="", steps=0)
     ours, theirs = Pretrain(pre, ""), Knn(knn, "")
     mesh = sharding.make_mesh(**pre.mesh)
     state = create_state(ours, abstract_state(ours, mesh))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)), jnp.uint8)
-    adopted = theirs.adopt(named(state.params), ours.metadata(0)).arrays
+    adopted = theirs.adopt(flatten(state.params), ours.metadata(0)).arrays
     params, _ = theirs.init_variables()
-    params = by_name(params, lambda name, old: adopted.get(name, old))
+    params = map_with_names(params, lambda name, old: adopted.get(name, old))
     other = state.replace(params=params)
     np.testing.assert_allclose(
         ours._encode(state, images), theirs._encode(other, images), rtol=0, atol=1e-5
@@ -69,12 +72,12 @@ def test_both_ways_to_encode_are_the_same_features():
 )
 def test_what_cannot_be_measured_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
-        Knn(tiny.classify_config("knn", init_from="", steps=0, **changes), "")
+        Knn(tiny_configs.classify_config("knn", init_from="", steps=0, **changes), "")
 
 
 def test_a_classifiers_encoder_can_be_measured_too(tmp_path):
-    config = tiny.classify_config("linprobe", init_from="", steps=1)
+    config = tiny_configs.classify_config("linprobe", init_from="", steps=1)
     run(tmp_path / "probe", config, Classify)
-    config = tiny.classify_config("knn", init_from=str(tmp_path / "probe"), steps=0)
+    config = tiny_configs.classify_config("knn", init_from=str(tmp_path / "probe"), steps=0)
     assert run(tmp_path / "knn", config, Knn)
-    assert tiny.metric_lines(tmp_path / "knn", "knn")[0]["count"] == 20
+    assert tiny_configs.metric_lines(tmp_path / "knn", "knn")[0]["count"] == 20

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax.bench import plain_mae
-from mae_jax.errors import UsageError
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patchify, to_float, unpatchify
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.tools import bench
-from tests import tiny
+from mae_jax.tools.bench import __main__ as bench
+from mae_jax.tools.bench.baselines import plain_mae
+from tests.helpers import tiny_configs
 
 
 def made(**changes):
     """A task, parameters that are not those of the start, images and noise."""
-    task = Pretrain(tiny.config(**changes), "")
+    task = Pretrain(tiny_configs.config(**changes), "")
     params, _ = jax.jit(task.init_variables)()
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -86,7 +86,7 @@ def test_the_evaluation_reports_the_loss_that_is_trained():
 
 def test_benchmarks_compare_like_with_like(capsys):
     for changes in ({"target__kind": "pca", "target__components": 8}, {"target__loss_on": "all"}):
-        flags = tiny.flags(**changes)
+        flags = tiny_configs.flags(**changes)
         assert bench.main(["step", *flags, "--repeats=1"]) == 0
         capsys.readouterr()
         with pytest.raises(UsageError, match="--against=torch .*set --config.target"):

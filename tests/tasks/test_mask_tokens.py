@@ -6,23 +6,24 @@ import jax
 import numpy as np
 import pytest
 
-from mae_jax import checkpoint, train
-from mae_jax.errors import UsageError
-from mae_jax.params import named
-from mae_jax.pretrained import load
+from mae_jax.checkpoint import reader
+from mae_jax.inference import load
+from mae_jax.ops.trees import flatten
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
-from tests import tiny
+from mae_jax.train import loop
+from tests.helpers import tiny_configs
 
 
 def run(workdir, config, task):
-    return train.run(task(config, str(workdir)), config, str(workdir))
+    return loop.run(task(config, str(workdir)), config, str(workdir))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mask_tokens")
-    config = tiny.config(
+    config = tiny_configs.config(
         steps=4,
         model__encoder_mask_tokens=True,
         model__decoder_depth=0,
@@ -35,10 +36,10 @@ def folder(tmp_path_factory):
 
 
 def test_it_trains_and_is_watched(folder):
-    assert np.isfinite(tiny.metric_lines(folder, "eval")[-1]["loss"])
-    neighbours = tiny.metric_lines(folder, "knn")[-1]
+    assert np.isfinite(tiny_configs.metric_lines(folder, "eval")[-1]["loss"])
+    neighbours = tiny_configs.metric_lines(folder, "knn")[-1]
     assert neighbours["count"] == 20 and list(folder.rglob("*.png"))
-    names = named(checkpoint.load_arrays(str(folder))["params"])
+    names = flatten(reader.load_arrays(str(folder))["params"])
     assert "encoder_mask_token" in names and "mask_token" not in names
     assert not any(name.startswith("decoder_blocks") for name in names)
 
@@ -46,8 +47,10 @@ def test_it_trains_and_is_watched(folder):
 def test_features_are_those_of_the_monitor(folder):
     model = load(str(folder))
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    task = Pretrain(tiny.config(model__encoder_mask_tokens=True, model__decoder_depth=0), "")
-    params = checkpoint.load_arrays(str(folder))["params"]
+    task = Pretrain(
+        tiny_configs.config(model__encoder_mask_tokens=True, model__decoder_depth=0), ""
+    )
+    params = reader.load_arrays(str(folder))["params"]
     state = type("State", (), {"params": params})
     tokens = jax.jit(lambda x: task._encode(state, x))(images)
     ours = model.features(images, pool="cls")
@@ -56,7 +59,7 @@ def test_features_are_those_of_the_monitor(folder):
 
 
 def test_fine_tuning_leaves_the_mask_token_behind(folder, tmp_path):
-    config = tiny.classify_config(init_from=str(folder), steps=1)
+    config = tiny_configs.classify_config(init_from=str(folder), steps=1)
     assert run(tmp_path, config, Classify)
     report = json.loads((tmp_path / "init_from.json").read_text())
     assert "encoder_mask_token" in report["unused"]
@@ -65,12 +68,12 @@ def test_fine_tuning_leaves_the_mask_token_behind(folder, tmp_path):
 
 def test_another_kind_of_pre_training_does_not_go_on_from_it(folder, tmp_path):
     with pytest.raises(UsageError, match="missing.*'mask_token'.*place.*'encoder_mask_token'"):
-        run(tmp_path, tiny.config(init_from=str(folder), steps=1), Pretrain)
+        run(tmp_path, tiny_configs.config(init_from=str(folder), steps=1), Pretrain)
 
 
 def test_fixed_crops_are_trained_on_alike_after_a_restart():
     def batches(start, number):
-        task = Pretrain(tiny.config(data__augment="crop_fixed"), "")
+        task = Pretrain(tiny_configs.config(data__augment="crop_fixed"), "")
         feed = task.train_batches(start)
         found = [np.asarray(next(feed)["image"]) for _ in range(number)]
         feed.close()

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mae_jax import rng, sharding
-from mae_jax.errors import UsageError
-from mae_jax.ops import masking
-from mae_jax.state import abstract_state, create_state
+from mae_jax.distributed import sharding
+from mae_jax.ops import masking, rng
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.train_step import make_train_step
-from tests import tiny
+from mae_jax.train.state import abstract_state, create_state
+from mae_jax.train.step import make_train_step
+from tests.helpers import tiny_configs
 
 
 def small(**changes):
-    return tiny.config(model__image_size=(32, 32), batch_size=8, **changes)  # 8 x 8 patches
+    return tiny_configs.config(model__image_size=(32, 32), batch_size=8, **changes)  # 8 x 8 patches
 
 
 @pytest.mark.parametrize("kind", masking.MASKS)
@@ -80,5 +80,5 @@ def test_masks_of_held_out_images_depend_on_the_example_alone(kind):
 )
 def test_a_kind_that_does_not_fit_is_refused_at_the_start(changes, message):
     with pytest.raises(UsageError) as caught:
-        Pretrain(tiny.config(**{"model__image_size": (32, 32)} | changes), "")
+        Pretrain(tiny_configs.config(**{"model__image_size": (32, 32)} | changes), "")
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -10,18 +10,20 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from mae_jax import checkpoint, convert, pretrained, train
-from mae_jax.console import run_command
-from mae_jax.convert import names, released, surgery
+from mae_jax import convert, inference
+from mae_jax.checkpoint import reader
+from mae_jax.convert import official_release, param_names, surgery
 from mae_jax.convert.save import with_tables
-from mae_jax.errors import UsageError
-from mae_jax.init_from import read_initial
+from mae_jax.runtime.cli import run_command
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.knn import Knn
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools import convert as tool
 from mae_jax.tools import evaluate
-from tests import tiny
+from mae_jax.train import loop
+from mae_jax.train.initial_state import read_initial
+from tests.helpers import tiny_configs
 from tests.parity import official
 
 MAE = official.path("mae_tiny.safetensors")
@@ -94,8 +96,8 @@ def test_missing_parameters_are_named_and_begin_anew(tmp_path, capsys):
     assert convert.load(str(out)).metadata["missing"] == ["cls_token"]
     with pytest.raises(UsageError, match="needs all parameters; missing are"):
         command(out, tmp_path / "hf", "--format", "hf_vit")
-    config = tiny.classify_config(init_from=str(out), steps=1, **MODEL)
-    assert train.run(Classify(config, str(tmp_path / "run")), config, str(tmp_path / "run"))
+    config = tiny_configs.classify_config(init_from=str(out), steps=1, **MODEL)
+    assert loop.run(Classify(config, str(tmp_path / "run")), config, str(tmp_path / "run"))
     report = json.loads((tmp_path / "run" / "init_from.json").read_text())
     assert report["fresh"] == [
         "cls_token",
@@ -119,10 +121,10 @@ def test_pre_training_begins_with_weights_of_any_form(tmp_path, monkeypatch, for
     if form == "folder":
         assert command(MAE, source, *HEADS) == 0
     elif form == "official":
-        monkeypatch.setitem(released._MD5, "mae_visualize_vit_base", _md5(MAE)[:6])
-    config = tiny.config(init_from=str(source), steps=1, **MODEL, **DECODER)
+        monkeypatch.setitem(official_release._MD5, "mae_visualize_vit_base", _md5(MAE)[:6])
+    config = tiny_configs.config(init_from=str(source), steps=1, **MODEL, **DECODER)
     workdir = str(tmp_path / "run")
-    assert train.run(Pretrain(config, workdir), config, workdir)
+    assert loop.run(Pretrain(config, workdir), config, workdir)
     report = json.loads((tmp_path / "run" / "init_from.json").read_text())
     assert len(report["matched"]) == 72 and not report["fresh"] and not report["unused"]
     # The first update has learning rate 0, so that what was read is what was saved.
@@ -133,26 +135,26 @@ def test_pre_training_begins_with_weights_of_any_form(tmp_path, monkeypatch, for
         return
     # What is made of weights keeps their licence, over any number of runs, wherever a step goes.
     origin = convert.load(workdir).metadata.get("provenance", {})
-    again = tiny.config(init_from=workdir, steps=1, **MODEL, **DECODER)
-    assert train.run(Pretrain(again, str(tmp_path / "b")), again, str(tmp_path / "b"))
+    again = tiny_configs.config(init_from=workdir, steps=1, **MODEL, **DECODER)
+    assert loop.run(Pretrain(again, str(tmp_path / "b")), again, str(tmp_path / "b"))
     shutil.copytree(tmp_path / "b" / "checkpoints" / "1", tmp_path / "copy")
     for path in (tmp_path / "b", tmp_path / "copy"):
         assert convert.load(str(path)).metadata["provenance"] == origin
-    resumed = tiny.config(resume=str(tmp_path / "b"), steps=2, **MODEL, **DECODER)
+    resumed = tiny_configs.config(resume=str(tmp_path / "b"), steps=2, **MODEL, **DECODER)
     workdir = str(tmp_path / "c")
-    train.run(Pretrain(resumed, workdir), resumed, workdir, allow_config_change=True)
+    loop.run(Pretrain(resumed, workdir), resumed, workdir, allow_config_change=True)
     assert convert.load(workdir).metadata["provenance"] == origin
     assert origin == {"began_with": "mae_visualize_vit_base", "license": "cc-by-nc-4.0"}
 
 
 def test_other_channels_need_a_policy(tmp_path):
     changes = {"model__channels": 1, "data__mean": (0.5,), "data__std": (0.5,)}
-    config = tiny.config(init_from=MAE, steps=1, **MODEL, **DECODER, **changes)
+    config = tiny_configs.config(init_from=MAE, steps=1, **MODEL, **DECODER, **changes)
     with pytest.raises(UsageError, match="--config.init_channels"):
-        train.run(Pretrain(config, ""), config, str(tmp_path / "a"))
+        loop.run(Pretrain(config, ""), config, str(tmp_path / "a"))
     config.init_channels = "mean"
     workdir = str(tmp_path / "b")
-    assert train.run(Pretrain(config, workdir), config, workdir)
+    assert loop.run(Pretrain(config, workdir), config, workdir)
     kernel = convert.load(workdir).params["patch_embed/proj/kernel"]
     expected = surgery.with_channels(convert.load(official.path("hf_tiny_v4names")), 1, "mean")
     np.testing.assert_array_equal(kernel, expected.params["patch_embed/proj/kernel"])
@@ -162,22 +164,22 @@ def test_weights_that_cannot_begin_a_run_stop_it_before_anything_is_compiled(tmp
     arrays = load_file(MAE) | {"blocks.0.ls1.gamma": np.ones(48, np.float32)}
     path = str(tmp_path / "more.safetensors")
     save_file(arrays, path)
-    config = tiny.config(init_from=path, steps=1, **MODEL, **DECODER)
+    config = tiny_configs.config(init_from=path, steps=1, **MODEL, **DECODER)
     with pytest.raises(UsageError, match="unused .'blocks.0.ls1.gamma'"):
-        train.run(Pretrain(config, ""), config, str(tmp_path / "a"))
-    config = tiny.config(resume=str(tmp_path / "w"), steps=1, **MODEL, **DECODER)
+        loop.run(Pretrain(config, ""), config, str(tmp_path / "a"))
+    config = tiny_configs.config(resume=str(tmp_path / "w"), steps=1, **MODEL, **DECODER)
     assert command(MAE, tmp_path / "w", *HEADS) == 0
     with pytest.raises(UsageError, match="weights without an optimiser: begin with them"):
-        train.run(Pretrain(config, ""), config, str(tmp_path / "b"))
+        loop.run(Pretrain(config, ""), config, str(tmp_path / "b"))
 
 
 def test_the_encoder_of_a_hugging_face_folder_is_probed(tmp_path):
-    config = tiny.classify_config(
+    config = tiny_configs.classify_config(
         "knn", init_from=official.path("hf_tiny_v4names"), steps=0, **MODEL
     )
     workdir = str(tmp_path / "run")
-    assert train.run(Knn(config, workdir), config, workdir)
-    assert 0 <= tiny.metric_lines(workdir, "knn")[0]["top1"] <= 1
+    assert loop.run(Knn(config, workdir), config, workdir)
+    assert 0 <= tiny_configs.metric_lines(workdir, "knn")[0]["top1"] <= 1
 
 
 def test_an_official_classifier_is_evaluated(tmp_path, capsys):
@@ -201,7 +203,7 @@ def test_an_official_classifier_is_evaluated(tmp_path, capsys):
     with open(tmp_path / "out" / "predictions.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10 and "n0009" in rows[-1]["example"]
-    model = pretrained.load(str(weights))
+    model = inference.load(str(weights))
     features = model.features(model.load_images([row["example"] for row in rows]))
     logits = features @ model.params["head/kernel"] + model.params["head/bias"]
     assert [row["top1"] for row in rows] == [f"n{i:04}" for i in logits.argmax(axis=1)]
@@ -211,15 +213,15 @@ def test_an_official_classifier_is_evaluated(tmp_path, capsys):
     (root / "n0009").rmdir()
     names = tmp_path / "classes.txt"
     order = ["n0009", *(f"n{i:04}" for i in range(9))]
-    names.write_text("\n".join(order), encoding="utf-16")
-    assert evaluate.main([*arguments, "--classes", str(names)]) == 0
+    param_names.write_text("\n".join(order), encoding="utf-16")
+    assert evaluate.main([*arguments, "--classes", str(param_names)]) == 0
     with open(tmp_path / "out" / "predictions.csv", encoding="utf-8") as file:
         assert [row["top1"] for row in csv.DictReader(file)] == [
             order[i] for i in logits[:9].argmax(axis=1)
         ]
-    names.write_text("n0000\n")
+    param_names.write_text("n0000\n")
     with pytest.raises(UsageError, match="--classes has 1 names for the 10 classes"):
-        evaluate.main([*arguments, "--classes", str(names)])
+        evaluate.main([*arguments, "--classes", str(param_names)])
     with pytest.raises(UsageError, match="9 folders of classes where the model has 10"):
         evaluate.main(arguments)
     names = tmp_path / "names.txt"
@@ -231,13 +233,15 @@ def test_an_official_classifier_is_evaluated(tmp_path, capsys):
 
 
 def test_averaged_weights_are_exported_when_asked_for(tmp_path):
-    config = tiny.classify_config(init_from="", steps=3, optim__ema=0.5, optim__warmup_epochs=0.0)
+    config = tiny_configs.classify_config(
+        init_from="", steps=3, optim__ema=0.5, optim__warmup_epochs=0.0
+    )
     workdir = str(tmp_path / "run")
-    train.run(Classify(config, workdir), config, workdir)
+    loop.run(Classify(config, workdir), config, workdir)
     for name, more in (("raw", []), ("ema", ["--ema"])):
         assert command(workdir, tmp_path / f"{name}.npz", *more) == 0
     raw, ema = (convert.load(str(tmp_path / f"{name}.npz")) for name in ("raw", "ema"))
-    arrays = checkpoint.load_arrays(workdir, ("params", "ema"))
+    arrays = reader.load_arrays(workdir, ("params", "ema"))
     for found, part in ((raw, "params"), (ema, "ema")):
         np.testing.assert_array_equal(found.params["head/kernel"], arrays[part]["head"]["kernel"])
     assert not np.array_equal(raw.params["head/kernel"], ema.params["head/kernel"])
@@ -248,17 +252,17 @@ def test_what_a_file_does_not_say_is_as_in_the_recipe(tmp_path):
     hints = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
     five = surgery.with_channels(convert.load(MAE, hints=hints), 5, "repeat")
     path = str(tmp_path / "five.safetensors")
-    save_file(names.to_official(with_tables(five)), path)  # without our metadata
+    save_file(param_names.to_official(with_tables(five)), path)  # without our metadata
     pixels = {"data__mean": (0.1, 0.2, 0.3, 0.4, 0.5), "data__std": (0.2,) * 5}
-    config = tiny.config(init_from=path, model__channels=5, **pixels, **MODEL, **DECODER)
+    config = tiny_configs.config(init_from=path, model__channels=5, **pixels, **MODEL, **DECODER)
     found = read_initial(config)
     assert found.metadata["data"]["mean"] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert found.fields["num_heads"] == 3 and found.fields["decoder_num_heads"] == 2
     # What is said in the file counts, whatever the recipe has.
-    config = tiny.config(
+    config = tiny_configs.config(
         init_from=official.path("hf_tiny_v4names"), **MODEL | {"model__num_heads": 4}
     )
     assert read_initial(config).fields["num_heads"] == 3
     # A classifier needs to know nothing of a decoder.
-    found = read_initial(tiny.classify_config(init_from=MAE, **MODEL))
+    found = read_initial(tiny_configs.classify_config(init_from=MAE, **MODEL))
     assert found.kind == "vit" and found.report.unused == []

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax import train
-from mae_jax.errors import RunError, UsageError
-from mae_jax.scores import Predictions
+from mae_jax.runtime.errors import RunError, UsageError
+from mae_jax.tasks.classification_eval import Predictions
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools import compare, evaluate
-from tests import tiny
+from mae_jax.train import loop
+from tests.helpers import tiny_configs
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def run(tmp_path_factory):
         for i in range(20):
             pixels = np.clip(rng.normal(40 + 80 * label, 20, (16, 16, 3)), 0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
-    config = tiny.classify_config(
+    config = tiny_configs.classify_config(
         init_from="", epochs=14.0, steps=0, data__source="folder", data__root=str(root),
         data__holdout=15, model__num_classes=3, optim__ema=0.5, eval_every=39,
     )  # fmt: skip
-    assert train.run(Classify(config, str(workdir)), config, str(workdir))
+    assert loop.run(Classify(config, str(workdir)), config, str(workdir))
     return root, workdir
 
 
@@ -40,7 +40,7 @@ def test_evaluation_of_a_checkpoint_gives_what_the_run_logged(run, tmp_path, cap
     root, workdir = run
     assert evaluate.main(["--checkpoint", str(workdir), "--out", str(tmp_path)]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if " " in line)
-    logged = tiny.metric_lines(workdir, "eval")[-1]
+    logged = tiny_configs.metric_lines(workdir, "eval")[-1]
     for name in ("top1", "top5", "loss", "count", "ema_top1", "ema_loss"):
         assert float(printed[name]) == pytest.approx(logged[name], rel=1e-5)
     assert logged["ema_top1"] > 0.6 and logged["count"] == 15  # brightness tells the class
@@ -84,8 +84,8 @@ def test_a_folder_with_other_classes_is_refused(run, tmp_path):
 
 
 def test_a_pre_training_run_is_no_classifier(tmp_path):
-    config = tiny.config(steps=1)
-    train.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
+    config = tiny_configs.config(steps=1)
+    loop.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
     with pytest.raises(UsageError, match="is not a classifier"):
         evaluate.main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "out")])
 

@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from mae_jax import convert, pretrained
+from mae_jax import convert, inference
 from mae_jax.data import image_source
-from mae_jax.errors import RunError, UsageError
+from mae_jax.runtime.errors import RunError, UsageError
 from mae_jax.tools import extract
 from tests.parity import official
 
@@ -48,7 +48,7 @@ def command(weights, images, out, *more):
 @pytest.fixture(scope="module")
 def expected(folder, weights):
     """Features by the Python interface, image by image."""
-    model = pretrained.load(weights)
+    model = inference.load(weights)
     files = sorted(glob.glob(f"{folder}/*/*.png"))
     rows = [
         np.full(48, np.nan, np.float32)
@@ -117,7 +117,7 @@ def test_patches_of_a_layer_in_half_precision(folder, weights, tmp_path):
     found = np.load(out)
     assert found["features"].shape == (6, 64, 48) and found["features"].dtype == np.float16
     assert (found["label"] == -1).all()  # a glob pattern has no classes
-    model = pretrained.load(weights)
+    model = inference.load(weights)
     images = model.load_images(found["path"].tolist())
     wanted = model.features(images, pool="patches", layer=0)
     np.testing.assert_allclose(found["features"], wanted, rtol=1e-3, atol=1e-3)

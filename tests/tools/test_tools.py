@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_jax import checkpoint, convert, pretrained, stored, train
-from mae_jax.console import run_command
+from mae_jax import convert, inference
+from mae_jax.checkpoint import layout, reader
 from mae_jax.convert import surgery
-from mae_jax.errors import UsageError
+from mae_jax.runtime.cli import run_command
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools import inspect, reconstruct
-from tests import tiny
+from mae_jax.train import loop
+from tests.helpers import tiny_configs
 from tests.parity import official
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp("run"))
-    config = tiny.config(steps=2, target__normalize=True, checkpoint__every_steps=1)
-    train.run(Pretrain(config, workdir), config, workdir)
+    config = tiny_configs.config(steps=2, target__normalize=True, checkpoint__every_steps=1)
+    loop.run(Pretrain(config, workdir), config, workdir)
     return workdir
 
 
@@ -48,7 +50,7 @@ def test_inspect_tells_all_in_text_and_json(run, capsys):
     info = json.loads(capsys.readouterr().out)
     assert info["sha256"] in text
     assert info["metadata"]["step"] == 2
-    params = checkpoint.load_arrays(run)["params"]
+    params = reader.load_arrays(run)["params"]
     assert info["parameters"] == sum(x.size for x in jax.tree.leaves(params))
     assert info["report"]["missing"] == []
 
@@ -78,7 +80,7 @@ def test_what_a_run_saves_meanwhile_is_not_mixed_in(run, tmp_path, monkeypatch):
     copy = shutil.copytree(run, tmp_path / "run")
     first = convert.load(str(copy / "checkpoints" / "1"))
     (copy / "checkpoints" / "2").rename(tmp_path / "later")
-    read = stored.read_metadata
+    read = reader.read_metadata
 
     def saved_meanwhile(found):
         metadata = read(found)
@@ -86,7 +88,7 @@ def test_what_a_run_saves_meanwhile_is_not_mixed_in(run, tmp_path, monkeypatch):
             (tmp_path / "later").rename(copy / "checkpoints" / "2")
         return metadata
 
-    monkeypatch.setattr(stored, "read_metadata", saved_meanwhile)
+    monkeypatch.setattr(reader, "read_metadata", saved_meanwhile)
     found = convert.load(str(copy))
     assert found.metadata["step"] == 1
     for name, x in first.params.items():
@@ -117,7 +119,7 @@ def test_averages_are_those_of_the_same_step(run, tmp_path, monkeypatch):
 
 def test_a_step_that_is_deleted_during_verification_is_no_damage(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
-    gone = checkpoint.find(str(copy / "checkpoints" / "1"))
+    gone = layout.find(str(copy / "checkpoints" / "1"))
     shutil.rmtree(gone.folder)
     assert inspect._verify_one(gone)
     assert "step 1: deleted meanwhile" in capsys.readouterr().out
@@ -181,7 +183,7 @@ def test_reconstruct_with_a_mask_of_patches_or_of_pixels(run, photos, tmp_path):
     drawn = np.zeros((160, 320), np.uint8)
     drawn[:, :160], drawn[:, 160:170] = 255, 255  # the third column of patches is not half white
     Image.fromarray(drawn).save(tmp_path / "mask.png")
-    model = pretrained.load(run)
+    model = inference.load(run)
     np.testing.assert_array_equal(reconstruct.read_mask(str(tmp_path / "mask.png"), model), mask)
     with pytest.raises(UsageError, match="leave out --mask_ratio"):
         reconstruct.main([*arguments, "--mask", "x.npy", "--mask_ratio", "0.5"])
@@ -218,7 +220,7 @@ def test_reconstruct_hides_what_has_priority(run, photos, tmp_path):
     np.save(tmp_path / "priority.npy", priority)
     pixels = np.repeat(np.repeat(priority * 16, 40, axis=0), 40, axis=1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "priority.png")
-    model = pretrained.load(run)
+    model = inference.load(run)
     read = reconstruct.read_priority(str(tmp_path / "priority.png"), model)
     assert read.shape == (4, 4) and (np.diff(read.reshape(-1)) > 10).all()
     for name in ("priority.npy", "priority.png"):
@@ -279,6 +281,6 @@ def test_bad_input_is_named(run, photos, tmp_path):
         inspect.main([str(tmp_path)])
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(UsageError, match="text.png"):
-        reconstruct.picture(pretrained.load(run), [str(tmp_path / "text.png")])
+        reconstruct.picture(inference.load(run), [str(tmp_path / "text.png")])
     with pytest.raises(UsageError, match="mask ratio 1.5"):
-        reconstruct.picture(pretrained.load(run), [str(photos / "0.png")], ratios=[1.5])
+        reconstruct.picture(inference.load(run), [str(photos / "0.png")], ratios=[1.5])

@@ -1,0 +1,186 @@
+"""Flags shared by commands that take a recipe: `--config=FILE[:ARG] --config.key=value ...`.
+
+And those of a run, which the command that trains and the one that looks before it share.
+"""
+
+import functools
+import os
+import re
+import textwrap
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from mae_jax.config import recipe_file
+from mae_jax.config.diff import flatten
+from mae_jax.config.rules import Place
+from mae_jax.config.schema import RULES
+from mae_jax.config.validate import check_name, check_values, shorten
+from mae_jax.runtime import filesystem, workdir
+from mae_jax.runtime.errors import UsageError, all_of
+
+HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
+
+
+def define_config(values: flags.FlagValues, argv: list[str]) -> None:
+    """Defines --config and a flag for each key that `argv` overrides."""
+    # Files of flags are read with everything else: one that is not there must not fail here.
+    words = [word for word in argv if not word.startswith(("-flagfile", "--flagfile"))]
+    config_flags.DEFINE_config_file(
+        "config", None, "Recipe: a file of configs/.", flag_values=values, sys_argv=words
+    )
+
+
+def define_run(values: flags.FlagValues, argv: list[str]) -> None:
+    """Defines --config and the other flags of a run."""
+    define_config(values, argv)
+    place = "Folder of the run; default runs/<config name>."
+    flags.DEFINE_string("workdir", None, place, flag_values=values)
+    change = "Continue a run with another configuration."
+    flags.DEFINE_bool("allow_config_change", False, change, flag_values=values)
+    modes = ["auto", "on", "off"]
+    connect = "Connect to other processes: auto (in a cluster, or with --coordinator), on or off."
+    flags.DEFINE_enum("distributed", "auto", modes, connect, flag_values=values)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
+    which = "Which of the processes this is."
+    flags.DEFINE_integer("process_id", None, which, flag_values=values)
+
+
+def help_of(program: str | None, values: flags.FlagValues) -> str:
+    """The --help of a command that takes a recipe: its docstring, flags, recipes and keys."""
+    modules = values.flags_by_module_dict().items()
+    ours = [f for module, found in modules if not module.startswith("absl.") for f in found]
+    lines = table((f"--{flag.name}", flag.help) for flag in ours)
+    return "\n".join([program or "", "Flags:", *sorted(lines), "", recipes_and_keys()])
+
+
+def recipes_and_keys() -> str:
+    """The recipes that ship with mae_jax, and where the keys of a recipe are documented."""
+    folders: dict[str, list[str]] = {}
+    for name in recipe_file.names():
+        folder, _, base = name.rpartition("/")
+        folders.setdefault(f"configs/{folder}".rstrip("/") + "/", []).append(base)
+    rows = [(folder, ", ".join(names)) for folder, names in folders.items()]
+    rows.append(("configs/ablations/", "tables of the paper, run by mae_jax.tools.study"))
+    return "\n".join(
+        [
+            "Recipes, for example --config=configs/demo.py (a file in your folder wins):",
+            *table(rows),
+            "",
+            "Every key of a recipe is a flag: --config.mask.ratio=0.8. All keys are listed in",
+            "docs/configuration.md and by python -m mae_jax.config.schema.",
+        ]
+    )
+
+
+def table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Names and what they mean in two columns, 80 characters wide at most; one string a row."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows) + 4
+    wrap = textwrap.TextWrapper(80, break_on_hyphens=False, subsequent_indent=" " * width)
+    return ["\n".join(wrap.wrap(f"  {name}".ljust(width) + text)) for name, text in rows]
+
+
+def workdir_of(values: flags.FlagValues) -> str:
+    """The folder of the run that parsed flags speak of, from `workdir.resolve`."""
+    default = os.path.join("runs", config_name(values))
+    return workdir.resolve(default if values.workdir is None else values.workdir)
+
+
+def parse(argv: list[str], values: flags.FlagValues) -> Any:
+    """Parses the command line (without the program's name) and returns the recipe.
+
+    A recipe is looked for where the path says, then among those that ship with mae_jax.
+
+    Raises:
+      UsageError: anything mistyped, missing or out of range.
+    """
+    overridden = _overridden(argv)
+    all_of(*(functools.partial(check_name, key) for key in overridden))
+    words = _find_config(argv)
+    try:
+        rest = values(["", *words])
+        config = values.config
+        _ = getattr(config, "task", None)  # only this tells that the file could not be loaded
+    # A recipe is somebody's program, and may fail in any way.
+    except Exception as error:
+        raise UsageError(_what_failed(error, overridden)) from error
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}: flags begin with --")
+    if config is None:
+        raise UsageError("no recipe: give --config=configs/demo.py or another file of configs/")
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UsageError("get_config() of the recipe must return an ml_collections.ConfigDict")
+    check_values(config)
+    config.update_from_flattened_dict(
+        {k: filesystem.expand(x) for k, x in flatten(config).items() if isinstance(RULES[k], Place)}
+    )
+    return config
+
+
+def _overridden(argv: list[str]) -> list[str]:
+    """Keys that the command line sets.
+
+    Raises:
+      UsageError: one comes before the recipe whose key it is.
+    """
+    found, recipe = [], False
+    for word in argv:
+        if key := re.match(r"--?(?:no)?config\.([^=]*)", word):
+            found.append(key[1])
+        elif re.match(r"--?config(=|$)", word):
+            recipe = True
+            if found:
+                raise UsageError(f"--config has to come before --config.{shorten(found[0])}")
+    return found if recipe else []
+
+
+def _what_failed(error: Exception, overridden: list[str]) -> str:
+    """One line for whatever reading the flags and the recipe raised."""
+    text = str(error).strip()
+    bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
+    if bad and bad[1] in RULES:
+        return f"--config.{bad[1]}={shorten(repr(bad[2]))} must be {RULES[bad[1]].allowed()}"
+    if isinstance(error, KeyError):  # the names are right, so it is this recipe that lacks one
+        lacking = [k for k in overridden if set(k.split(".")) & set(re.findall(r"\w+", text)[:1])]
+        if lacking:
+            return f"the recipe has no key --config.{lacking[0]}"
+    if isinstance(error, AttributeError) and "no attribute 'get_config'" in text:
+        return f"--config={getattr(error.obj, '__file__', '')} has no get_config(), as recipes have"
+    if "Traceback (most recent call last)" in text:  # ml_collections puts it into the message
+        text = text.splitlines()[-1]
+    elif not isinstance(error, (flags.Error, OSError)):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"the recipe fails ({place.filename}:{place.lineno}): {type(error).__name__}: {text}"
+    return " ".join(text.split())
+
+
+def config_name(values: flags.FlagValues) -> str:
+    """Name of the recipe: its path below configs/ without .py, and its argument."""
+    path, _, argument = config_flags.get_config_filename(values["config"]).partition(":")
+    parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)
+    below = len(parts) - parts[::-1].index("configs") if "configs" in parts else len(parts) - 1
+    return "_".join(filter(None, [os.path.join(*parts[below:]), argument]))
+
+
+def _find_config(argv: list[str]) -> list[str]:
+    """The same words, with the path of a recipe that exists and can import `configs`.
+
+    Raises:
+      UsageError: there is none, or it is not a Python program.
+    """
+    found = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        name, equals, value = word.rpartition("=") if "=" in word else (before, "", word)
+        path, colon, argument = value.partition(":")
+        if name.lstrip("-") == "config" and path:
+            path = recipe_file.find(filesystem.expand(path))
+            recipe_file.provide_configs(path)
+            word = (f"{name}=" if equals else "") + path + colon + argument
+        found.append(word)
+    return found

@@ -1,0 +1,180 @@
+"""Kinds of rules for the values of a configuration; `config_keys` has the rule of every key."""
+
+import abc
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mae_jax.runtime import extensions
+
+LARGEST = 2**31 - 1  # steps and examples are counted in int32 on the devices
+HUGE = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(abc.ABC):
+    """What a value has to be.
+
+    Attributes:
+      meaning: what the key does, for the documentation.
+    """
+
+    meaning: str
+
+    @abc.abstractmethod
+    def allowed(self) -> str:
+        """What follows "must be"."""
+
+    @abc.abstractmethod
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Int(Rule):
+    """A whole number from `low` to `high`; `also` are exceptions, such as -1 for "the rest"."""
+
+    low: int = 0
+    high: int = LARGEST
+    also: tuple[int, ...] = ()
+
+    def allowed(self) -> str:
+        exceptions = "".join(f"{x} or " for x in self.also)
+        return f"{exceptions}a whole number from {self.low} to {self.high}"
+
+    def accepts(self, value: Any) -> bool:
+        return _is_whole(value) and (self.low <= value <= self.high or value in self.also)
+
+
+@dataclasses.dataclass(frozen=True)
+class Float(Rule):
+    """A finite number between `low` and `high`; `above` and `below` leave out the ends."""
+
+    low: float = 0.0
+    high: float = HUGE
+    above: bool = False
+    below: bool = False
+
+    def allowed(self) -> str:
+        return f"a number in {_interval(self)}"
+
+    def accepts(self, value: Any) -> bool:
+        return _is_number(value) and _inside(self, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Floats(Float):
+    """Several numbers: so many (any number of them where `lengths` is empty), all between the ends.
+
+    Attributes:
+      lengths: how many there may be; one of them may be given without a tuple.
+      whole: no fractions.
+      ordered: none is smaller than the one before it.
+    """
+
+    lengths: tuple[int, ...] = ()
+    whole: bool = False
+    ordered: bool = False
+
+    def allowed(self) -> str:
+        count = " or ".join(map(str, self.lengths)) or "one or more"
+        order = ", in rising order" if self.ordered else ""
+        kind = "whole numbers" if self.whole else "numbers"
+        return f"{count} {kind} in {_interval(self)}{order}"
+
+    def accepts(self, value: Any) -> bool:
+        if not isinstance(value, (tuple, list)) and 1 in self.lengths:
+            value = (value,)
+        if not isinstance(value, (tuple, list)) or not value:
+            return False
+        good = _is_whole if self.whole else _is_number
+        return (
+            (not self.lengths or len(value) in self.lengths)
+            and all(good(x) and _inside(self, x) for x in value)
+            and (not self.ordered or list(value) == sorted(value))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bool(Rule):
+    """True or False."""
+
+    def allowed(self) -> str:
+        return "True or False"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Rule):
+    """One of a few words; with `extensible` also the user's own `module:attribute`."""
+
+    options: tuple[str, ...]
+    extensible: bool = False
+
+    def allowed(self) -> str:
+        own = " or your own module:attribute" if self.extensible else ""
+        return f"one of {', '.join(self.options)}{own}"
+
+    def accepts(self, value: Any) -> bool:
+        if not isinstance(value, str):
+            return False
+        own = self.extensible and extensions.NAME.fullmatch(value) is not None
+        return value in self.options or own
+
+
+@dataclasses.dataclass(frozen=True)
+class Str(Rule):
+    """Any text, of as many characters as a path may have, or one of a `form`.
+
+    Attributes:
+      form: regular expression.
+      shown: the same for a reader.
+    """
+
+    form: str = r".{0,4096}"
+    shown: str = "text"
+
+    def allowed(self) -> str:
+        return self.shown
+
+    def accepts(self, value: Any) -> bool:
+        whole = isinstance(value, str) and re.fullmatch(self.form, value)
+        return bool(whole) and value.isprintable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place(Str):
+    """A path, or ""; `~` in it is the home folder (`paths.expand`)."""
+
+    shown: str = "a path"
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for a word that is not among the known ones, or ""."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _interval(rule: Float) -> str:
+    left, right = "(" if rule.above else "[", ")" if rule.below else "]"
+    return f"{left}{rule.low:g}, {rule.high:g}{right}"
+
+
+def _inside(rule: Float, value: float) -> bool:
+    if (rule.above and value == rule.low) or (rule.below and value == rule.high):
+        return False
+    return rule.low <= value <= rule.high

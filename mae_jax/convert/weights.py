@@ -1,0 +1,175 @@
+"""A model's weights with all that one must know to use them, and how they came in."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+
+from mae_jax.convert.param_names import Arrays
+from mae_jax.models import mae, vit
+from mae_jax.ops.patches import grid_size
+from mae_jax.ops.trees import flatten, unflatten
+from mae_jax.runtime.errors import UsageError
+
+
+class LoadReport(NamedTuple):
+    """How arrays and model fit together; names are ours, but `unused` are the file's.
+
+    Attributes:
+      kind: of file.
+      matched, wanted: how many parameters of the model there are, and should be.
+      missing, wrong, unused: absent ones; "name is (1, 2), needed (1, 3)"; without a place.
+      notes: what was assumed or guessed.
+    """
+
+    kind: str
+    matched: int
+    wanted: int
+    missing: list[str]
+    wrong: list[str]
+    unused: list[str]
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        lines = [f"matched {self.matched} of {self.wanted} parameters ({self.kind})"]
+        for text, names in (
+            ("missing", self.missing),
+            ("other shape", self.wrong),
+            ("unused", self.unused),
+        ):
+            if names:
+                lines.append(f"{text}: {len(names)}: {', '.join(names)}")
+        return lines + [f"note: {note}" for note in self.notes]
+
+    def check(self, *, allow_missing: Sequence[str] = (), allow_unused: Sequence[str] = ()) -> None:
+        """Raises UsageError for what did not match, but for names that fit an allowed pattern."""
+        missing = _others(self.missing, allow_missing)
+        unused = _others(self.unused, allow_unused)
+        if missing or unused or self.wrong:
+            advice = (
+                "; `python -m mae_jax.tools.convert` takes them with --allow_missing PATTERN and "
+                "--allow_unused PATTERN"
+            )
+            raise UsageError(
+                f"the weights do not fit: missing {missing}, other shape {self.wrong}, unused "
+                f"{unused}{'' if self.wrong else advice}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights in our names and layout.
+
+    Attributes:
+      params: by name, float32.
+      statistics: of a probe's BatchNorm, `batch_norm/mean` and `batch_norm/var`, or {}.
+      metadata: as in a checkpoint; `model` describes it, `missing` names parameters left out.
+      report: how they came in.
+      target: arrays that an autoencoder's target keeps beside the parameters, or {}.
+      run: folder of the run they belong to, or "".
+      averaged: whether that run, or the file, has averaged weights too.
+    """
+
+    params: Arrays
+    statistics: Arrays
+    metadata: dict[str, Any]
+    report: LoadReport
+    target: Arrays = dataclasses.field(default_factory=dict)
+    run: str = ""
+    averaged: bool = False
+
+    def variables(self) -> dict[str, Any]:
+        """First argument of the Flax module's `apply`."""
+        state = {"batch_stats": unflatten(self.statistics)} if self.statistics else {}
+        return {"params": unflatten(self.params), **state}
+
+    @property
+    def kind(self) -> str:
+        """ "mae" or "vit"."""
+        return self.metadata["model"]["kind"]
+
+    @property
+    def predicts_pixels(self) -> bool:
+        """Whether its decoder, or the one it was trained with, predicts pixels."""
+        return self.metadata.get("target", {}).get("kind", "pixel") == "pixel"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Constructor arguments of the model, but for what is chosen when it is run."""
+        return fields(self.metadata)
+
+
+def fields(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of the model that a checkpoint's metadata describe."""
+    model = metadata["model"]
+    sizes = {name: tuple(model[name]) for name in ("image_size", "patch_size")}
+    return {k: v for k, v in model.items() if k not in ("kind", "size")} | sizes
+
+
+def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the model that metadata describe, by name."""
+    kind, arguments = metadata["model"]["kind"], fields(metadata)
+    if kind == "mae":
+        model: Any = mae.MaskedAutoencoder(**arguments)
+        init: Any = mae.init_params
+    else:
+        model, init = vit.VisionTransformer(**arguments), vit.init_variables
+    shapes = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    return {name: x.shape for name, x in flatten(shapes if kind == "mae" else shapes[0]).items()}
+
+
+def table_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the position tables of an autoencoder, which are constants here."""
+    model = fields(metadata)
+    rows = 1 + math.prod(grid_size(model["image_size"], model["patch_size"]))
+    return {
+        "pos_embed": (1, rows, model["embed_dim"]),
+        "decoder_pos_embed": (1, rows, model["decoder_embed_dim"]),
+    }
+
+
+def make_report(
+    params: Arrays,
+    metadata: dict[str, Any],
+    *,
+    kind: str,
+    unused: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    tables: bool = False,
+) -> LoadReport:
+    """Compares parameters with those of the model that `metadata` describe.
+
+    Args:
+      params: by our names.
+      metadata: as of a checkpoint.
+      kind, unused, notes: see `Report`.
+      tables: whether an autoencoder's fixed position tables are to be there too, as in files of
+        others; without them some libraries begin with random ones.
+    """
+    wanted = expected_shapes(metadata)
+    if tables and metadata["model"]["kind"] == "mae":
+        wanted |= table_shapes(metadata)
+    wrong = [
+        f"{name} is {params[name].shape}, needed {shape}"
+        for name, shape in wanted.items()
+        if name in params and params[name].shape != shape
+    ]
+    missing = [name for name in wanted if name not in params]
+    left = sorted(params.keys() - wanted.keys())
+    return LoadReport(
+        kind,
+        matched=len(wanted) - len(missing) - len(wrong),
+        wanted=len(wanted),
+        missing=missing,
+        wrong=wrong,
+        unused=[*unused, *left],
+        notes=list(notes),
+    )
+
+
+def _others(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [n for n in names if not any(fnmatchcase(n, pattern) for pattern in patterns)]

@@ -1,0 +1,234 @@
+"""Sets of images that lie on the devices, where the batches are made too.
+
+The host decodes every image once; from then on it only says which crops a batch is made of: same
+order, boxes and mirror images as `data.pipeline`, and the same pixels but for the rounding of sums.
+No TensorFlow.
+"""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from mae_jax.data import DataOptions, Source
+from mae_jax.data.on_device_images import plan_rows, read_whole
+from mae_jax.data.sampler import EvalSampler, TrainSampler, host_rows
+from mae_jax.data.tolerant import empty_batch
+from mae_jax.data.transforms.crop import NUM_DRAWS
+from mae_jax.distributed import sharding
+from mae_jax.ops.crop import crop_and_resize
+from mae_jax.runtime import host
+from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.host import available_memory
+
+log = logging.getLogger(__name__)
+
+# Float32 pixels that a device works on at once; further rows of a batch wait for their turn.
+WORKING_BYTES = 2**28
+FACTS = ("label", "index", "valid")  # of the rows of a batch; all else says how to make the images
+
+
+class OnDeviceLoader:
+    """Stands in for the module `data.pipeline`: the same two functions with the same arguments.
+
+    A source is read whole when it is first asked for, and stays on the devices of this process.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+        self._sets: dict[Source, OnDeviceImages] = {}
+
+    def train_batches(
+        self, source: Source, *, seed: int, batch_size: int, **options: Any
+    ) -> "ResidentBatches":
+        """As `pipeline.train_batches`, but the batches are on the devices already.
+
+        Raises:
+          UsageError: also when the set is too large for the devices.
+        """
+        order = TrainSampler(len(source), seed=seed, batch_size=batch_size)
+        return self._batches(source, order, train=True, batch_size=batch_size, **options)
+
+    def eval_batches(
+        self, source: Source, *, limit: int | None = None, **options: Any
+    ) -> "ResidentBatches":
+        """As `pipeline.eval_batches`, likewise."""
+        return self._batches(source, EvalSampler(len(source), limit=limit), train=False, **options)
+
+    def _batches(
+        self,
+        source: Source,
+        order: TrainSampler | EvalSampler,
+        *,
+        data_config: Any,
+        channels: int,
+        process_count: int = 1,
+        **options: Any,
+    ) -> "ResidentBatches":
+        settings = DataOptions.from_config(data_config)
+        local = sharding.local_mesh(self._mesh)
+        if source not in self._sets:
+            self._sets[source] = OnDeviceImages(source, settings, channels=channels, mesh=local)
+        # Either a part of a global batch, or rows that every process makes for itself.
+        mesh = self._mesh if process_count == jax.process_count() else local
+        return ResidentBatches(
+            self._sets[source],
+            order,
+            options=settings,
+            mesh=mesh,
+            process_count=process_count,
+            **options,
+        )
+
+
+class OnDeviceImages:
+    """The images of a source, once on each device of this process.
+
+    Attributes:
+      examples: what the host has to know of them.
+      channels: C.
+    """
+
+    def __init__(self, source: Source, options: DataOptions, *, channels: int, mesh: Mesh):
+        began = time.perf_counter()
+        log.info("data.resident: decoding the %s images of %s", f"{len(source):,}", source.name)
+        check = functools.partial(_check_room, options=options, room=free_bytes(mesh))
+        images, self.examples = read_whole(source, options, channels=channels, check_shape=check)
+        pixels = self.examples.sizes.prod(axis=1).sum() / images[..., 0].size
+        log.info(
+            "data.resident: %s on each device for images of up to %d x %d (%.0f %% of it pixels, "
+            "the rest fills up smaller images), read in %.1f s",
+            _size(images.nbytes), *images.shape[1:3], 100 * pixels, time.perf_counter() - began,
+        )  # fmt: skip
+        self.channels = channels
+        self._mesh = mesh
+        self._images = jax.device_put(images, sharding.replicated(mesh))
+
+    def views(
+        self, rows: dict[str, np.ndarray], *, image_size: tuple[int, int], antialias: bool
+    ) -> jax.Array:
+        """Images [b, H, W, C], split over the devices of this process; rows of `plan_rows`."""
+        make = _compile_views(self._mesh, image_size, antialias)
+        return make(self._images, jax.device_put(rows, sharding.batch_sharding(self._mesh)))
+
+
+class ResidentBatches(Iterator[dict[str, jax.Array]]):
+    """Iterator over batches made on the devices; arguments as `pipeline.train_batches`.
+
+    Attributes:
+      bad_count: distinct examples of the set that cannot be read.
+      length: number of batches in all; None without end.
+    """
+
+    def __init__(
+        self,
+        images: OnDeviceImages,
+        order: TrainSampler | EvalSampler,
+        *,
+        options: DataOptions,
+        mesh: Mesh,
+        image_size: tuple[int, int],
+        batch_size: int,
+        train: bool,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
+        self._images, self._options, self._mesh = images, options, mesh
+        self._rows = rows.stop - rows.start
+        self._image_size, self._train = (image_size[0], image_size[1]), train
+        self._plan: Callable[..., Any] = functools.partial(
+            order.plan, batch_size=batch_size, rows=rows, num_draws=NUM_DRAWS
+        )
+        self._step = start_step
+        self._last = None if isinstance(order, TrainSampler) else order.num_batches(batch_size)
+        self.length = None if self._last is None else max(self._last - start_step, 0)
+        self.bad_count = len(images.examples.bad)
+
+    def empty(self) -> dict[str, jax.Array]:
+        """A batch without examples (`data.tolerant.empty_batch`)."""
+        batch = empty_batch(
+            self._rows,
+            image_size=self._image_size,
+            channels=self._images.channels,
+            dtype=self._options.dtype,
+            train=self._train,
+        )
+        return sharding.to_device(self._mesh, batch)
+
+    def close(self) -> None:
+        """Ends the iterator; there is nothing to stop."""
+        self._last = self._step
+
+    def __next__(self) -> dict[str, jax.Array]:
+        if self._last is not None and self._step >= self._last:
+            raise StopIteration
+        rows = plan_rows(
+            self._plan(self._step),
+            self._images.examples,
+            self._options,
+            image_size=self._image_size,
+            train=self._train,
+        )
+        self._step += 1
+        facts = {name: rows.pop(name) for name in FACTS if name in rows}
+        antialias = self._options.resize_antialias
+        image = self._images.views(rows, image_size=self._image_size, antialias=antialias)
+        return {"image": sharding.join(self._mesh, image), **sharding.to_device(self._mesh, facts)}
+
+
+@functools.cache
+def _compile_views(mesh: Mesh, image_size: tuple[int, int], antialias: bool) -> Any:
+    """Function (images on every device, rows split over them) -> their views, split likewise.
+
+    The mesh is that of one process: nothing is exchanged, so that processes need not start these
+    programs in the same order among their others.
+    """
+
+    def view(images: jax.Array, row: dict[str, jax.Array]) -> jax.Array:
+        used = row.pop("used")
+        batch = jax.tree.map(lambda x: x[None], row)
+        whole = images[jnp.maximum(used, 0)][None]
+        (image,) = crop_and_resize(whole, **batch, out=image_size, antialias=antialias)
+        return jnp.where(used >= 0, image, 0)
+
+    def views(images: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+        at_once = max(1, WORKING_BYTES // (4 * images[0].size))
+        one = functools.partial(view, images)
+        if len(rows["used"]) <= at_once:
+            return jax.vmap(one)(rows)
+        return jax.lax.map(one, rows, batch_size=at_once)
+
+    specs = (PartitionSpec(), sharding.BATCH)
+    return jax.jit(jax.shard_map(views, mesh=mesh, in_specs=specs, out_specs=sharding.BATCH))
+
+
+def free_bytes(mesh: Mesh) -> int:
+    """Room for a set on each device: its memory, and no more than half of what the host has."""
+    # The other half: the images before they are put together, and all else.
+    copies = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.devices.flat]
+    room = host.share(available_memory() // 2) // copies
+    return min([room, *(limit for limit in limits if limit)])
+
+
+def _check_room(shape: tuple[int, int, int, int], *, options: DataOptions, room: int) -> None:
+    needed = math.prod(shape) * np.dtype(options.dtype).itemsize
+    if needed > room:
+        raise UsageError(
+            f"--config.data.resident=True: {shape[0]:,} images of up to {shape[1]} x {shape[2]} "
+            f"take {_size(needed)} on each device, where there is room for {_size(room)}; leave it "
+            "False, or make the images smaller beforehand"
+        )
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,146 @@
+"""Picks and builds the sources that `config.data` asks for."""
+
+import dataclasses
+import functools
+import logging
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from mae_jax.data.options import DataOptions
+from mae_jax.data.sampler import fitting_holdout, holdout_split
+from mae_jax.data.sources.base import Record, Source, Subset
+from mae_jax.data.sources.cache import Budget, Cached
+from mae_jax.data.sources.folder import files_source, make_folder_sources
+from mae_jax.data.sources.shapes import _shapes
+from mae_jax.data.sources.tfds import make_tfds_sources
+from mae_jax.data.storage import patiently
+from mae_jax.data.transforms import decode, resize
+from mae_jax.data.transforms.decode import pixels
+from mae_jax.runtime import filesystem, host
+from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.host import available_memory
+
+log = logging.getLogger(__name__)
+# What does part of the work faster than Pillow, and whether it is installed.
+FAST = {"simplejpeg": decode.SIMPLEJPEG, "cykooz-resizer": resize.SIMD}
+KEPT = ("listing_*.jsonl", "records_*.npz")  # in <workdir>/data
+
+
+class Sources(NamedTuple):
+    """Examples of a run.
+
+    Attributes:
+      train: to train on.
+      eval: to evaluate on; None without a split or holdout for it.
+    """
+
+    train: Source
+    eval: Source | None
+
+    @property
+    def holdout(self) -> int:
+        """How many training images `eval` was made of; 0 if it is a split of its own."""
+        of_one_set = "part" in self.train.fingerprint()  # see `Subset`
+        return len(self.eval) if of_one_set and self.eval is not None else 0
+
+
+def make_sources(
+    data_config: Any,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    workdir: str | None,
+    resuming: bool = True,
+    was_there: bool = False,
+) -> Sources:
+    """Finds the data; reads no image yet. Storage that is away is waited for.
+
+    Args:
+      data_config: `config.data` (see `DataOptions`).
+      image_size: (H, W) of the model.
+      channels: C of the model.
+      workdir: where listings and record indices are kept between starts; None keeps nothing.
+      resuming: False forgets what an earlier start in this workdir kept: it led to no checkpoint.
+      was_there: the data are known to exist: if they are missing the storage is away.
+
+    Raises:
+      UsageError: the data are not there, or not those this run started with.
+      StorageUnavailable: the storage did not come back within `data.storage_wait`.
+    """
+    if workdir and not resuming:
+        for name in KEPT:
+            for path in epath.Path(workdir).glob(f"data/{name}"):
+                path.unlink(missing_ok=True)  # the other processes of a run do the same
+    options = DataOptions.from_config(data_config)
+    options = dataclasses.replace(options, root=filesystem.expand(options.root))
+    if options.source == "shapes":
+        train, evaluation = _shapes(options, image_size=image_size, channels=channels)
+    else:
+        make: Any = make_tfds_sources
+        if options.source == "folder":
+            make = functools.partial(make_folder_sources, resuming=resuming)
+        train, evaluation = patiently(
+            lambda: make(options, workdir=workdir),
+            what="the images",
+            limit=options.storage_wait,
+            was_there=was_there,
+        )
+    if evaluation is None and options.holdout:
+        holdout = fitting_holdout(len(train), options.holdout)
+        kept, held = holdout_split(len(train), holdout)
+        train, evaluation = (
+            Subset(train, kept, part=f"all but {holdout} held out"),
+            Subset(train, held, part=f"{holdout} held out"),
+        )
+    if evaluation is None:
+        (train,) = with_cache([train], options, channels=channels)
+    else:
+        train, evaluation = with_cache([train, evaluation], options, channels=channels)
+    if slow := [name for name, there in FAST.items() if not there]:
+        log.info("Pillow does the work of %s, which is not installed: slower", " and ".join(slow))
+    log.info("train: %s, %s examples", train.name, f"{len(train):,}")
+    if evaluation is None:
+        log.info("eval: none (set --config.data.eval_split= or --config.data.holdout=)")
+    else:
+        log.info("eval: %s, %s examples", evaluation.name, f"{len(evaluation):,}")
+    return Sources(train, evaluation)
+
+
+def with_cache(sources: list[Source], data_config: Any, *, channels: int) -> list[Source]:
+    """The same sources, kept in memory as `data.cache` and `data.cache_gb` say."""
+    options = DataOptions.from_config(data_config)
+    if options.cache == "none":
+        return sources
+    limit = host.share(int(options.cache_gb * 2**30) or available_memory() // 2)
+    log.info("cache: %s images, up to %.1f GB", options.cache, limit / 2**30)
+
+    def decoded(record: Record) -> Record:
+        return record._replace(data=pixels(record.data, options, channels=channels))
+
+    budget = Budget(limit)
+    change = decoded if options.cache == "decoded" else lambda record: record
+    return [Cached(source, budget, change=change) for source in sources]
+
+
+def image_source(where: str, *, root: str = "") -> Source:
+    """The images that a command line names, labelled or not, in the order of their names.
+
+    Args:
+      where: a folder, with all folders below; a list file (.txt, .csv); a file or a quoted glob
+        pattern (what exists is no pattern); or `tfds:NAME/SPLIT` of a prepared TFDS set, such as
+        tfds:imagenet2012/validation.
+      root: data_dir of TFDS.
+
+    Raises:
+      UsageError: there is no such thing, or no image in it.
+    """
+    if where.startswith("tfds:"):
+        name, _, split = where.removeprefix("tfds:").rpartition("/")
+        if not name or not split:
+            raise UsageError(
+                f"--images={where} is not tfds:NAME/SPLIT (tfds:imagenet2012/validation)"
+            )
+        options = DataOptions(source="tfds", name=name, split=split, root=root)
+        return make_tfds_sources(options, workdir=None)[0]
+    return files_source(filesystem.expand(where))

@@ -1,0 +1,85 @@
+"""Bicubic resize of one image, by Pillow or about four times as fast.
+
+`cykooz-resizer` (the fast_image_resize crate: Pillow's algorithm in SIMD) does ordinary images if
+it is installed and exact pixels are not required; docs/data.md says how far its pixels are from
+Pillow's. It has no wheels for Linux on ARM.
+"""
+
+from importlib.util import find_spec
+
+import numpy as np
+
+SIMD = find_spec("cykooz_resizer") is not None
+
+
+def resize(
+    image: np.ndarray, size: tuple[int, int], *, antialias: bool = True, exact: bool = False
+) -> np.ndarray:
+    """Resizes an image.
+
+    Args:
+      image: [h, w, C] uint8 or float32.
+      size: (H, W) of the result.
+      antialias: False takes the 4 x 4 nearest pixels however much the image shrinks.
+      exact: return exactly Pillow's pixels, also where a faster resizer is installed.
+
+    Returns:
+      [H, W, C] of the same dtype; it may be `image` itself, or read-only. Eight-bit values are
+      rounded after each of the two passes, as Pillow does.
+    """
+    if image.shape[:2] == size:
+        return image
+    if not antialias:
+        return _aliased(image, size)
+    if SIMD and not exact and image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        return _simd(image, size)
+    return _pillow(image, size)
+
+
+def mirrored(image: np.ndarray) -> np.ndarray:
+    """[H, W, C] with left and right exchanged, contiguous."""
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        # A third of the time that numpy needs to copy backwards in steps of three bytes.
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    return np.ascontiguousarray(image[:, ::-1])
+
+
+def _simd(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    import cykooz_resizer as cy  # pyright: ignore[reportMissingImports]
+
+    kernel = cy.ResizeAlg.convolution(cy.FilterType.catmull_rom)  # Pillow's bicubic
+    options = cy.ResizeOptions(resize_alg=kernel, use_alpha=False)
+    height, width, channels = image.shape
+    kind = cy.PixelType.U8 if channels == 1 else cy.PixelType.U8x3
+    source = cy.ImageData(width, height, kind, image.tobytes())
+    # One call would do the vertical pass first; Pillow mostly begins with the horizontal one. The
+    # mean difference on crops of photos is 0.04 instead of 0.22.
+    halfway = cy.ImageData(size[1], height, kind)
+    result = cy.ImageData(size[1], size[0], kind)
+    resizer = cy.Resizer()  # not to be shared between threads
+    resizer.resize(source, halfway, options)
+    resizer.resize(halfway, result, options)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(*size, channels)
+
+
+def _pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    def one(pixels: np.ndarray) -> np.ndarray:
+        pillow = Image.fromarray(pixels)
+        return np.asarray(pillow.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return one(image)
+    return np.stack([one(band) for band in np.moveaxis(image, 2, 0)], axis=2)
+
+
+def _aliased(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from mae_jax.runtime.tensorflow_cpu import tf
+
+    result = tf.image.resize(image, size, "bicubic").numpy()
+    if image.dtype == np.uint8:  # rounds half up as Pillow does; bicubic overshoots at edges
+        return np.clip(result + 0.5, 0, 255).astype(np.uint8)
+    return result

@@ -1,0 +1,149 @@
+"""The model that a configuration, or the metadata of a checkpoint, describes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mae_jax.config.diff import pair
+from mae_jax.models.mae import MaskedAutoencoder
+from mae_jax.models.targets import PatchSpec
+from mae_jax.models.vit import SIZES, VisionTransformer
+from mae_jax.ops import masking
+from mae_jax.runtime.errors import UsageError, require
+
+
+def compute_dtype(name: str) -> Any:
+    """Type of the arithmetic: "auto" is bfloat16 on accelerators and float32 on CPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def encoder_fields(model: Any) -> dict[str, Any]:
+    """Constructor arguments of the encoder that `config.model` describes, all of them plain values.
+
+    Raises:
+      UsageError: sizes that do not fit together.
+    """
+    size = SIZES[model.size]
+    fields = {
+        "image_size": pair(model.image_size, "--config.model.image_size"),
+        "patch_size": pair(model.patch_size, "--config.model.patch_size"),
+        "channels": model.channels,
+        "embed_dim": model.embed_dim or size.embed_dim,
+        "depth": model.depth or size.depth,
+        "num_heads": model.num_heads or size.num_heads,
+        "mlp_ratio": model.mlp_ratio,
+    }
+    _check_blocks(fields, "", model.mlp_ratio)
+    return fields
+
+
+def mae_fields(model: Any) -> dict[str, Any]:
+    """The same for the whole masked autoencoder; what it predicts is not among them."""
+    decoder = {key: model[key] for key in model if key.startswith("decoder_")}
+    _check_blocks(decoder, "decoder_", model.mlp_ratio)
+    require(
+        model.decoder_depth > 0 or model.encoder_mask_tokens,
+        "--config.model.decoder_depth=0 needs --config.model.encoder_mask_tokens=True: without "
+        "attention in the decoder, its mask tokens see nothing of the image",
+    )
+    return encoder_fields(model) | decoder | {"encoder_mask_tokens": model.encoder_mask_tokens}
+
+
+def frame(fields: dict[str, Any], data: Any) -> PatchSpec:
+    """How images are cut and scaled, by a model's fields and `config.data`."""
+    sizes = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
+    return PatchSpec(
+        **sizes, channels=fields["channels"], mean=tuple(data["mean"]), std=tuple(data["std"])
+    )
+
+
+def _check_blocks(fields: dict[str, Any], part: str, mlp_ratio: float) -> None:
+    dim, heads = fields[f"{part}embed_dim"], fields[f"{part}num_heads"]
+    require(
+        dim > 0 and heads > 0 and dim % heads == 0 and dim % 4 == 0,
+        f"--config.model.{part}embed_dim={dim} must be a multiple of 4 and of "
+        f"{part}num_heads={heads}",
+    )
+    require(
+        int(dim * mlp_ratio) >= 1,
+        f"--config.model.mlp_ratio={mlp_ratio} of {part}embed_dim={dim} leaves the MLPs no width",
+    )
+
+
+def build_mae(
+    fields: dict[str, Any], *, dtype: str, attention: str = "xla", remat: str = "none"
+) -> MaskedAutoencoder:
+    """The autoencoder of `mae_fields`, or of the same in a checkpoint's metadata.
+
+    Raises:
+      UsageError: the image is not a whole number of patches.
+    """
+    return _build(MaskedAutoencoder, fields, dtype=dtype, attention=attention, remat=remat)
+
+
+def build_vit(
+    fields: dict[str, Any], *, dtype: str, attention: str = "xla", remat: str = "none"
+) -> VisionTransformer:
+    """The classifier of `encoder_fields` and its further arguments. Raises as `build_mae`."""
+    return _build(VisionTransformer, fields, dtype=dtype, attention=attention, remat=remat)
+
+
+def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> Any:
+    low = compute_dtype(dtype) == jnp.bfloat16
+    require(
+        choices["attention"] != "cudnn" or (low and jax.default_backend() == "gpu"),
+        "--config.model.attention=cudnn needs an NVIDIA GPU and --config.model.dtype=bfloat16: "
+        "leave it at xla",
+    )
+    sizes: dict[str, Any] = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
+    model = kind(**fields | sizes, dtype=compute_dtype(dtype), **choices)
+    try:
+        _ = model.grid
+    except ValueError as error:
+        raise UsageError(
+            f"{error} (--config.model.image_size, --config.model.patch_size)"
+        ) from error
+    return model
+
+
+def check_mae(config: Any) -> None:
+    """Raises UsageError unless the autoencoder of a configuration can be built and masked."""
+    model = config.model
+    mae = build_mae(mae_fields(model), dtype=model.dtype, attention=model.attention)
+    visible_patches(mae, config.mask)
+
+
+def check_vit(config: Any) -> None:
+    """Raises UsageError unless the encoder of a configuration can be built."""
+    model = config.model
+    fields = encoder_fields(model) | {"num_classes": 0}
+    build_vit(fields, dtype=model.dtype, attention=model.attention)
+
+
+def visible_patches(model: MaskedAutoencoder, mask: Any) -> int:
+    """Number of patches the encoder sees with masks as `config.mask` describes them.
+
+    Raises:
+      UsageError: the ratio hides all patches, or none, or is impossible for the kind of mask.
+    """
+    num_patches = model.grid[0] * model.grid[1]
+    try:
+        keep = masking.num_keep(num_patches, mask.ratio)
+    except ValueError as error:
+        raise UsageError(f"{error} (--config.mask.ratio)") from error
+    require(
+        keep < num_patches,
+        f"--config.mask.ratio={mask.ratio} hides none of {num_patches} patches: nothing to learn",
+    )
+    try:
+        masking.check(masking.find(mask.kind), model.grid, keep)
+    except ValueError as error:
+        raise UsageError(
+            f"{error} (--config.mask.kind={mask.kind}, --config.mask.ratio={mask.ratio}, "
+            f"--config.model.image_size={model.image_size}, "
+            f"--config.model.patch_size={model.patch_size})"
+        ) from error
+    return keep

@@ -1,0 +1,118 @@
+"""Histograms of oriented gradients, the target of MaskFeat (Wei et al., 2112.09133)."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mae_jax.models.targets.base import PatchSpec, Target
+from mae_jax.models.targets.pixel import reconstruction_loss
+from mae_jax.ops.patches import gather, patchify
+from mae_jax.runtime.errors import require
+
+BINS = 9  # unsigned orientations over 180 degrees
+CELLS = 2  # per side of a patch: 8 x 8 pixels in patches of 16 x 16
+EPS = 1e-6
+
+
+class HogTarget(Target):
+    """For each channel, `CELLS` x `CELLS` cells of a patch with a histogram of `BINS` orientations.
+
+    A pixel votes for the orientation of its gradient (central differences, edges repeated) with the
+    gradient's magnitude; the histogram of a cell has unit L2 norm (zero where nothing varies). The
+    loss is the mean squared error. Brightness and contrast of the image do not matter.
+
+    Args:
+      frame: how images are cut and scaled.
+
+    Raises:
+      UsageError: patches that are not a whole number of cells.
+    """
+
+    def __init__(self, frame: PatchSpec):
+        height, width = frame.patch_size
+        require(
+            height % CELLS == 0 and width % CELLS == 0,
+            f"--config.target.kind=hog cuts patches into {CELLS} x {CELLS} cells: "
+            f"--config.model.patch_size={frame.patch_size} must be even",
+        )
+        self.frame = frame
+        self.width = CELLS * CELLS * BINS * frame.channels
+        self.arrays: dict[str, np.ndarray] = {}
+        self.caption = "HOG target: a line per orientation, bright where its gradients are strong"
+
+    @classmethod
+    def from_config(
+        cls, frame: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+    ) -> Self:
+        return cls(frame)
+
+    @classmethod
+    def from_metadata(
+        cls, frame: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+    ) -> Self:
+        return cls(frame)
+
+    @classmethod
+    def describe(cls, metadata: Mapping[str, Any]) -> str:
+        return "HOG features"
+
+    def metadata(self) -> dict[str, Any]:
+        return {}
+
+    def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
+        """Histograms [B, M, CELLS * CELLS * C * BINS]: cell row, cell column, channel, bin."""
+        height, width = self.frame.patch_size
+        histograms = hog(images, (height // CELLS, width // CELLS))
+        rows, columns = histograms.shape[1:3]
+        flat = histograms.reshape(len(images), rows, columns, -1)
+        return gather(patchify(flat, (CELLS, CELLS)), ids)
+
+    def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
+        return reconstruction_loss(pred, targets)
+
+    def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
+        """Predicting the mean histogram of the patches that are predicted in each image."""
+        return targets.var(axis=1).mean(axis=-1)
+
+    def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
+        """The usual drawing of HOG: in each cell a line across every orientation's gradient."""
+        frame = self.frame
+        cell = frame.patch_size[0] // CELLS, frame.patch_size[1] // CELLS
+        bins = pred.reshape(*pred.shape[:2], CELLS, CELLS, frame.channels, BINS)
+        lines = jnp.asarray(_lines(cell), pred.dtype)
+        drawn = jnp.einsum("blyxcn,nhw->blyhxwc", jnp.clip(bins, 0, 1), lines)
+        drawn = jnp.clip(drawn, 0, 1).reshape(*pred.shape[:2], -1, frame.channels)
+        mean, std = jnp.asarray(frame.mean), jnp.asarray(frame.std)
+        return ((drawn - mean) / std).reshape(*pred.shape[:2], -1)
+
+
+def hog(images: jax.Array, cell: tuple[int, int]) -> jax.Array:
+    """Histograms float32 [B, H / h, W / w, C, BINS] of images [B, H, W, C] in cells of (h, w).
+
+    Bin n counts orientations from 180 n / BINS to 180 (n + 1) / BINS degrees; 0 is a gradient
+    along the rows, from left to right.
+    """
+    padded = jnp.pad(images.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    right = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
+    angle = jnp.arctan2(down, right) % math.pi
+    bins = jnp.minimum(jnp.floor(angle * (BINS / math.pi)), BINS - 1).astype(jnp.int32)
+    votes = jax.nn.one_hot(bins, BINS) * jnp.hypot(down, right)[..., None]
+    batch, height, width, channels = images.shape
+    shape = batch, height // cell[0], cell[0], width // cell[1], cell[1], channels, BINS
+    sums = votes.reshape(shape).sum(axis=(2, 4))
+    return sums / jnp.maximum(jnp.linalg.norm(sums, axis=-1, keepdims=True), EPS)
+
+
+def _lines(cell: tuple[int, int]) -> np.ndarray:
+    """Image [BINS, h, w] in [0, 1] of a line along the edge that each orientation belongs to."""
+    height, width = cell
+    y = np.arange(height)[:, None] - (height - 1) / 2
+    x = np.arange(width) - (width - 1) / 2
+    angles = (np.arange(BINS)[:, None, None] + 0.5) * np.pi / BINS
+    distance = np.abs(x * np.cos(angles) + y * np.sin(angles))
+    return np.clip(1 - distance, 0, 1)

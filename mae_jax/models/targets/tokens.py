@@ -1,0 +1,143 @@
+"""Discrete tokens of a frozen tokenizer, as in BEiT (paper table 1d and table 7)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
+from mae_jax.models.targets.base import PatchSpec, Target
+from mae_jax.ops.patches import grid_size, patchify, to_float
+from mae_jax.ops.trees import flatten, unflatten
+from mae_jax.runtime.errors import UsageError, require
+
+
+class TokenTarget(Target):
+    """The code that a tokenizer assigns to the place of each patch.
+
+    The tokenizer sees the same augmented image as the autoencoder, in [0, 1] and resized to one
+    code for each patch (Lanczos; 224 -> 112 for patches of 16 and codes of 8 pixels). BEiT cuts
+    the same region out of the photo a second time instead, which is sharper by a hair.
+
+    Args:
+      frame: how images are cut and scaled.
+      tokenizer: `DiscreteVAE` sizes, `parts` and `sha256` of the tokenizer.
+      arrays: its parameters by name; never trained.
+      dtype: of its arithmetic; logits are float32.
+
+    Raises:
+      UsageError: its codes and the patches do not fit together.
+      ValueError: there is no such tokenizer, or its arrays are others.
+    """
+
+    def __init__(
+        self,
+        frame: PatchSpec,
+        tokenizer: dict[str, Any],
+        arrays: dict[str, Any],
+        *,
+        dtype: Any = jnp.float32,
+    ):
+        self.frame, self.arrays, self._described = frame, arrays, tokenizer
+        self.width = tokenizer["vocab_size"]
+        sizes: dict[str, Any] = check_sizes({key: tokenizer[key] for key in SIZES})
+        self._grid = grid_size(frame.image_size, frame.patch_size)
+        factor = 2 ** (sizes["groups"] - 1)
+        size = self._grid[0] * factor, self._grid[1] * factor
+        self._model = DiscreteVAE(size, **sizes, dtype=dtype)
+        self.draws = "decoder" in tokenizer["parts"]
+        wanted = part_shapes(self._model, tuple(tokenizer["parts"]))
+        if {k: x.shape for k, x in wanted.items()} != {k: x.shape for k, x in arrays.items()}:
+            raise ValueError(f"a tokenizer of {sizes} has other arrays than those that are there")
+        self.caption = "tokens: shown as the tokenizer's decoder draws the likeliest ones"
+        _check(frame, self._model)
+
+    @classmethod
+    def from_config(
+        cls, frame: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+    ) -> Self:
+        require(
+            config.data.dtype == "uint8",
+            f"--config.data.dtype={config.data.dtype}: a tokenizer takes pixels in [0, 1], uint8",
+        )
+        tokenizer = load_tokenizer()
+        target = cls(frame, tokenizer.metadata(), tokenizer.arrays, dtype=dtype)
+        require(
+            target.draws or config.picture_every == 0,
+            f"--config.picture_every={config.picture_every}: the tokenizer has no decoder to draw "
+            "its tokens with: set --config.picture_every=0, or put decoder.pkl beside encoder.pkl "
+            "and give their folder",
+        )
+        return target
+
+    @classmethod
+    def from_metadata(
+        cls, frame: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+    ) -> Self:
+        return cls(frame, metadata["tokenizer"], arrays)
+
+    @classmethod
+    def describe(cls, metadata: Mapping[str, Any]) -> str:
+        return f"{metadata['tokenizer']['vocab_size']} tokens"
+
+    def metadata(self) -> dict[str, Any]:
+        return {"tokenizer": self._described}
+
+    def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
+        """Tokens int32 [B, M]; no gradient goes through them."""
+        variables = {"params": jax.lax.stop_gradient(unflatten(flatten(arrays)))}
+        tokens: Any = self._model.apply(variables, self._resized(images), method="codes")
+        return jnp.take_along_axis(tokens.reshape(tokens.shape[0], -1), ids, axis=1)
+
+    def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
+        """Cross-entropy."""
+        logits = pred.astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(axis=1)
+
+    def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
+        """A guess that knows how frequent each token is among these, and nothing else.
+
+        Their mean is the entropy of those frequencies. Where these tokens are not many times the
+        vocabulary it is too low: a bar too high.
+        """
+        counts = jnp.zeros(self.width, jnp.float32).at[targets].add(valid[:, None])
+        shares = counts[targets] / jnp.maximum(counts.sum(), 1.0)
+        return jnp.where(valid[:, None] > 0, -jnp.log(shares), 0.0).mean(axis=1)
+
+    def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
+        if not self.draws:
+            raise UsageError("this tokenizer has no decoder: its tokens cannot be drawn")
+        tokens = pred.argmax(axis=-1).reshape(-1, *self._grid)
+        variables = {"params": unflatten(flatten(arrays))}
+        drawn: Any = self._model.apply(variables, tokens, method="decode_codes")
+        shape = (*drawn.shape[:1], *self.frame.image_size, self.frame.channels)
+        drawn = jax.image.resize(drawn, shape, "linear")
+        return to_float(patchify(drawn, self.frame.patch_size), self.frame.mean, self.frame.std)
+
+    def _resized(self, images: jax.Array) -> jax.Array:
+        """Images in [0, 1], float32, of the size that the tokenizer makes a code a patch of."""
+        floats = images.astype(jnp.float32)
+        if images.dtype == jnp.uint8:
+            floats = floats / 255
+        if images.shape[1:3] == self._model.image_size:
+            return floats
+        shape = (images.shape[0], *self._model.image_size, images.shape[3])
+        return jnp.clip(jax.image.resize(floats, shape, "lanczos3"), 0, 1)
+
+
+def _check(frame: PatchSpec, model: DiscreteVAE) -> None:
+    factor, (height, width) = model.factor, frame.patch_size
+    if model.channels != frame.channels:
+        raise UsageError(
+            f"the tokenizer is for images of {model.channels} channels, not "
+            f"--config.model.channels={frame.channels}"
+        )
+    if height != width or height < factor:
+        raise UsageError(
+            f"one code of the tokenizer stands for {factor} x {factor} pixels, which patches of "
+            f"{height} x {width} (--config.model.patch_size) cannot be shrunk to: take square "
+            f"patches of {factor} pixels or more, or another tokenizer (--config.tokenizer.groups)"
+        )

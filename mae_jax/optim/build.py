@@ -1,0 +1,81 @@
+"""Turns `config.optim` and the length of a run into an optimiser."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+from mae_jax.optim.optimizers import adamw, lars
+from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
+from mae_jax.runtime.errors import require
+
+
+class Recipe(NamedTuple):
+    """An optimiser and what there is to say about it."""
+
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    lr: float
+    warmup_epochs: float
+
+
+def make_recipe(
+    optim: Any,
+    *,
+    batch_size: int,
+    epochs: float,
+    steps_per_epoch: float,
+    exempt: tuple[str, ...] = (),
+    scale: Callable[[str], float] | None = None,
+) -> Recipe:
+    """The optimiser of `config.optim` with warm-up and cosine, for a run of so many epochs.
+
+    Args:
+      optim: `config.optim`.
+      batch_size: global batch.
+      epochs: length of the run.
+      steps_per_epoch: may be fractional.
+      exempt, scale: see `adamw`.
+
+    Raises:
+      UsageError: the rates do not make a schedule.
+    """
+    lr = absolute_lr(optim.base_lr, batch_size)
+    warmup = optim.warmup_epochs
+    require(
+        warmup < epochs,
+        f"--config.optim.warmup_epochs={warmup:g} is not shorter than the run, which has "
+        f"{epochs:.4g} epochs: set --config.optim.warmup_epochs={0.1 * epochs:.2g}, or lengthen it",
+    )
+    require(
+        optim.min_lr <= lr,
+        f"--config.optim.min_lr={optim.min_lr:g} is above the learning rate {lr:.4g} "
+        f"(--config.optim.base_lr={optim.base_lr:g} x batch {batch_size} / 256)",
+    )
+    schedule = warmup_cosine(
+        lr,
+        warmup_epochs=warmup,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        min_lr=optim.min_lr,
+    )
+    if optim.name == "adamw":
+        tx = adamw(
+            schedule,
+            b1=optim.b1,
+            b2=optim.b2,
+            mu_dtype=optim.mu_dtype,
+            weight_decay=optim.weight_decay,
+            grad_clip=optim.grad_clip,
+            exempt=exempt,
+            scale=scale,
+        )
+    else:
+        require(scale is None, "--config.optim.layer_decay must be 1 with --config.optim.name=lars")
+        tx = lars(
+            schedule,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+            grad_clip=optim.grad_clip,
+        )
+    return Recipe(tx, schedule, lr, warmup)

@@ -1,0 +1,126 @@
+"""What our commands print: our own messages, and only the warnings of libraries.
+
+Names of files and arrays come from outside and may hold newlines and escape sequences. What is
+printed here shows these as text, so that they neither forge lines nor steer a terminal.
+"""
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import absl.logging
+
+from mae_jax.runtime import backend, disk
+from mae_jax.runtime.errors import INTERRUPTED, RunError, UsageError, exit_status
+from mae_jax.runtime.text import printable
+
+
+class _OneLine(logging.Formatter):
+    """Keeps every record on a line of its own, but for a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+
+def setup_logging() -> None:
+    """Plain timed lines on stderr; libraries (Orbax logs every file it touches) only warn."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: not _raised_too(record))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("mae_jax").setLevel(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    sys.unraisablehook = _unraisable
+
+
+def _raised_too(record: logging.LogRecord) -> bool:
+    """Whether Orbax logs an error, with its traceback: it also raises it, and we say it once."""
+    orbax = record.name == "asyncio" or f"{os.sep}orbax{os.sep}" in record.pathname
+    return orbax and record.levelno >= logging.ERROR
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Leaves out what tensorstore prints, array by array, after a save that has failed."""
+    trace = unraisable.exc_traceback
+    if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
+        sys.__unraisablehook__(unraisable)
+
+
+def say(*lines: str, error: bool = False) -> None:
+    """Prints lines on stdout, or on stderr as an `error`."""
+    for line in lines:
+        print(printable(line), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Exit status of `command`: 2 for bad input, 1 for a run that cannot go on; one line each.
+
+    A full disk and other errors of the operating system are of the second kind. Whatever becomes
+    of what is printed on stderr, the status stays what it is.
+    """
+    _mend_streams()
+    try:
+        status = command()
+        sys.stdout.flush()  # what cannot be written is an error of the command
+    except Exception as caught:
+        error = backend.unavailable(caught) or caught
+        if not isinstance(error, (UsageError, RunError, FloatingPointError, OSError)):
+            raise
+        say(*_lines(error), error=True)
+        status = exit_status(error)
+    except KeyboardInterrupt:
+        say("interrupted", error=True)
+        status = INTERRUPTED
+    _give_up_stdout()
+    return status
+
+
+def _lines(error: Exception) -> list[str]:
+    if isinstance(error, UsageError) and len(error.args) > 1:
+        return [f"error: {len(error.args)} problems", *(f"  - {text}" for text in error.args)]
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return [f"error: {error.filename}: {disk.error_line(error, error.filename)}"]
+    return [f"error: {error}"]
+
+
+class _Lossy(io.FileIO):
+    """A file whose errors change nothing: a full disk, or a reader that has gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _mend_streams() -> None:
+    """Makes printing possible where a stream is closed, fails or knows no Unicode."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # or the next file that is opened would be taken for the stream
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is sys.__stderr__:  # and nobody else's
+        raw = io.BufferedWriter(_Lossy(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(
+            raw, sys.stdout.encoding, "backslashreplace", line_buffering=True
+        )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _give_up_stdout() -> None:
+    """Drops what cannot be written: Python would try again at its end, and change the status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

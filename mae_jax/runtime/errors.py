@@ -1,0 +1,64 @@
+"""The exceptions whose text is all that a person needs: no traceback is shown."""
+
+from collections.abc import Callable
+
+# Exit statuses.
+FAILED = 1  # the run cannot continue
+USAGE = 2  # bad input
+HUNG = 70  # ended by the watchdog; run the same command again (EX_SOFTWARE)
+STOPPED = 75  # saved, or nothing to save; run the same command again to continue (EX_TEMPFAIL)
+INTERRUPTED = 130  # Ctrl-C in a tool: 128 + SIGINT
+
+
+class UsageError(Exception):
+    """Bad input: one clear line for each problem, which names the thing at fault and the way out.
+
+    `main` and every tool print it without a traceback and exit with status 2.
+    """
+
+    def __str__(self) -> str:
+        problems = list(map(str, self.args))
+        if len(problems) < 2:
+            return "".join(problems)
+        return "\n  - ".join([f"{len(problems)} problems", *problems])
+
+
+def all_of(*checks: Callable[[], object]) -> None:
+    """Makes every check, so that all problems are reported at once.
+
+    Raises:
+      UsageError: with the problems of all checks that raised one.
+    """
+    problems: list[object] = []
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            problems += error.args
+    if problems:
+        raise UsageError(*problems)
+
+
+def exit_status(error: BaseException) -> int:
+    """Of a command that ends with this exception."""
+    if isinstance(error, StorageUnavailable):
+        return STOPPED
+    return USAGE if isinstance(error, UsageError) else FAILED
+
+
+class DataMissing(UsageError):
+    """Data that are not where they should be; storage that is away looks the same."""
+
+
+class RunError(Exception):
+    """A run that cannot go on: what happened, what is safe and what to do. Exit status 1."""
+
+
+class StorageUnavailable(RunError):
+    """Data that cannot be read now, and may be readable later. Exit status 75."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UsageError(message) unless `condition` holds."""
+    if not condition:
+        raise UsageError(message)

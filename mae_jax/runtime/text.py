@@ -1,0 +1,86 @@
+"""Text that comes from outside: lists that people wrote, and names that are shown to them."""
+
+import codecs
+import io
+import os
+import unicodedata
+from collections.abc import Sequence
+
+from mae_jax.runtime.errors import UsageError
+
+# UTF-32's mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with everything that could steer a terminal as an escape sequence.
+
+    A newline becomes `\\n`, ESC becomes `\\x1b`, and a byte that is not UTF-8 `\\xff`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds such a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def quoted(name: str) -> str:
+    """A name as it is, or its `repr` where the name itself would mislead."""
+    return name if name.isprintable() and name == name.strip() else printable(repr(name))
+
+
+def normalized(name: str) -> str:
+    """The form (NFC) in which names that look the same are the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def same_names(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:
+    """Whether two lists hold the same names, however these are normalized."""
+    if one is None or other is None:
+        return one is other
+    return [*map(normalized, one)] == [*map(normalized, other)]
+
+
+def lines(path: str) -> list[str]:
+    """The lines of a text file, without spaces around them or empty ones at the end, as `read`."""
+    return [line.strip() for line in io.StringIO(read(path).rstrip(), newline=None)]
+
+
+def read(path: str) -> str:
+    """The content of a text file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
+
+    Bytes that are not UTF-8 become surrogates, as in file names; line ends stay as they are.
+
+    Raises:
+      UsageError: there is no such file, or it cannot be read or decoded.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f"{quoted(path)} cannot be read: there is no such file")
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UsageError(f"{quoted(path)} cannot be read: {error.strerror}") from error
+    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
+    try:
+        text = data[len(mark) :].decode(
+            encoding, "surrogateescape" if encoding == "utf-8" else "strict"
+        )
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{quoted(path)} cannot be read: it is not valid {encoding}; save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise UsageError(f"{quoted(path)} cannot be read: it is not text in UTF-8; save it as such")
+    return text

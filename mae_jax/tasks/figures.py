@@ -1,0 +1,167 @@
+"""Pictures of reconstructions: titled columns, one row per image."""
+
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from mae_jax.models.reconstruct import Reconstruction
+from mae_jax.runtime import filesystem
+from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.text import printable
+
+MIN_CELL = 96  # small images are enlarged to at least this many pixels
+GAP = 4
+TEXT = 18
+NAMED = 40  # with more classes than this their names are not written
+
+
+def to_display(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] of images [N, H, W, C] in any units.
+
+    Images in [0, 1] are shown as they are; others are scaled, each by the range of the image in
+    `reference`. One channel is shown grey, two or more as red, green (and blue).
+    """
+    images, reference = images.astype(np.float32), reference.astype(np.float32)
+    if reference.min() < 0 or reference.max() > 1:
+        low = reference.min(axis=(1, 2), keepdims=True)
+        span = np.maximum(reference.max(axis=(1, 2), keepdims=True) - low, 1e-6)
+        images = (images - low) / span
+    channels = images.shape[-1]
+    if channels == 1:
+        images = np.repeat(images, 3, axis=-1)
+    elif channels == 2:
+        images = np.concatenate([images, np.zeros_like(images[..., :1])], axis=-1)
+    return np.round(np.clip(images[..., :3], 0, 1) * 255).astype(np.uint8)
+
+
+def image_grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> np.ndarray:
+    """uint8 [H, W, 3] picture of titled columns of uint8 images [N, h, w, 3], one row per image."""
+    rows, height, width = columns[0][1].shape[:3]
+    zoom = max(1, -(-MIN_CELL // min(height, width)))
+    cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
+    foot = TEXT if caption else 0
+    size = (cell_w * len(columns) + GAP, TEXT + cell_h * rows + foot)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for c, (title, images) in enumerate(columns):
+        left = GAP + c * cell_w
+        draw.text((left, 3), title, fill="black")
+        for r, image in enumerate(images):
+            cell = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)
+            canvas.paste(Image.fromarray(cell), (left, TEXT + r * cell_h))
+    if caption:
+        draw.text((GAP, TEXT + rows * cell_h), caption, fill="black")
+    return np.asarray(canvas)
+
+
+def save_png(path: str, image: np.ndarray) -> None:
+    """Writes a uint8 [H, W, 3] picture; the folder is made when missing.
+
+    Raises:
+      UsageError: the ending of the name says no kind of picture.
+      OSError: it cannot be written.
+    """
+    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise UsageError(f"{path} is no name of a picture: let it end with .png")
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, kind)
+    filesystem.write(path, content.getvalue())
+
+
+def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:
+    """uint8 [H, W, 3]: original, masked, reconstruction, the same with visible patches pasted."""
+    titles = ("original", "masked", "reconstruction", "with visible")
+    columns = [
+        (title, to_display(np.asarray(view), np.asarray(views.original)))
+        for title, view in zip(titles, views, strict=True)
+    ]
+    return image_grid(columns, caption)
+
+
+def _plain(names: Iterable[str]) -> list[str]:
+    """Names as text that is drawn as it is; matplotlib would read `$` as mathematics."""
+    return [printable(name).replace("$", r"\$") for name in names]
+
+
+def _image(figure: Figure) -> np.ndarray:
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """uint8 [H, W, 3] picture of int [C, C] counts; rows are the right answers, in shares."""
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(5.0, min(0.35 * len(classes), 14.0)) + 1
+    figure = Figure((size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(counts / total, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(shown, label="share of the row's class")
+    right = counts.trace() / max(counts.sum(), 1)
+    axes.set(xlabel="answer", ylabel="class", title=f"top-1 {right:.2%} of {counts.sum():,}")
+    if len(classes) <= NAMED:
+        ticks = range(len(classes))
+        names = _plain(classes)
+        axes.set_xticks(ticks, names, rotation=90)
+        axes.set_yticks(ticks, names)
+        for (row, column), count in np.ndenumerate(counts):
+            if count and len(classes) <= 12:
+                share = count / total[row, 0]
+                color = "white" if share > 0.5 else "black"
+                text = f"{100 * share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    return _image(figure)
+
+
+def curves(
+    title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlabel: str
+) -> np.ndarray:
+    """uint8 [H, W, 3] picture of named (x, y) lines."""
+    figure = Figure((8, 5), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for name, (x, y) in zip(_plain(lines), lines.values(), strict=True):
+        axes.plot(x, y, marker="o" if len(x) < 30 else "", markersize=4, label=name)
+    axes.set(title=title, xlabel=xlabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _image(figure)
+
+
+def panels(
+    title: str,
+    names: Sequence[str],
+    shown: Mapping[str, Mapping[str, Sequence[float | None]]],
+) -> np.ndarray:
+    """uint8 [H, W, 3] picture of several panels of curves over the same rows.
+
+    Args:
+      title: of the whole.
+      names: of the rows, along x: at their value where all are numbers, else side by side.
+      shown: panel -> curve -> a value, or None, for each row.
+    """
+    try:
+        places, numeric = [float(name) for name in names], True
+    except ValueError:
+        places, numeric = [float(i) for i in range(len(names))], False
+    figure = Figure((4.2 * max(len(shown), 1), 3.8), layout="constrained", dpi=110)
+    figure.suptitle(title)
+    all_axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
+    for axes, (panel, curves_) in zip(all_axes, shown.items(), strict=False):
+        for name, values in curves_.items():
+            points = [(x, y) for x, y in zip(places, values, strict=True) if y is not None]
+            x, y = [p[0] for p in points], [p[1] for p in points]
+            axes.plot(x, y, "o-" if numeric else "o", markersize=5, label=name)
+        axes.set(title=panel)
+        if not numeric:
+            axes.set_xticks(places, names, rotation=20, ha="right")
+            axes.margins(x=0.15)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return _image(figure)

@@ -1,0 +1,116 @@
+"""Learns the PCA of a target from training images, once for a run: `pca.npz` in the workdir."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mae_jax.distributed import collectives
+from mae_jax.models.targets import PatchSpec, pca
+from mae_jax.ops.patches import patchify, to_float
+from mae_jax.runtime import filesystem
+from mae_jax.runtime.errors import UsageError, require
+from mae_jax.tasks.base import ImageTask
+
+log = logging.getLogger(__name__)
+
+FILE = "pca.npz"
+BATCH = 64  # images at once
+# What of the configuration of the data decides the pixels of whole images.
+_PIXELS = ("mean", "std", "resize_antialias", "exif_transpose", "dtype")
+
+
+def learn(task: ImageTask, frame: PatchSpec) -> dict[str, np.ndarray]:
+    """Arrays of a `PcaTarget`, the same on every process; all must call it together.
+
+    Learnt by process 0 from evenly spaced training images in the evaluation transform, so that
+    neither seed nor number of processes matters; or read from the workdir, where an earlier start
+    left them.
+
+    Raises:
+      UsageError: too few patches, an image source that fails, or another PCA in the workdir.
+    """
+    like = pca.unknown(frame, task.config.target.components)
+    return collectives.broadcast_arrays(lambda: _arrays(task, frame), like)
+
+
+def _arrays(task: ImageTask, frame: PatchSpec) -> dict[str, np.ndarray]:
+    about = _about(task, frame)
+    path = os.path.join(task.workdir, FILE) if task.workdir else ""
+    if path and filesystem.exists(path):
+        return _read(path, about)
+    number, components = about["images"], about["components"]
+    log.info("PCA: reading %d training images", number)
+    found = pca.fit(_patches(task, frame, number), frame.patch_dim, components)
+    require(
+        found.patches > components,
+        f"--config.target.components={components} need more patches than the {found.patches} of "
+        f"{number} images: raise --config.target.fit_images, or lower --config.target.components",
+    )
+    share = found.variance[:components].sum() / max(found.variance.sum(), 1e-30)
+    log.info(
+        "PCA of %s patches of %d images: %d of %d components have %.2f %% of the variance",
+        *(f"{found.patches:,}", number, components, frame.patch_dim, 100 * share),
+    )
+    arrays = {"mean": found.mean, "components": found.components}
+    if path:
+        _write(path, arrays | {"variance": found.variance, "about": np.array(json.dumps(about))})
+    return arrays
+
+
+def _about(task: ImageTask, frame: PatchSpec) -> dict[str, Any]:
+    """What the numbers depend on, as JSON has it."""
+    options = task.config.target
+    source = task.train_source.fingerprint()
+    about = {
+        "components": options.components,
+        "images": min(options.fit_images, len(task.train_source)),
+        "image_size": frame.image_size,
+        "patch_size": frame.patch_size,
+        "channels": frame.channels,
+        "pixels": {key: task.config.data[key] for key in _PIXELS},
+        # The same data may lie elsewhere later.
+        "source": {key: value for key, value in source.items() if key != "root"},
+    }
+    return json.loads(json.dumps(about))
+
+
+def _patches(task: ImageTask, frame: PatchSpec, number: int) -> Iterator[np.ndarray]:
+    """Normalised pixels float32 [n, P] of all patches of so many images that can be read."""
+    with contextlib.closing(task.own_batches(task.train_source, number, BATCH)) as batches:
+        for batch in batches:
+            images = np.asarray(batch["image"])[np.asarray(batch["valid"])]
+            patches = patchify(jnp.asarray(images), frame.patch_size)
+            patches = to_float(patches, frame.mean, frame.std)
+            yield np.asarray(patches).reshape(-1, frame.patch_dim)
+
+
+def _write(path: str, arrays: dict[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    try:
+        filesystem.write(path, content.getvalue())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _read(path: str, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of an earlier start, if they depend on the same."""
+    out = "give a new --workdir, or remove the file to learn it anew"
+    try:
+        with np.load(io.BytesIO(filesystem.read(path)), allow_pickle=False) as file:
+            was = json.loads(str(file["about"]))
+            arrays = {name: file[name] for name in ("mean", "components")}
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} cannot be read ({error}): {out}") from error
+    other = [f"{k}: {was.get(k)} -> {about[k]}" for k in about if was.get(k) != about[k]]
+    require(not other, f"{path} is the PCA of something else ({'; '.join(other)}): {out}")
+    log.info("PCA of an earlier start: %s", path)
+    return arrays

@@ -1,0 +1,94 @@
+"""kNN and a linear probe on frozen features of centre crops: cheap signs of what was learnt.
+
+Not the paper's linear probing, which needs random crops and 90 epochs (`configs/linprobe`). For
+masked autoencoders kNN is low by nature; watch how it grows, and compare it with its own kind.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.ops import probes
+from mae_jax.runtime.errors import require
+from mae_jax.tasks.base import ImageTask
+from mae_jax.train import evaluate as evaluation
+from mae_jax.train.task import Batch, Evaluator
+
+
+class Monitor:
+    """Evaluators "knn" and "probe" of a task.
+
+    Args:
+      task: gives the images; its `config.eval` says what is wanted.
+      encode: function (state, images [B, H, W, C]) -> tokens [B, 1 + L, D], class token first,
+        after the final norm.
+
+    Raises:
+      UsageError: something is wanted that needs labels, and there are none.
+    """
+
+    def __init__(self, task: ImageTask, encode: Callable[[Any, jax.Array], jax.Array]):
+        self.task, self.options = task, task.config.eval
+        self._encode = encode
+        self._step: Any = None
+        self._cached: tuple[int, Any] = (-1, None)
+        if not (self.options.knn_every or self.options.probe_every):
+            return
+        classes = task.train_source.classes
+        require(
+            classes is not None and len(task.held_out) > 0 and task.held_out.classes == classes,
+            "--config.eval.knn_every and probe_every need labelled training and held-out images "
+            "of the same classes: set both to 0, or see docs/data.md",
+        )
+        k, images = self.options.knn_k, self._number_of_training_images()
+        require(
+            k <= images,
+            f"--config.eval.knn_k={k} is more than the {images} training images to choose from: "
+            "lower it, or raise --config.eval.train_images",
+        )
+
+    def evaluators(self) -> dict[str, Evaluator]:
+        """By the name of their lines in the metrics."""
+        options = self.options
+        num_classes = len(self.task.train_source.classes or ())
+        knn = functools.partial(probes.knn_scores, k=options.knn_k, num_classes=num_classes)
+        probe = functools.partial(probes.logistic_regression, num_classes=num_classes)
+        return {
+            "knn": Evaluator(options.knn_every, functools.partial(self._run, jax.jit(knn))),
+            "probe": Evaluator(options.probe_every, functools.partial(self._run, jax.jit(probe))),
+        }
+
+    def _number_of_training_images(self) -> int:
+        total = len(self.task.train_source)
+        return min(self.options.train_images or total, total)
+
+    def _run(self, scores: Any, state: Any, mesh: Mesh) -> dict[str, float]:
+        (train, labels), (held_out, answers) = self._features(state, mesh)
+        guessed = np.asarray(scores(train, labels, held_out)).argmax(axis=1)
+        right = float(np.mean(guessed == answers))
+        return {"top1": right, "count": float(len(answers)), "train_count": float(len(labels))}
+
+    def _features(self, state: Any, mesh: Mesh) -> Any:
+        """(features, labels) of training and held-out images; kept, for both evaluators ask."""
+        step = int(state.step)
+        if self._cached[0] != step:
+            if self._step is None:
+                self._step = evaluation.compile_eval_step(self._rows, mesh)
+            task, number = self.task, self._number_of_training_images()
+            found = []
+            for source, limit in ((task.train_source, number), (task.held_out, 0)):
+                batches = task.eval_batches(source, limit=limit)
+                rows = evaluation.collect(self._step, state, batches, mesh)
+                found.append((rows["feature"], rows["label"]))
+            self._cached = (step, found)
+        return self._cached[1]
+
+    def _rows(self, state: Any, batch: Batch) -> Batch:
+        tokens = self._encode(state, batch["image"]).astype(jnp.float32)
+        feature = tokens[:, 0] if self.options.feature == "cls" else tokens[:, 1:].mean(axis=1)
+        return {"feature": feature, "label": batch["label"], "valid": batch["valid"]}

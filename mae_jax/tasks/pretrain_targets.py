@@ -1,0 +1,72 @@
+"""The prediction target that a configuration describes."""
+
+import contextlib
+import logging
+from typing import Any
+
+from mae_jax.checkpoint import layout, reader
+from mae_jax.convert import tokenizer
+from mae_jax.models import targets
+from mae_jax.models.factory import compute_dtype
+from mae_jax.models.targets import PatchSpec, Target
+from mae_jax.runtime.errors import require
+
+log = logging.getLogger(__name__)
+
+
+def make_target(config: Any, frame: PatchSpec, workdir: str) -> Target:
+    """The target of `config.target.kind`.
+
+    Args:
+      config: the whole configuration.
+      frame: how images are cut and scaled.
+      workdir: folder of the run, whose checkpoints keep its tokenizer; "" for none.
+
+    Raises:
+      UsageError: there is no such target, or it does not fit the configuration.
+    """
+    return targets.find(config.target.kind).from_config(
+        frame,
+        config,
+        dtype=compute_dtype(config.model.dtype),
+        load_tokenizer=lambda: find_tokenizer(config, workdir),
+    )
+
+
+def find_tokenizer(config: Any, workdir: str) -> tokenizer.Tokenizer:
+    """The tokenizer of a run: that of the checkpoint it continues, or `config.target.tokenizer`.
+
+    Where a checkpoint will bring its arrays, only their shapes are returned.
+
+    Raises:
+      UsageError: there is none, or it is damaged, incomplete, or something else.
+    """
+    if kept := _kept(config, workdir):
+        return tokenizer.described(kept)
+    require(
+        config.target.tokenizer != "",
+        "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
+        "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/recipes.md)",
+    )
+    found = tokenizer.load(config.target.tokenizer)
+    log.info("tokenizer %s: sha256 %s", config.target.tokenizer, found.sha256)
+    return found
+
+
+def _kept(config: Any, workdir: str) -> dict[str, Any] | None:
+    """What the checkpoint that a run will continue says of its tokenizer."""
+    metadata: dict[str, Any] = {}
+    if workdir and layout.exists(workdir):
+        metadata = _newest(workdir)
+    elif config.resume:
+        metadata = reader.read_one(config.resume, reader.load_metadata)
+    target = metadata.get("target", {})
+    return target["tokenizer"] if target.get("kind") == "tokens" else None
+
+
+def _newest(workdir: str) -> dict[str, Any]:
+    """Metadata of the newest checkpoint that is not damaged, or {}."""
+    for step in reversed(layout.steps(workdir)):
+        with contextlib.suppress(reader.CorruptCheckpointError):
+            return reader.load_metadata(str(layout.folder_of(workdir, step)))
+    return {}

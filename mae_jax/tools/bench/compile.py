@@ -1,0 +1,159 @@
+"""The train step compiled ahead of time, for devices that need not be there.
+
+What the compiler says about a step: memory, arithmetic, and what the devices send one another.
+"""
+
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mae_jax.distributed import sharding
+from mae_jax.runtime.errors import UsageError
+from mae_jax.train.state import abstract_state
+from mae_jax.train.step import make_train_step
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
+_ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+# On TPU a sum of which each device keeps a part is a fusion, which only its name tells: the
+# all-reduce in its body is no other one.
+_INSIDE_SCATTER = re.compile(r"^ *%?all-reduce-scatter[^\n]*\{\n.*?^ *\}", re.MULTILINE | re.DOTALL)
+_SCATTER = re.compile(r"= (.*?) fusion\(.*calls=%?all-reduce-scatter")
+
+
+def planned_bytes(compiled: Any) -> int:
+    """Bytes on one device while a compiled step runs, by the compiler's plan.
+
+    Results that take the place of an argument, as the donated state does, count once.
+    """
+    plan = compiled.memory_analysis()
+    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + results
+
+
+def abstract_batch(task: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a global batch of images and labels."""
+    where = sharding.batch_sharding(mesh)
+    shape = (batch_size, *task.model.image_size, task.model.channels)
+    return {
+        "image": jax.ShapeDtypeStruct(shape, task.config.data.dtype, sharding=where),
+        "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where),
+    }
+
+
+def compile_step(config: Any, task: Any, mesh: Mesh) -> Any:
+    """The compiled train step of a configuration.
+
+    Raises:
+      UsageError: the batch does not divide, or the step does not fit the devices.
+    """
+    rows = mesh.size * config.grad_accum
+    if config.batch_size % rows:
+        raise UsageError(
+            f"--config.batch_size={config.batch_size} is not divisible by {mesh.size} devices x "
+            f"grad_accum {config.grad_accum} = {rows}"
+        )
+    abstract = abstract_state(task, mesh)
+    step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
+    lowered = step.lower(abstract, abstract_batch(task, config.batch_size, mesh))
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UsageError(
+            f"the step does not fit: {' '.join(str(error).split())[:300]} (raise "
+            "--config.mesh.fsdp or --config.grad_accum, or set --config.model.remat=blocks)"
+        ) from error
+
+
+def collectives(text: str) -> dict[str, list[tuple[str, int]]]:
+    """What a compiled step, as text, sends between devices.
+
+    Returns:
+      Operation -> its results in order, each as (shapes, bytes).
+    """
+    found: dict[str, list[tuple[str, int]]] = {}
+    for line in _INSIDE_SCATTER.sub("", text).splitlines():
+        match, scatter = _COLLECTIVE.search(line), _SCATTER.search(line)
+        if match is None and scatter is None:
+            continue
+        name = match.group(2) if match else "reduce-scatter"
+        arrays = _ARRAY.findall((match or scatter).group(1))  # type: ignore[union-attr]
+        if match and f"{name}-start(" in line:
+            arrays = arrays[len(arrays) // 2 :]  # (what goes in, what comes out)
+        size = sum(_size(dtype, dims) for dtype, dims in arrays)
+        shapes = " ".join(f"{dtype}[{dims}]" for dtype, dims in arrays)
+        found.setdefault(name, []).append((shapes, size))
+    return found
+
+
+def _size(dtype: str, dims: str) -> int:
+    return _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n]))
+
+
+def fake_devices(count: int) -> list[Any]:
+    """So many devices of this CPU.
+
+    Raises:
+      UsageError: JAX has already started in this process, with another number.
+    """
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if jax.device_count() != count:
+            raise UsageError(f"--devices={count}: {error}") from error
+    return jax.devices()
+
+
+def topology_devices(topology: str) -> list[Any]:
+    """Devices of a TPU that is not there, such as "v5e:4x4"; its compiler is in libtpu.
+
+    Raises:
+      UsageError: no libtpu, or no such TPU.
+    """
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+    except Exception as error:  # of many types; all say why there is no such TPU
+        raise UsageError(
+            f"--topology={topology}: {' '.join(str(error).split())[:200]} (a topology is like "
+            "v5e:4x4 or v4:2x2x4, and needs `pip install libtpu`)"
+        ) from error
+    return list(found.devices)
+
+
+def bench_compile(config: Any, task: Any, devices: list[Any]) -> dict[str, Any]:
+    """Compiles the train step for some devices and reports on it, per device.
+
+    Args:
+      config: a configuration of any task that trains.
+      task: its task.
+      devices: of this machine, or of `topology_devices`.
+    """
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    began = time.perf_counter()
+    compiled = compile_step(config, task, mesh)
+    seconds = time.perf_counter() - began
+    plan, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    official = config.batch_size * task.flops_per_image / mesh.size
+    return {
+        "devices": f"{mesh.size} x {devices[0].device_kind}",
+        "mesh": dict(mesh.shape),
+        "compile_s": round(seconds, 1),
+        "arguments_mb": round(plan.argument_size_in_bytes / 2**20, 1),
+        "temporaries_mb": round(plan.temp_size_in_bytes / 2**20, 1),
+        "memory_mb": round(planned_bytes(compiled) / 2**20, 1),
+        "gflops": float(f"{cost['flops'] / 1e9:.4g}"),
+        "gflops_of_the_official_algorithm": float(f"{official / 1e9:.4g}"),
+        "collectives": {
+            name: {"count": len(items), "mb": round(sum(size for _, size in items) / 2**20, 1)}
+            for name, items in collectives(compiled.as_text()).items()
+        },
+    }

@@ -1,0 +1,82 @@
+"""Keeps account of updates that were left out because they were not finite."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mae_jax.runtime import filesystem
+
+REMEDIES = (
+    "a lower --config.optim.base_lr, --config.optim.grad_clip=1.0 or --config.model.dtype=float32, "
+    "each with --allow_config_change"
+)
+
+
+class NanGuard:
+    """Counts skipped updates; too many in a row end the run.
+
+    Args:
+      max_skips: how many in a row are too many.
+      workdir: folder of the run.
+      examples: function of the step (from 1): the examples of its batch, as a person knows them.
+
+    Attributes:
+      streak: updates skipped in a row up to now.
+      total: updates skipped since this start of the run.
+    """
+
+    def __init__(self, max_skips: int, workdir: str, examples: Callable[[int], list[str]]):
+        self.streak, self.total = 0, 0
+        self._max_skips, self._workdir, self._examples = max_skips, workdir, examples
+        self._bad: list[dict[str, Any]] = []
+        self._last_finite = "no step of this start had a finite loss"
+
+    def look(
+        self, step: int, values: dict[str, float], newest: Callable[[], int | None]
+    ) -> str | None:
+        """Takes note of a step; a line for the person if its update was skipped.
+
+        Args:
+          step: the step, from 1.
+          values: its `skipped`, `loss`, `grad_norm` and `lr`.
+          newest: function that says which checkpoint is the newest.
+
+        Raises:
+          FloatingPointError: too many in a row; says what is known, and where more is written.
+        """
+        if not values["skipped"]:
+            self.streak, self._bad = 0, []
+            self._last_finite = f"the last finite loss was {values['loss']:.6g} at step {step}"
+            return None
+        self.streak += 1
+        self.total += 1
+        shown = {name: str(values[name]) for name in ("loss", "grad_norm", "lr")}
+        self._bad.append({"step": step, **shown})
+        numbers = ", ".join(f"{name} {value}" for name, value in shown.items())
+        if self.streak < self._max_skips:
+            return (
+                f"step {step}: {numbers}: not finite, the update was skipped "
+                f"({self.streak} in a row; {self._max_skips} end the run)"
+            )
+        raise FloatingPointError(
+            f"step {step}: {numbers}: not finite, for {self.streak} updates in a row; "
+            f"{self._last_finite}; {_saved(newest())}. The examples of these batches are "
+            f"{self._report()}. Remedies: {REMEDIES}"
+        )
+
+    def _report(self) -> str:
+        """Process 0 writes the examples of the skipped batches; says where they are."""
+        steps = [bad | {"examples": self._examples(bad["step"])} for bad in self._bad]
+        path = os.path.join(self._workdir, f"not_finite_{steps[-1]['step']:08d}.json")
+        try:
+            if jax.process_index() == 0:
+                filesystem.write_json(path, steps)
+        except OSError as error:
+            return f"not listed, since {path} cannot be written ({error})"
+        return f"listed in {path}"
+
+
+def _saved(step: int | None) -> str:
+    return "nothing was saved" if step is None else f"checkpoint {step} is untouched"

@@ -1,0 +1,90 @@
+"""Folders of checkpoints, on a disk and in a bucket (which a folder plays here)."""
+
+import os
+
+import pytest
+from etils.epath import testing
+
+from mae_jax.checkpoint import layout
+from mae_jax.runtime.errors import UsageError
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def place(request, tmp_path, monkeypatch):
+    """(a run's path as a user gives it, its folder)."""
+    if request.param == "disk":
+        yield str(tmp_path / "run"), tmp_path / "run"
+        return
+
+    def here(path):
+        return os.fspath(path).replace("gs://", f"{tmp_path}/")
+
+    def one(original, path, *args, **kwargs):
+        return original(here(path), *args, **kwargs)
+
+    def two(original, path, other, **kwargs):
+        return original(here(path), here(other), **kwargs)
+
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)  # it reads real ones
+    names = ("exists", "isdir", "listdir", "makedirs", "mkdir", "open", "remove", "rmtree")
+    with testing.mock_epath(rename=two, **dict.fromkeys(names, one)):
+        yield "gs://bucket/run", tmp_path / "bucket" / "run"
+
+
+def make(folder, *names):
+    for name in names:
+        for item in layout.ITEMS:
+            (folder / "checkpoints" / name / item).mkdir(parents=True)
+        (folder / "checkpoints" / name / "commit_success.txt").touch()
+
+
+def test_steps_are_found_set_aside_and_deleted(place):
+    path, folder = place
+    assert layout.steps(path) == [] and not layout.exists(path)
+    with pytest.raises(UsageError, match=f"no checkpoint under {path}: give a run folder"):
+        layout.find(path)
+    make(folder, "9", "10", "11", "corrupt-11", "12.orbax-checkpoint-tmp", "deleting-3")
+    assert layout.steps(path) == [9, 10, 11]
+    newest = (f"{path}/checkpoints/11", path, 11)
+    assert layout.find(path) == layout.find(f"{path}/checkpoints") == newest
+    assert layout.find(f"{path}/checkpoints/9") == (f"{path}/checkpoints/9", path, 9)
+    assert layout.quarantine(path, 11) == "corrupt-11-2"
+    layout.prune(path, 10, keep=1, keep_every=0)
+    layout.remove_unfinished(path)
+    layout.make_writable(path)
+    left = sorted(os.listdir(folder / "checkpoints"))
+    assert left == ["10", "corrupt-11", "corrupt-11-2"]
+    layout.quarantine(path, 10)
+    assert layout.exists(path)  # it has saved something
+    with pytest.raises(UsageError, match=r"\(corrupt-10, corrupt-11, corrupt-11-2 set aside"):
+        layout.find(path)
+
+
+def test_weights_are_no_step(place):
+    path, folder = place
+    for item in layout.ITEMS:
+        (folder / item).mkdir(parents=True)
+    assert layout.find(path) == (path, "", 0)
+
+
+def test_in_a_bucket_a_step_is_complete_with_its_last_file(place):
+    path, folder = place
+    make(folder, "1", "2")
+    (folder / "checkpoints" / "2" / "commit_success.txt").unlink()
+    layout.remove_unfinished(path)
+    bucket = path.startswith("gs://")
+    assert layout.steps(path) == ([1] if bucket else [1, 2])
+    assert sorted(os.listdir(folder / "checkpoints")) == (["1"] if bucket else ["1", "2"])
+
+
+def test_only_what_a_run_writes_is_a_step(place):
+    path, folder = place
+    make(folder, "20", "0", "000020", "007", "\u0663", "\u00b2", "1e3", "-1", "1.5", " 5")
+    assert layout.steps(path) == [0, 20]
+    assert layout.misnamed(path) == ["000020", "007", "\u0663"]
+    layout.prune(path, 20, keep=1, keep_every=0)
+    layout.remove_unfinished(path)
+    assert layout.steps(path) == [20] and len(os.listdir(folder / "checkpoints")) == 9
+    assert layout.find(f"{path}/checkpoints/007").run == ""
+    with pytest.raises(layout.NoSuchStep, match=r"7 is not there.*steps of this run: 20\)"):
+        layout.find(f"{path}/checkpoints/7")

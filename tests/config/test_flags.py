@@ -1,0 +1,228 @@
+"""Recipes and their flags, in process: whatever is typed, there is a recipe or one clear line."""
+
+import os
+import sys
+
+import pytest
+from absl import flags
+
+from mae_jax.config import flags as command_line
+from mae_jax.runtime.errors import UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+
+
+def parse(*argv):
+    sys.modules.pop("config_config", None)  # ml_collections loads the next recipe over the last
+    values = flags.FlagValues()
+    command_line.define_config(values, list(argv))
+    return command_line.parse(list(argv), values)
+
+
+def run_flags(*argv):
+    sys.modules.pop("config_config", None)
+    values = flags.FlagValues()
+    command_line.define_run(values, list(argv))
+    command_line.parse(list(argv), values)
+    return values
+
+
+def test_the_flags_of_a_run():
+    recipe = "--config=configs/finetune/demo.py"
+    values = run_flags(recipe, "--workdir=a/b", "--coordinator=h:1", "--num_processes=2")
+    assert command_line.workdir_of(values) == os.path.abspath("a/b")
+    assert (values.coordinator, values.num_processes, values.process_id) == ("h:1", 2, None)
+    assert (values.distributed, values.allow_config_change) == ("auto", False)
+    named_after = command_line.workdir_of(run_flags(recipe))
+    assert named_after == os.path.abspath("runs/finetune/demo")
+    with pytest.raises(UsageError, match="--workdir is empty"):
+        command_line.workdir_of(run_flags(recipe, "--workdir="))
+    with pytest.raises(UsageError, match="distributed"):
+        run_flags(recipe, "--distributed=perhaps")
+
+
+def test_help_has_what_the_program_says_and_every_flag():
+    values = flags.FlagValues()
+    command_line.define_run(values, [])
+    first, *lines = command_line.help_of("It trains.", values).splitlines()
+    assert first == "It trains." and "  Folder of the run" in "".join(lines)
+    assert {line.split()[0] for line in lines if line.startswith("  --")} == {
+        *("--config", "--workdir", "--allow_config_change", "--distributed"),
+        *("--coordinator", "--num_processes", "--process_id"),
+    }
+
+
+def test_values_of_every_type_are_read():
+    config = parse(
+        *("--config=configs/finetune/demo.py", "--config.batch_size=32", "--config.epochs", "3"),
+        *("--config.model.image_size=32,48", "--noconfig.data.hflip", "--config.data.resident"),
+        *("--config.data.mean=(0.1,0.2,0.3)", "-config.data.root=a b/100%=Füße"),
+    )
+    assert (config.batch_size, config.epochs) == (32, 3.0)
+    assert config.model.image_size == (32, 48) and config.data.mean == (0.1, 0.2, 0.3)
+    assert (config.data.hflip, config.data.resident) == (False, True)
+    assert config.data.root == "a b/100%=Füße"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            "--config.modle.size=B",
+            "modle.size: there is no such key; did you mean --config.model.s",
+        ),
+        ("--config.base_lr=1", "did you mean --config.optim.base_lr?"),
+        ("--config.model={}", "--config.model is a group of keys"),
+        ("--config.data.mean[0]=1", "did you mean --config.data.mean?"),
+        ("--config.mix.group=2", "the recipe has no key --config.mix.group"),
+        (
+            "--config.mask.kind=randm",
+            "=randm is not one of random, block, grid; did you mean random?",
+        ),
+        ("--config.batch_size=many", "batch_size='many' must be a whole number from 1 to 16777216"),
+        ("--config.batch_size=1e3", "batch_size='1e3' must be a whole number"),
+        ("--config.batch_size=", "batch_size='' must be a whole number"),
+        ("--config.batch_size", "Missing value for flag --config.batch_size"),
+        ("--config.data.hflip=perhaps", "hflip='perhaps' must be True or False"),
+        ("--config.model.image_size=(1,x", "image_size='(1,x' must be 2 or 1 whole numbers in"),
+        ("--config.optim.b1=nan", "optim.b1=nan must be a number in [0, 1)"),
+        ("--config.optim.b1=1e999", "optim.b1=inf must be a number in [0, 1)"),
+        ("--config.model.size=" + "x" * 999, "x... (999 characters) is not one of Ti, S, B"),
+        ("--config.seed=1 --config=configs/demo.py", "--config has to come before --config.seed"),
+        ("--flagfile=/no/such/file", "/no/such/file"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_them(words, message):
+    argv = [] if "--config=" in words else ["--config=configs/demo.py"]
+    with pytest.raises(UsageError) as caught:
+        parse(*argv, *words.split())
+    text = str(caught.value)
+    assert message in text and "\n" not in text and len(text) < 300
+
+
+HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  "
+
+
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        ("def get_config(:", "SyntaxError: invalid syntax"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this"),
+        ("x = 1", "has no get_config(), as recipes have"),
+        ("def get_config():\n  return {'task': 'knn'}", "must return an ml_collections.ConfigDict"),
+        ("def get_config():\n  pass", "no recipe"),
+        ("def get_config():\n  return 1 / 0", "recipe.py:2): ZeroDivisionError: division by zero"),
+        ("def get_config():\n  return {}['key']", "recipe.py:2): KeyError: 'key'"),
+        ("def get_config():\n  raise ValueError('unknown\\nsetting')", "setting"),
+        ("\0", "null bytes"),
+        (HEAD + "c.mesage = 3\n  return c", "--config.mesage: there is no such key"),
+        (HEAD + "del c.watchdog\n  return c", "the recipe has no config.watchdog.seconds"),
+        (HEAD + "del c.task\n  return c", "the recipe has no config.task"),
+        (HEAD + "c.seed = True\n  return c", "--config.seed=True must be a whole number"),
+        (HEAD + "c.model = None\n  return c", "--config.model is a group"),
+    ],
+)
+def test_recipes_that_fail_are_one_line_that_says_where(tmp_path, program, message):
+    (tmp_path / "recipe.py").write_text(program)
+    with pytest.raises(UsageError) as caught:
+        parse(f"--config={tmp_path}/recipe.py")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_several_mistyped_keys_are_reported_together():
+    words = ["--config.data.path=x", "--config.lr=1", "--config.batch_sise=2"]
+    with pytest.raises(UsageError) as caught:
+        parse("--config=configs/demo.py", *words)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "3 problems"
+    for line, meant in zip(lines, ["data.root", "optim.base_lr", "batch_size"], strict=True):
+        assert f"did you mean --config.{meant}?" in line
+    words = ["--config.optim.b1=2", "--config.mask.ratio=1", "--config.epochs=-1"]
+    with pytest.raises(UsageError) as caught:
+        parse("--config=configs/demo.py", *words)
+    assert str(caught.value).count("must be a number in") == 3
+
+
+@pytest.mark.parametrize(
+    "path, meant",
+    [
+        ("folder", "configs/folder.py"),
+        ("folder.py", "configs/folder.py"),
+        ("configs/foldr.py", "configs/folder.py"),
+        ("vit_l", "configs/vit_l.py"),
+        ("finetune/demo", "configs/finetune/demo.py"),
+        ("cifar", "configs/cifar10.py"),
+        ("cifar10:laptop", "configs/cifar10.py"),
+    ],
+)
+def test_the_name_of_a_recipe_is_answered_with_its_path(path, meant):
+    with pytest.raises(UsageError) as caught:
+        parse(f"--config={path}")
+    text = str(caught.value)
+    assert f"; did you mean --config={meant}?" in text and "\n" not in text
+    assert "cifar10, demo, folder, tokenizer" in text and "ablations" not in text
+
+
+def test_what_is_not_a_program_is_one_line_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.py").write_text("")
+    (tmp_path / "image.png").write_bytes(bytes(range(256)))
+    (tmp_path / "notes.md").write_text("# Notes\n\nIt's not a program.\n")
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    with open(tmp_path / "huge.py", "wb") as file:
+        file.truncate(2**21)
+    for path, message in (
+        ("/dev/zero", "=/dev/zero is not a regular file"),
+        (f"{tmp_path}/fifo", "/fifo is not a regular file"),
+        (f"{tmp_path}/folder", "/folder is a folder: give one of its files (mine.py)"),
+        (f"{tmp_path}/image.png", "/image.png is not a Python program"),
+        (f"{tmp_path}/notes.md", "notes.md:3: SyntaxError: unterminated string literal"),
+        (f"{tmp_path}/config.json", "/config.json has no get_config()"),
+        (f"{tmp_path}/huge.py", "/huge.py has 2,097,152 bytes: that is not a recipe"),
+        (f"{tmp_path}/none.py", "/none.py: No such file or directory"),
+        (f"{tmp_path}/none.py/x.py", "No such file or directory"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "embedded null byte"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            parse(f"--config={path}")
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "configs", "configs/nowhere.py", "configs/demo.py:x"])
+def test_no_recipe(path):
+    with pytest.raises(UsageError):
+        parse(f"--config={path}")
+    with pytest.raises(UsageError, match="no recipe: give --config="):
+        parse()
+
+
+def test_recipes_import_from_their_own_configs_and_from_ours_and_no_other(tmp_path, monkeypatch):
+    """Wherever the command is started, whatever else is called `configs`, in any order."""
+    elsewhere = tmp_path / "project" / "configs"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text("raise RuntimeError('of another project')")
+    monkeypatch.chdir(elsewhere.parent)
+    monkeypatch.syspath_prepend(str(elsewhere.parent))
+    own = tmp_path / "mine" / "configs"
+    (own / "sub").mkdir(parents=True)
+    (own / "demo.py").write_text("STEPS = 7")  # ours has no such thing
+    (own / "sub" / "exp.py").write_text(
+        "from configs import demo, tokenizer\n"
+        "def get_config():\n  c = tokenizer.get_config()\n  c.steps = demo.STEPS\n  return c"
+    )
+    for _ in range(2):
+        assert parse("--config=configs/finetune/demo.py").task == "classify"
+        mine = parse(f"--config={own}/sub/exp.py")
+        assert (mine.task, mine.steps) == ("tokenizer", 7)
+
+
+def test_a_recipe_in_the_current_folder_wins(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/demo.py").steps == 0
+    text = "from configs import folder\ndef get_config():\n  c = folder.get_config()\n"
+    (tmp_path / "configs" / "demo.py").write_text(text + "  c.steps = 5\n  return c")
+    assert parse("--config=configs/demo.py").steps == 5

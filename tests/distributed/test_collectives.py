@@ -1,0 +1,88 @@
+"""What process 0 makes is what two real processes have; what stops it stops both."""
+
+import numpy as np
+import pytest
+
+from mae_jax.checkpoint.layout import CheckpointPath
+from mae_jax.distributed import collectives
+from mae_jax.runtime.errors import UsageError
+from tests.helpers.processes import run_two
+
+CHILD = """
+import sys
+import jax
+import numpy as np
+from mae_jax.distributed import collectives
+from mae_jax.checkpoint import reader
+from mae_jax.checkpoint import layout
+from mae_jax.runtime.errors import UsageError
+from mae_jax.checkpoint.layout import CheckpointPath
+from mae_jax.checkpoint.layout import NoSuchStep
+
+address, index = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(address, 2, index)
+like = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(1, np.float32)}
+
+def work():
+    assert index == 0
+    return {"a": np.arange(6, dtype=np.float32).reshape(2, 3) / 7, "b": np.float32([-1e-30])}
+
+def fail():
+    assert index == 0
+    raise UsageError("no images")
+
+found = collectives.broadcast_arrays(work, like)
+print("found", {name: x.tolist() for name, x in sorted(found.items())})
+try:
+    collectives.broadcast_arrays(fail, like)
+except UsageError as error:
+    print("error", error)
+
+# A run saves while both look, and deletes what one of them reads.
+layout.find = lambda path: CheckpointPath(f"{path}/checkpoints/{3 + index}", path, 3 + index)
+print("one", reader.find_one("/run"))
+
+def read():
+    if index == 1:
+        raise NoSuchStep("3 is not there")
+
+try:
+    reader.read_on_all_hosts("/run/checkpoints/3", read)
+except NoSuchStep as error:
+    print("gone", error)
+"""
+
+
+def test_arrays_of_process_0_are_those_of_both():
+    results = run_two(CHILD, [[], []])
+    assert [status for status, _, _ in results] == [0, 0], results
+    (_, first, _), (_, second, _) = results
+    expected = {
+        "a": (np.arange(6, dtype=np.float32).reshape(2, 3) / 7).tolist(),
+        "b": np.float32([-1e-30]).tolist(),
+    }
+    begin = ("found", "error", "one", "gone")
+    lines = [[x for x in out.splitlines() if x.startswith(begin)] for out in (first, second)]
+    other = "error process 0 stopped: see what it printed last"
+    one = f"one {CheckpointPath('/run/checkpoints/3', '/run', 3)}"
+    gone = "gone /run/checkpoints/3 is not there any more: another process could not read it"
+    assert lines[0] == [
+        f"found {expected}",
+        "error no images",
+        one,
+        f"{gone}: see what it printed last",
+    ]
+    assert lines[1] == [f"found {expected}", other, one, "gone 3 is not there"]
+
+
+def test_one_process_has_what_it_makes():
+    made = {"a": np.ones(3)}
+    assert collectives.broadcast_arrays(lambda: made, {}) is made
+    with pytest.raises(ZeroDivisionError):
+        collectives.broadcast_arrays(lambda: 1 / 0, {})
+    with pytest.raises(UsageError, match="no images"):
+        collectives.broadcast_arrays(_fail, {})
+
+
+def _fail():
+    raise UsageError("no images")

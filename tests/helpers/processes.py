@@ -1,0 +1,43 @@
+"""Several real processes of one run, on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def free_address() -> str:
+    """host:port where process 0 can listen."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def run_two(
+    code: str, arguments: Sequence[Sequence[str]], *, devices: int = 1, timeout: float = 240
+) -> list[tuple[int, str, str]]:
+    """(status, output, errors) of two Python processes.
+
+    Args:
+      code: what both run; `sys.argv` is [_, address of process 0, index of the process, arguments].
+      arguments: of each process.
+      devices: that each has.
+      timeout: seconds for both.
+    """
+    address = free_address()
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(index), *more],
+            env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": flags},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for index, more in enumerate(arguments)
+    ]
+    said = [process.communicate(timeout=timeout) for process in started]
+    return [(p.returncode, *texts) for p, texts in zip(started, said, strict=True)]

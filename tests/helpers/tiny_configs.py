@@ -1,0 +1,136 @@
+"""Real recipes, shrunk until a CPU runs them in seconds."""
+
+import importlib
+import json
+import os
+from typing import Any
+
+import jax
+import ml_collections
+
+from configs import demo, tokenizer
+from mae_jax.distributed import sharding
+from mae_jax.runtime import preemption
+from mae_jax.train import loop
+from mae_jax.train.state import abstract_state, create_state
+from mae_jax.train.step import make_train_step
+
+TIMING = ("images_per_s", "images_per_s_per_device", "data_wait_ms", "data_wait", "mfu")
+# The same as flags of the command line.
+CHANGES: dict[str, Any] = {
+    "steps": 20,
+    "batch_size": 16,
+    "model.image_size": (16, 16),
+    "model.patch_size": (4, 4),
+    "model.embed_dim": 24,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "model.decoder_embed_dim": 16,
+    "model.decoder_depth": 1,
+    "model.decoder_num_heads": 2,
+    "data.num_train": 96,  # six steps an epoch
+    "data.num_eval": 20,
+    "data.workers": 2,
+    "checkpoint.every_steps": 0,
+    "checkpoint.every_minutes": 0.0,
+    "log_every": 5,
+    "eval_every": 0,
+    "picture_every": 0,
+    "picture_images": 3,
+}
+# Arguments of mae_jax.tools.study: two rows, pre-training alone, of sixty steps.
+STUDY = [
+    "--study=configs/ablations/mask_ratio.py",
+    "--pretrain=configs/demo.py",
+    "--stages=",
+    "--rows=0.5,0.75",
+    "--config.epochs=0",
+    "--config.steps=60",
+    "--config.optim.warmup_epochs=0",
+    "--config.batch_size=8",
+    "--config.data.num_train=64",
+    "--config.data.num_eval=16",
+    "--config.model.image_size=(32,32)",
+    "--config.model.depth=1",
+    "--config.model.decoder_depth=1",
+    "--config.eval_every=60",
+    "--config.picture_every=0",
+    "--config.log_every=1",
+    "--config.checkpoint.every_steps=10",
+]
+
+
+def config(**changes: Any) -> ml_collections.ConfigDict:
+    """configs/demo.py, tiny; `changes` use `__` for a dot."""
+    out = demo.get_config()
+    out.update_from_flattened_dict(
+        CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    return out
+
+
+def classify_config(kind: str = "finetune", **changes: Any) -> ml_collections.ConfigDict:
+    """configs/<kind>/demo.py, tiny; `changes` use `__` for a dot."""
+    out = importlib.import_module(f"configs.{kind}.demo").get_config()
+    small = {k: v for k, v in CHANGES.items() if "decoder" not in k}
+    wanted = {key.replace("__", "."): value for key, value in changes.items()}
+    out.update_from_flattened_dict(small | wanted)
+    return out
+
+
+def tokenizer_config(**changes: Any) -> ml_collections.ConfigDict:
+    """configs/tokenizer.py, tiny: 8 x 8 codes of 16; `changes` use `__` for a dot."""
+    out = tokenizer.get_config()
+    small = {k: v for k, v in CHANGES.items() if "decoder" not in k} | {
+        "model.patch_size": (2, 2),
+        "data.source": "shapes",
+        "tokenizer.vocab_size": 16,
+        "tokenizer.hidden_dim": 8,
+        "tokenizer.groups": 2,
+        "tokenizer.blocks_per_group": 1,
+        "optim.base_lr": 0.1,
+        "optim.warmup_epochs": 0.1,
+    }
+    wanted = {key.replace("__", "."): value for key, value in changes.items()}
+    out.update_from_flattened_dict(small | wanted)
+    return out
+
+
+def flags(**changes: Any) -> list[str]:
+    """The same as command-line flags of configs/demo.py."""
+    values = CHANGES | {key.replace("__", "."): value for key, value in changes.items()}
+    return ["--config=configs/demo.py", *(f"--config.{k}={v}" for k, v in values.items())]
+
+
+def one_step(kind: Any, config: Any) -> tuple[Any, Any]:
+    """State of a task after its first step, and the metrics of that."""
+    task, mesh = kind(config, ""), sharding.make_mesh(**config.mesh)
+    abstract = abstract_state(task, mesh)
+    step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
+    batches = task.train_batches(0)
+    state, values = step(create_state(task, abstract), sharding.to_device(mesh, next(batches)))
+    batches.close()
+    return state, jax.device_get(values)
+
+
+def stop_in_step(monkeypatch: Any, step: int) -> preemption.StopRequest:
+    """A request to stop, to be given to `train.run`, that is made while a step is under way."""
+    request, inner = preemption.StopRequest(), loop._Loop._step
+
+    def asked(self: Any, state: Any, now: int) -> Any:
+        request._asked |= now == step
+        return inner(self, state, now)
+
+    monkeypatch.setattr(loop._Loop, "_step", asked)
+    return request
+
+
+def metric_lines(workdir: Any, split: str = "train") -> list[dict[str, Any]]:
+    """What a run logged, without what depends on the clock."""
+    with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return [
+        {k: v for k, v in line.items() if k not in TIMING}
+        for line in lines
+        if line["split"] == split
+    ]

@@ -1,0 +1,18 @@
+"""What a process may use of its host."""
+
+import os
+
+from mae_jax.runtime import host
+
+
+def test_a_system_that_limits_no_process_to_some_cpus(monkeypatch):
+    """macOS has no such call."""
+    assert 1 <= host.usable_cpus() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert host.usable_cpus() == os.cpu_count()
+
+
+def test_processes_of_a_host_share(monkeypatch):
+    assert host.share(1000) == 1000
+    monkeypatch.setattr(host, "processes", 8)
+    assert host.share(1000) == 125

@@ -1,0 +1,74 @@
+"""Names that hold newlines and escape sequences are shown, and neither forge lines nor act."""
+
+import io
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from mae_jax.runtime import cli, text
+from mae_jax.runtime.errors import RunError, UsageError
+from mae_jax.tasks import figures
+from mae_jax.tools import compare
+
+NAME = "a\n12:00:00 all is well\x1b[2J\x9b\u202e\udcff.jpg"
+SHOWN = r"a\n12:00:00 all is well\x1b[2J\x9b\u202e\xff.jpg"
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What our logging writes."""
+    root, written = logging.getLogger(), io.StringIO()
+    handlers, levels = root.handlers[:], (root.level, logging.getLogger("mae_jax").level)
+    monkeypatch.setattr(sys, "stderr", written)
+    cli.setup_logging()
+    yield written
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    logging.getLogger("mae_jax").setLevel(levels[1])
+
+
+def test_a_record_stays_on_its_line(log):
+    logging.getLogger("mae_jax.data").warning("bad image %d: %s", 1, NAME)
+    logging.getLogger("orbax").warning(f"cannot read {NAME}")
+    lines = log.getvalue().splitlines()
+    assert [line[9:] for line in lines] == [f"bad image 1: {SHOWN}", f"cannot read {SHOWN}"]
+
+
+def test_a_traceback_keeps_its_lines(log):
+    try:
+        raise ValueError("a \x1b[31m red \udcff one")
+    except ValueError:
+        logging.getLogger("mae_jax").exception("it failed")
+    first, *_, last = log.getvalue().splitlines()
+    assert first.endswith("it failed") and last == r"ValueError: a \x1b[31m red \xff one"
+
+
+@pytest.mark.parametrize(("kind", "status"), [(UsageError, 2), (RunError, 1)])
+def test_an_error_is_one_line(capsys, kind, status):
+    def command():
+        raise kind(f"cannot read {NAME}")
+
+    assert cli.run_command(command) == status
+    assert capsys.readouterr().err == f"error: cannot read {SHOWN}\n"
+
+
+def test_what_commands_print(capsys):
+    cli.say()
+    cli.say(NAME, "two")
+    assert capsys.readouterr().out == f"{SHOWN}\ntwo\n"
+    curve = compare.Curve([1], [1.0], [0.5])
+    assert compare.table("eval/top1", {NAME: curve}).splitlines()[2].startswith(f"| {SHOWN} |")
+
+
+def test_ordinary_names_stay_as_they_are():
+    for name in ("Füße 100%.jpg", "日本語", "a b\\c", ""):
+        assert text.printable(name) == text.quoted(name) == name
+    assert text.quoted("a ") == "'a '"
+
+
+def test_plots_take_any_names():
+    names = [NAME, r"$\nonsense$", "日本"]
+    assert figures.confusion_matrix(np.eye(3, dtype=int), names).std() > 5
+    assert figures.curves("t", {name: ([0, 1], [0, 1]) for name in names}, xlabel="x").std() > 5
