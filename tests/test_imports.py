@@ -20,7 +20,7 @@ LAYERS = [
     {"train"},
     {"tasks"},
     {"inference"},
-    {"tools", "main"},
+    {"tools", "main", "__main__"},
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 PACKAGE = os.path.join(REPO, "mae_jax")
@@ -50,11 +50,8 @@ def part_of(name):
 
 def test_the_root_stays_small():
     entries = {name for name in os.listdir(PACKAGE) if name != "__pycache__"}
-    assert entries == LAYER.keys() - {"inference", "main"} | {
-        "__init__.py",
-        "main.py",
-        "inference.py",
-    }
+    files = {"__init__.py", "__main__.py", "main.py", "inference.py"}
+    assert entries == LAYER.keys() - {"inference", "main", "__main__"} | files
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda p: os.path.relpath(p, PACKAGE))
