@@ -34,7 +34,7 @@ except UsageError as error:
 @pytest.fixture(autouse=True)
 def quick(gcs, monkeypatch):
     monkeypatch.setattr(gcs_lock, "SETTLE_SECONDS", 0.1)
-    monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 4.0)
+    monkeypatch.setattr(gcs_lock, "STALE_SECONDS", 4.0)
 
 
 def starter():
@@ -111,7 +111,7 @@ def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():
 def test_a_lock_from_the_future_is_waited_for_no_longer(monkeypatch):
     held = gcs_lock.BucketLock.__new__(gcs_lock.BucketLock)
     held._workdir, held._path = RUN, PATH
-    monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(gcs_lock, "STALE_SECONDS", 0.2)
     monkeypatch.setattr(filesystem, "written_at", lambda path: 1e12)
     probes = iter([100.0])
     monkeypatch.setattr(gcs_lock, "probe", lambda workdir: next(probes))

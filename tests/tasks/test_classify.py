@@ -133,6 +133,7 @@ def flops(config):
     batch = {
         "image": jax.ShapeDtypeStruct((16, 16, 16, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((16,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((16,), jnp.int32),
     }
     leaves = jax.tree.leaves(abstract.opt_state)
     return step.lower(abstract, batch).cost_analysis()["flops"], sum(x.size for x in leaves)

@@ -18,7 +18,6 @@ from mae_jax.config.diff import flatten
 from mae_jax.config.schema import LATER
 from mae_jax.distributed import sharding
 from mae_jax.ops import rng
-from mae_jax.runtime import workdir as train
 from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.preemption import StopRequest
 from mae_jax.tasks.pretrain import Pretrain
@@ -93,7 +92,7 @@ def test_nothing_is_saved_in_a_workdir_that_is_lost(tmp_path, monkeypatch, looks
         if len(asked) == looks:
             raise Lost
 
-    monkeypatch.setattr(train, "ensure_held", ensure_held)
+    monkeypatch.setattr(loop, "ensure_held", ensure_held)
     with pytest.raises(Lost):
         run(tmp_path, tiny_configs.config(steps=1, log_every=1))
     assert asked == [False, True][:looks]

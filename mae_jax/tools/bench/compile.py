@@ -37,12 +37,15 @@ def planned_bytes(compiled: Any) -> int:
 
 
 def abstract_batch(task: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a global batch of images and labels."""
+    """Shapes and shardings of a global batch."""
     where = sharding.batch_sharding(mesh)
     shape = (batch_size, *task.model.image_size, task.model.channels)
     return {
         "image": jax.ShapeDtypeStruct(shape, task.config.data.dtype, sharding=where),
-        "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where),
+        **{
+            name: jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where)
+            for name in ("label", "index")
+        },
     }
 
 

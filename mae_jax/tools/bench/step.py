@@ -91,7 +91,8 @@ def synthetic_batch(task: Any, batch_size: int) -> dict[str, np.ndarray]:
     shape = (rows, *task.model.image_size, task.model.channels)
     images = np.random.default_rng(jax.process_index()).integers(0, 256, shape, dtype=np.uint8)
     images = images.astype(task.config.data.dtype, copy=False)
-    return {"image": images, "label": np.zeros(rows, np.int32)}
+    number = np.arange(rows, dtype=np.int32)
+    return {"image": images, "label": np.zeros_like(number), "index": number}
 
 
 def make_task(config: Any, kind: Any = None) -> Any:

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from mae_jax.runtime.errors import UsageError
-from mae_jax.tools.bench import compile, find_batch_size
+from mae_jax.tools.bench import find_batch_size
 from tests.helpers import tiny_configs
 
 
@@ -41,7 +41,7 @@ def test_the_batch_is_a_multiple_of_devices_and_parts(monkeypatch):
         )
         return types.SimpleNamespace(memory_analysis=lambda: plan)
 
-    monkeypatch.setattr(compile, "compile_step", compile_step)
+    monkeypatch.setattr(find_batch_size, "compile_step", compile_step)
     monkeypatch.setattr(
         find_batch_size, "memory_limit", lambda: int(11.5e6 / find_batch_size.USABLE)
     )

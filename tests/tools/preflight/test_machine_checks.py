@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from mae_jax.distributed import sharding
-from mae_jax.runtime import environment, host
+from mae_jax.runtime import environment
 from mae_jax.tools.preflight import machine_checks
 from mae_jax.tools.preflight.run import FAILED, OK, WARNING
 
@@ -99,7 +99,7 @@ def test_where_mounts_are_not_told(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("free, mark", [(5e9, OK), (3e9, WARNING)])
 def test_memory_of_the_host(monkeypatch, free, mark):
-    monkeypatch.setattr(host, "available_memory", lambda: int(free))
+    monkeypatch.setattr(machine_checks, "available_memory", lambda: int(free))
     row = machine_checks.host_memory()
     assert row.mark == mark and f"{free / 1e9:.1f} GB of memory free" in row.seen
     assert mark == OK or "data.cache" in row.advice

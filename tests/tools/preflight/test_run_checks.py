@@ -15,7 +15,6 @@ from mae_jax.tools.preflight import run as preflight
 from mae_jax.tools.preflight import run_checks
 from mae_jax.tools.preflight.run import FAILED, OK, WARNING
 from mae_jax.train import loop
-from mae_jax.train import step as program
 from mae_jax.train.state import abstract_state, create_state
 from tests.helpers import tiny_configs
 from tests.train.test_initial_state import damage
@@ -210,7 +209,7 @@ def test_an_update_that_is_not_finite(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(program, "make_train_step", wrong)
+    monkeypatch.setattr(run_checks, "make_train_step", wrong)
     row = step(tiny_configs.config())
     assert row.mark == FAILED and "not finite" in row.seen and len(taken) == 4
 
@@ -219,7 +218,7 @@ def test_a_step_that_does_not_fit(monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore")
 
-    monkeypatch.setattr(program, "make_train_step", lambda *_, **__: full)
+    monkeypatch.setattr(run_checks, "make_train_step", lambda *_, **__: full)
     row = step(tiny_configs.config())
     assert row == (FAILED, "step", "RESOURCE_EXHAUSTED: 9 GB", run_checks.NO_MEMORY)
 
