@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite():
 
 def test_an_update_that_is_not_finite(monkeypatch):
     """Only one, and not of the last step."""
-    right, taken = program.make_train_step, []
+    right, taken = run_checks.make_train_step, []
 
     def wrong(*words, **more):
         def run(state, batch):
