@@ -110,7 +110,8 @@ def test_what_is_lost_is_the_variance_of_the_directions_left_out(learnt):
     by_hand = [((pred[i] - expected[i]) ** 2).mean() for i in range(30)]
     np.testing.assert_allclose(target.loss(jnp.asarray(pred), values), by_hand, rtol=1e-5)
     some = target.targets(arrays, jnp.asarray(images), ids[:, [4, 1]])
-    np.testing.assert_array_equal(some, values[:, [4, 1]])
+    # Products of other shapes may be summed in another order.
+    np.testing.assert_allclose(some, values[:, [4, 1]], atol=5e-6)
 
 
 def test_arrays_of_another_shape_are_no_target_of_this_frame():

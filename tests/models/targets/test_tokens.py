@@ -69,7 +69,7 @@ def test_tokens_are_what_a_plain_encoder_says(tmp_path):
     images = rng.integers(0, 256, (3, 8, 12, 3), dtype=np.uint8)
     target = make(found, PatchSpec((8, 12), (2, 2), 3, (0.5,) * 3, (0.5,) * 3))
     ids = np.stack([rng.permutation(24)[:9] for _ in range(3)])
-    values = jax.jit(target.values)(found.arrays, images, ids)
+    values = jax.jit(target.targets)(found.arrays, images, ids)
     mapped = (0.8 * images / 255 + 0.1).transpose(0, 3, 1, 2)
     whole = np.stack([dall_e.forward(theirs, x, "encoder").argmax(axis=0) for x in mapped])
     assert values.dtype == jnp.int32 and len(np.unique(values)) > 3
