@@ -253,4 +253,4 @@ def test_the_package_runs_nothing_that_it_reads():
             for module in names:
                 if module.split(".")[0] in ("pickle", "dill", "cloudpickle", "marshal", "shelve"):
                     found[name, module] += 1
-    assert found == {("convert/pth.py", "pickle"): 1}
+    assert found == {("convert/torch_pickle.py", "pickle"): 1}

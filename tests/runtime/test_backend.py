@@ -76,6 +76,7 @@ def test_all_commands_end_in_the_same_way():
     files = [
         pathlib.Path(REPO, "mae_jax", "main.py"),
         *pathlib.Path(REPO).glob("mae_jax/tools/*.py"),
+        *pathlib.Path(REPO).glob("mae_jax/tools/*/__main__.py"),
     ]
     texts = [file.read_text() for file in files if file.name != "__init__.py"]
     assert len(texts) > 8 and all("sys.exit(run_command(main))" in text for text in texts)

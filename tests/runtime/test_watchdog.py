@@ -130,7 +130,7 @@ def test_a_report_shows_all_threads_by_name_the_main_one_first(tmp_path, clock):
 
 
 @pytest.mark.parametrize(
-    "place, why", [("gone", "No such file or directory"), ("file", "File exists")]
+    "place, why", [("gone", "No such file or directory"), ("file", "Not a directory")]
 )
 def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, capsys, place, why):
     """And none is made: the run may have been moved away."""
