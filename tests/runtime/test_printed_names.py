@@ -1,8 +1,8 @@
 """Names that hold newlines and escape sequences are shown, and neither forge lines nor act."""
 
+import contextlib
 import io
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -16,31 +16,36 @@ NAME = "a\n12:00:00 all is well\x1b[2J\x9b\u202e\udcff.jpg"
 SHOWN = r"a\n12:00:00 all is well\x1b[2J\x9b\u202e\xff.jpg"
 
 
-@pytest.fixture
-def log(monkeypatch):
-    """What our logging writes."""
-    root, written = logging.getLogger(), io.StringIO()
-    handlers, levels = root.handlers[:], (root.level, logging.getLogger("mae_jax").level)
-    monkeypatch.setattr(sys, "stderr", written)
-    cli.setup_logging()
-    yield written
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    logging.getLogger("mae_jax").setLevel(levels[1])
+@contextlib.contextmanager
+def our_log():
+    """What our logging writes, and nobody else's: reports of pytest cannot hold all these names."""
+    root, ours, written = logging.getLogger(), logging.getLogger("mae_jax"), io.StringIO()
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    with contextlib.redirect_stderr(written):
+        root.handlers.clear()  # unclosed, to be put back
+        cli.setup_logging()
+    try:
+        yield written
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
 
 
-def test_a_record_stays_on_its_line(log):
-    logging.getLogger("mae_jax.data").warning("bad image %d: %s", 1, NAME)
-    logging.getLogger("orbax").warning(f"cannot read {NAME}")
+def test_a_record_stays_on_its_line():
+    with our_log() as log:
+        logging.getLogger("mae_jax.data").warning("bad image %d: %s", 1, NAME)
+        logging.getLogger("orbax").warning(f"cannot read {NAME}")
     lines = log.getvalue().splitlines()
     assert [line[9:] for line in lines] == [f"bad image 1: {SHOWN}", f"cannot read {SHOWN}"]
 
 
-def test_a_traceback_keeps_its_lines(log):
-    try:
-        raise ValueError("a \x1b[31m red \udcff one")
-    except ValueError:
-        logging.getLogger("mae_jax").exception("it failed")
+def test_a_traceback_keeps_its_lines():
+    with our_log() as log:
+        try:
+            raise ValueError("a \x1b[31m red \udcff one")
+        except ValueError:
+            logging.getLogger("mae_jax").exception("it failed")
     first, *_, last = log.getvalue().splitlines()
     assert first.endswith("it failed") and last == r"ValueError: a \x1b[31m red \xff one"
 
