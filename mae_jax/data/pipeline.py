@@ -9,6 +9,7 @@ Importing this module is cheap: TensorFlow comes in with the first batch.
 """
 
 import atexit
+import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from mae_jax.data.storage import patiently
 from mae_jax.data.tolerant import empty_batch
 from mae_jax.data.transforms import crop
 from mae_jax.data.transforms.decode import pixels
-from mae_jax.runtime.errors import StorageUnavailable, UsageError
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
 from mae_jax.runtime.filesystem import expand
 
 Batch = dict[str, np.ndarray]
@@ -140,9 +141,11 @@ def load_images(
     images = np.empty((len(paths), *image_size, channels), options.dtype)
     for row, path in enumerate(paths):
         try:
-            place = Path(expand(str(path)))
             data = patiently(
-                place.read_bytes, what=str(path), limit=options.storage_wait, was_there=False
+                functools.partial(_bytes_of, Path(expand(str(path)))),
+                what=str(path),
+                limit=options.storage_wait,
+                was_there=False,
             )
             image = pixels(data, options, channels=channels, name=str(path))
             images[row] = transform(image, np.empty(0))
@@ -152,6 +155,13 @@ def load_images(
         except Exception as error:
             raise UsageError(f"cannot use the image {path}: {_one_line(error)}") from error
     return images
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataMissing(f"there is no file {path}") from error
 
 
 def num_draws() -> int:

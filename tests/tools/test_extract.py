@@ -137,7 +137,7 @@ def test_a_full_disk_keeps_what_is_done_and_leaves_nothing_else(
 ):
     append, calls, path = extract.Partial.append, [], tmp_path / out
     with monkeypatch.context() as patch:
-        patch.setattr(extract.files, "write", full)
+        patch.setattr(extract.filesystem, "write", full)
         with pytest.raises(RunError, match=rf"{out} cannot be written: No space left .* free\)$"):
             command(weights, folder, path)
     assert os.listdir(tmp_path) == []

@@ -229,6 +229,6 @@ def test_a_broken_line_is_no_obstacle_to_a_restart(tmp_path):
 def test_a_restart_on_a_full_disk_cuts_its_lines_in_place(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "split": "train"}}\n' for step in range(1, 9)))
-    monkeypatch.setattr(metric_writer.files, "write", None)  # would need room for a copy
+    monkeypatch.setattr(metric_writer.filesystem, "write", None)  # would need room for a copy
     metric_writer.MetricWriter(str(tmp_path), 4).close()
     assert [line["step"] for line in metric_writer.read(str(tmp_path))] == [1, 2, 3, 4]
