@@ -9,7 +9,7 @@
 #                   They listen on the loopback interface only.
 #   --preflight     only look whether the run will work (mae_jax.tools.preflight)
 #   --dry_run       print the commands instead
-#   --help          this; the flags of mae_jax.main are listed by --helpshort, recipes by docs/recipes.md
+#   --help          this; the flags of mae_jax.main are listed by --helpshort, recipes by docs/pretraining.md
 #
 # Exit status: that of mae_jax.main: 0 done, 1 failed, 2 bad input, 70 ended by the watchdog, 75
 # stopped by a signal after saving. After 70 and 75 the same command goes on. Of several processes

@@ -46,7 +46,7 @@ def find_tokenizer(config: Any, workdir: str) -> tokenizer.Tokenizer:
     require(
         config.target.tokenizer != "",
         "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
-        "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/recipes.md)",
+        "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/pretraining.md)",
     )
     found = tokenizer.load(config.target.tokenizer)
     log.info("tokenizer %s: sha256 %s", config.target.tokenizer, found.sha256)
