@@ -118,16 +118,16 @@ pause_longer() { # after a failure outside the run: longer each time in a row
 
 # Sets status to the first conclusive one.
 watch() {
-  local told=''
+  local reported=''
   while true; do
     status=0
     pod status >/dev/null 2>&1 || status=$?
     case $status in
       3) ;;
-      7) [[ $told == 7 ]] || event 'no answer from a worker or from Google Cloud: still checking' ;;
+      7) [[ $reported == 7 ]] || event 'no answer from a worker or from Google Cloud: still checking' ;;
       *) return ;;
     esac
-    told=$status
+    reported=$status
     pause "$poll_seconds"
   done
 }

@@ -96,10 +96,10 @@ for ((index = 0; index < processes; index++)); do
   fi
 done
 
-told='' status=0 again=0
+signaled='' status=0 again=0
 # shellcheck disable=SC2329 # the traps call it
 forward() { # SIGNAL
-  told=yes
+  signaled=yes
   kill "-$1" ${pids[@]+"${pids[@]}"} 2>/dev/null || true
 }
 for name in INT TERM USR1; do
@@ -108,10 +108,10 @@ for name in INT TERM USR1; do
 done
 for pid in ${pids[@]+"${pids[@]}"}; do
   while :; do # a signal ends the wait, not the process
-    told='' now=0
+    signaled='' now=0
     wait "$pid" || now=$?
     ((now == 127)) || ended=$now # 127: it had ended before
-    [[ -n $told ]] || break
+    [[ -n $signaled ]] || break
   done
   case $ended in
     70 | 75) ((ended <= again)) || again=$ended ;;

@@ -254,10 +254,10 @@ lock() {
     say 'another start is installing; waiting for it'
     flock 9 || say 'this disk does not support locks; continuing without'
   else # macOS
-    local told=''
+    local announced=''
     until mkdir "$root/.venv.lock.d" 2>/dev/null; do
-      [[ -n $told ]] || say "another start is installing; waiting (none is? remove $root/.venv.lock.d)"
-      told=yes
+      [[ -n $announced ]] || say "another start is installing; waiting (none is? remove $root/.venv.lock.d)"
+      announced=yes
       sleep 1
     done
     trap 'rmdir "$root/.venv.lock.d"' EXIT

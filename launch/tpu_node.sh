@@ -98,16 +98,16 @@ make_queued() {
   else
     say "the request already exists: $queue"
   fi
-  local told=''
+  local reported=''
   while find_queue && [[ $queue != ACTIVE ]]; do
-    [[ $queue == "$told" ]] || say "the request of $name is $queue"
-    told=$queue
+    [[ $queue == "$reported" ]] || say "the request of $name is $queue"
+    reported=$queue
     case $queue in
       FAILED | SUSPENDED | ABSENT)
         die "the request of $name became $queue; run create again to repeat it ($way_out)"
         ;;
     esac
-    pause_until_deadline "$name is still $queue; create goes on waiting, delete gives it up"
+    pause_until_deadline "$name is still $queue; run create to keep waiting, delete to give it up"
   done
 }
 
