@@ -50,8 +50,8 @@ def test_inference_script(tmp_path):
     assert Image.open(tmp_path / "out.png").size == (4 * 100 + 4, 18 + 3 * 100 + 18)
 
 
-def test_the_hours_of_the_launching_page_are_the_arithmetic():
-    with open(os.path.join(REPO, "docs", "launching.md"), encoding="utf-8") as file:
+def test_hours_in_the_multihost_page_follow_from_the_arithmetic():
+    with open(os.path.join(REPO, "docs", "multihost.md"), encoding="utf-8") as file:
         table = file.read().split("| chip | peak TFLOP/s |")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     names = {"TPU v5p": "TPU v5", "TPU v6e": "TPU v6 lite"}
