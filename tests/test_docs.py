@@ -147,3 +147,18 @@ def test_links_lead_somewhere(page):
         target = os.path.join(os.path.dirname(page), path) if path else page
         assert os.path.exists(target), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_pages_that_code_names_exist():
+    files = [os.path.join(REPO, folder, "**", "*") for folder in ("mae_jax", "configs", "launch")]
+    files = [path for pattern in files for path in glob.glob(pattern, recursive=True)]
+    found = set()
+    for path in files:
+        if path.endswith((".py", ".sh", ".sbatch", ".yaml")):
+            with open(path, encoding="utf-8") as file:
+                found |= set(re.findall(r"\bdocs/([a-z_]+\.md)(?:#([a-z-]+))?", file.read()))
+    assert len(found) > 5
+    for page, anchor in found:
+        path = os.path.join(REPO, "docs", page)
+        assert os.path.exists(path), page
+        assert not anchor or anchor in anchors(path), f"{page}#{anchor}"
