@@ -2,18 +2,18 @@
 
     launch/local.sh --config=configs/cifar10.py
 
-Data: CIFAR-10 prepared by TFDS (50,000 images; when not there, the message says how to get it),
+Data: CIFAR-10 prepared by TFDS (50,000 images; if missing, the message says how to get it),
 or a folder of images with --config.data.source=folder --config.data.root=DIR, from which 5,000 are
 held out unless it has val/.
 
-A network of 4 blocks and width 128 for 24 epochs, for two CPU cores, is one flag away:
+For two CPU cores there is a setting with 4 blocks, width 128 and 24 epochs:
 
     launch/local.sh --config=configs/cifar10.py:laptop
 
-What comes after it: configs/linprobe/cifar10.py, finetune, partial, scratch, knn.
+Next: configs/linprobe/cifar10.py, finetune, partial, scratch, knn.
 
-Hardware: anything; the default 200 epochs want a GPU, a few epochs are a matter of minutes on CPU.
-Cost (measured): 170 to 190 images/s on two CPU cores, some 4 minutes for 45,000 images.
+Hardware: anything; the default 200 epochs need a GPU; a few epochs take minutes on CPU.
+Cost (measured): 170 to 190 images/s on two CPU cores, about 4 minutes for 45,000 images.
 Expect: held-out loss 2.39 before the first step; after --config.epochs=6
 --config.optim.warmup_epochs=0.5 it was 0.54 (predicting each patch's mean: 0.98).
 """

@@ -1,9 +1,9 @@
-"""Your own pictures: any folder, labelled or not; only its place has to be given.
+"""Pre-training on your own images: any folder, with or without labels.
 
     launch/local.sh --config=configs/folder.py --config.data.root=DIR
 
-docs/data.md says what a folder may look like. The target is raw pixels, for honest pictures; for
-features --config.target.normalize=True is what the paper found better.
+docs/data.md describes the supported folders. The target is raw pixels, for faithful figures; for
+features the paper found --config.target.normalize=True better.
 
 Hardware: a GPU for thousands of images; a few hundred steps can be tried on CPU.
 Cost (measured): 14 to 18 images/s on two CPU cores.

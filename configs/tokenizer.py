@@ -8,20 +8,20 @@ Images of 112 pixels become 14 x 14 codes out of 8192, one for each patch of 16 
     launch/local.sh --config=configs/vit_l.py --config.target.kind=tokens \\
       --config.target.tokenizer=runs/tokenizer
 
-A small one for CIFAR-10, 8 x 8 codes out of 512 for patches of 4 pixels, is one flag away:
+A small one for CIFAR-10, with 8 x 8 codes out of 512 for patches of 4 pixels:
 
     launch/local.sh --config=configs/tokenizer.py:cifar10
 
-Architecture, batch, optimiser and temperatures are those of DALL-E's (2102.12092, appendix A.2),
-which was trained for 3,000,000 updates on 250 million images: yours is another tokenizer. Otherwise
-here: the temperature falls over the whole run; the divergence has weight 1, which is the true
+Architecture, batch, optimizer and temperatures are those of DALL-E's (2102.12092, appendix A.2),
+which was trained for 3,000,000 updates on 250 million images: yours will differ. Differences in the
+recipe: the temperature falls over the whole run; the divergence has weight 1, which is the true
 bound, from the beginning (there it rises to 6.6 in the first 5000 updates); no averaged weights.
 
-Hardware: any GPU or TPU mesh on which 512 divides evenly; cifar10: two CPU cores will do.
+Hardware: any GPU or TPU mesh whose device count divides 512; cifar10: two CPU cores are enough.
 Cost (arithmetic, not measured): 333 GFLOP per image for training; 40 epochs of ImageNet-1K are
 1.7e19 FLOP, 5 H100-hours at peak. cifar10 (measured): five minutes on two busy CPU cores.
-Expect: not run at full size. cifar10 (measured, likeliest codes of held-out images): mean squared
-error of the pixels 0.0088 (each image in its mean colour: 0.042), perplexity 55, colours and rough
+Expect: not run at full size. cifar10 (measured, most likely codes of held-out images): mean squared
+error of the pixels 0.0088 (each image in its mean color: 0.042), perplexity 55, colors and rough
 shapes in runs/tokenizer_cifar10/pictures.
 """
 

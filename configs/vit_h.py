@@ -2,12 +2,12 @@
 
     launch/local.sh --config=configs/vit_h.py
 
-As configs/vit_l.py, which says where the data come from and what `:ablation` means.
+Same as configs/vit_l.py, which describes the data and `:ablation`.
 
-Hardware: as configs/vit_l.py; --config.mesh.fsdp=N splits parameters and optimiser state (7.9 GB
+Hardware: as configs/vit_l.py; --config.mesh.fsdp=N splits parameters and optimizer state (7.9 GB
 in float32) over N devices.
 Cost (arithmetic, not measured: 291.4 GFLOP per image for training): 1600 epochs are 5.97e20 FLOP,
-168 H100-hours at peak, so some 340 at 50 % utilisation.
+168 H100-hours at peak, so about 340 at 50 % utilization.
 Expect: loss 1.93 before the first step; fine-tuned 86.9 %, linear probe 76.6 % (tables 3 and 12).
 """
 

@@ -2,18 +2,18 @@
 
     launch/local.sh --config=configs/vit_l.py
 
-Released-weights setting: 1600 epochs, normalised pixels. The 800-epoch setting of the paper's
-ablations (raw pixels, tables 1 and 2, figures 5 and 7) is one flag away:
+Released-weights setting: 1600 epochs, normalized pixels. The 800-epoch setting of the paper's
+ablations (raw pixels, tables 1 and 2, figures 5 and 7) is:
 
     launch/local.sh --config=configs/vit_l.py:ablation
 
 Data: ImageNet-1K prepared by TFDS, or raw class folders with
     --config.data.source=folder --config.data.root=DIR   (DIR has train/ and val/)
 
-Hardware: any TPU or GPU mesh on which 4096 divides evenly; --config.grad_accum=N makes the same
-update on a few devices. Cost (arithmetic, not measured: 124.5 GFLOP per image for training): 1600
-epochs are 2.55e20 FLOP, 72 H100-hours at peak, so some 145 at 50 % utilisation.
-Expect: loss 1.80 before the first step (normalised pixels), about 0.40 to 0.45 at the end;
+Hardware: any TPU or GPU mesh whose device count divides 4096; --config.grad_accum=N makes the same
+update on fewer devices. Cost (arithmetic, not measured: 124.5 GFLOP per image for training): 1600
+epochs are 2.55e20 FLOP, 72 H100-hours at peak, so about 145 at 50 % utilization.
+Expect: loss 1.80 before the first step (normalized pixels), about 0.40 to 0.45 at the end;
 fine-tuned 85.9 %, linear probe 75.8 % (paper tables 3 and 12).
 """
 

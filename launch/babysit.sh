@@ -2,26 +2,25 @@
 # Trains on a Cloud TPU until the run is done: launch/babysit.sh NAME --zone=ZONE --type=TYPE \
 #   [options] -- --config=configs/vit_l.py --workdir=gs://BUCKET/run [flags of mae_jax.main]
 #
-# Makes the TPU, sets it up and starts the run (see launch/tpu_pod.sh), then looks at it again and
-# again: a TPU that was taken away is made again, a run that stopped after saving or was ended by the
-# watchdog (which is told to end one that hangs) is started again. When the run ends with an error
-# this shows the end of its log and ends with the same status. A run that is alive on that TPU
-# already is watched.
+# Creates the TPU, sets it up, starts the run (see launch/tpu_pod.sh), and checks on it regularly. A
+# preempted TPU is created again. A run that stopped after saving, or that hung and was ended by the
+# watchdog, is restarted. If the run ends with an error, this script shows the end of its log and exits
+# with the same status. A run that is already alive on that TPU is watched.
 #
-# The workdir must outlive the TPU: a folder of a bucket, or one of a disk that all workers share.
+# The workdir must outlive the TPU: a folder in a bucket or on a disk that all workers share.
 #
-# Ctrl-C leaves the run alone; the same command watches it again.
+# Ctrl-C does not stop the run; the same command watches it again.
 #
 #   --project=, --runtime=, --spot, --queued, --network=, --subnetwork=, --service_account=,
-#   --wait_minutes=         as of tpu_pod.sh create
-#   --nfs=HOST:/SHARE       as of tpu_pod.sh setup: for --workdir=/mnt/mae_jax/run; --nfs=none when the
-#                           workers mount a disk by themselves
-#   --env=KEY=VALUE         as of tpu_pod.sh run
-#   --tries=20              how often the run is started, or was to be, before this gives up
-#   --poll_seconds=60       how often to look; also the first pause after the TPU could not be made
-#                           (each failure doubles it, up to half an hour)
-#   --delete_when_done      delete the TPU when the run has ended well
-#   --dry_run               print the commands of a run without trouble
+#   --wait_minutes=         as for tpu_pod.sh create
+#   --nfs=HOST:/SHARE       as for tpu_pod.sh setup, with --workdir=/mnt/mae_jax/run; --nfs=none if the
+#                           workers mount a disk themselves
+#   --env=KEY=VALUE         as for tpu_pod.sh run
+#   --tries=20              attempts to start the run before giving up
+#   --poll_seconds=60       time between checks; also the first pause after the TPU could not be created
+#                           (doubled by each failure, up to half an hour)
+#   --delete_when_done      delete the TPU once the run has succeeded
+#   --dry_run               print the commands of a run without failures
 #
 # Exit status: 0 done, 1 gave up, 2 bad input, 130 Ctrl-C, otherwise that of the run.
 set -euo pipefail
@@ -53,7 +52,7 @@ find_place
 (($#)) || refuse 'the flags of mae_jax.main are needed after --, as in -- --config=configs/vit_l.py'
 [[ $tries =~ ^[1-9][0-9]*$ ]] || refuse "--tries=$tries is not a number from 1"
 
-# Sets workdir: what the flags say, the last of them as for mae_jax.main.
+# Sets workdir from the flags; as in mae_jax.main, the last one wins.
 find_workdir() { # FLAGS...
   workdir=''
   while (($#)); do
@@ -65,7 +64,7 @@ find_workdir() { # FLAGS...
   done
 }
 
-# What is on the TPU's own disk is lost with it: the run would begin again.
+# The TPU's own disk is lost with it, and the run would start over.
 find_workdir "$@"
 lasting='^gs://.'
 case $nfs in
@@ -74,8 +73,8 @@ case $nfs in
 esac
 [[ $workdir =~ $lasting ]] || refuse "the workdir ${workdir:-runs/NAME} is on the TPU's own disk and lost" \
   'with it: give --workdir=gs://BUCKET/run, or --nfs=HOST:/SHARE and --workdir=/mnt/mae_jax/run' \
-  '(--nfs=none if the workers mount a disk by themselves)'
-# A run that hangs ends, with 70, and is started again.
+  '(--nfs=none if the workers mount a disk themselves)'
+# A hung run exits with 70 and is restarted.
 [[ $* == *--config.watchdog.abort* ]] || set -- "$@" --config.watchdog.abort=True
 
 create+=("--poll_seconds=$poll_seconds")
@@ -94,40 +93,41 @@ fi
 
 # shellcheck disable=SC2329 # it is called by trap
 leave() {
-  event "leaves; the run on $name goes on if it was started (to end it: launch/tpu_pod.sh stop $name ${place[*]})"
+  event "exiting; if the run on $name was started, it continues" \
+    "(to stop it: launch/tpu_pod.sh stop $name ${place[*]})"
   exit 130
 }
 trap leave INT TERM HUP
 
-# A signal is answered at once, not when the pause is over.
+# Respond to signals at once, not after the pause.
 pause() { # SECONDS
   sleep "$1" &
   wait $!
 }
 
 failures=0
-pause_longer() { # after what went wrong without the run: each time in a row for longer
+pause_longer() { # after a failure outside the run: longer each time in a row
   local seconds
   seconds=$(awk -v s="$poll_seconds" -v n="$failures" \
     'BEGIN { s *= 2 ^ n; print (s > 1800 ? 1800 : s) }')
   ((++failures))
   if ((try >= tries)); then return; fi
-  event "tries again in $seconds s"
+  event "retrying in $seconds s"
   pause "$seconds"
 }
 
-# Sets status to the first one that is a verdict.
+# Sets status to the first conclusive one.
 watch() {
-  local told=''
+  local reported=''
   while true; do
     status=0
     pod status >/dev/null 2>&1 || status=$?
     case $status in
       3) ;;
-      7) [[ $told == 7 ]] || event 'no answer from a worker or from Google Cloud: going on looking' ;;
+      7) [[ $reported == 7 ]] || event 'no answer from a worker or from Google Cloud: still checking' ;;
       *) return ;;
     esac
-    told=$status
+    reported=$status
     pause "$poll_seconds"
   done
 }
@@ -142,12 +142,12 @@ fi
 
 for ((try = 1; try <= tries; try++)); do
   if [[ -z $usable ]]; then
-    event "try $try of $tries: making $name"
+    event "try $try of $tries: creating $name"
     status=0
     pod create "${create[@]}" || status=$?
     [[ $status != 2 ]] || exit 2
     if [[ $status != 0 ]]; then
-      event "$name could not be made"
+      event "$name could not be created"
       pause_longer
       continue
     fi
@@ -179,8 +179,8 @@ for ((try = 1; try <= tries; try++)); do
     75) event 'the run stopped after saving' ;;
     70) event 'the run was ended by the watchdog' ;;
     6) event 'the run is gone and left no status' ;;
-    4) event "$name was taken away" && usable='' ;;
-    5) event "$name was made anew by somebody" && usable='' ;;
+    4) event "$name was preempted" && usable='' ;;
+    5) event "$name was recreated by someone else" && usable='' ;;
     *)
       event "the run ended with exit status $status; the end of its log:"
       pod logs --lines=30 || true

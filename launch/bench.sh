@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Our train step against PyTorch's on one GPU, in under nine minutes: launch/bench.sh [flags]
+# Compares our training step with PyTorch's on one GPU, in under nine minutes: launch/bench.sh [flags]
 #
 #   launch/bench.sh --torch_python=/path/to/python   an interpreter that has torch with CUDA
 #   launch/bench.sh --repeats=50                     other flags of `mae_jax.tools.bench step`
 #
-# ViT-L first (and once more with cuDNN's attention), then B and H. Each prints its table when it is
-# done, so that what was measured is there even if the time runs out.
+# ViT-L comes first (and again with cuDNN's attention), then B and H. Each prints its table as soon as it
+# is done, so results are kept even if time runs out.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh

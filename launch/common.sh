@@ -11,14 +11,14 @@ refuse() { # bad input
   exit 2
 }
 
-# The comment at the top of a script is its --help.
+# --help prints the comment at the top of a script.
 show_help() { sed -n '2,${/^#/!q; s/^# \{0,1\}//p;}' "$1"; }
 
-# A command as a line that can be pasted into a shell.
+# Formats a command as a line that can be pasted into a shell.
 quoted() {
   local word line=''
   for word in "$@"; do
-    # What printf would make of it is right too, but hard to read.
+    # The output of printf %q is correct too, but hard to read.
     if [[ $word =~ ^[A-Za-z0-9_/.,:=@%+-]+$ ]]; then
       line+=" $word"
     else

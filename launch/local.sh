@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Trains on this machine: launch/local.sh --config=configs/demo.py [flags of mae_jax.main]
 #
-# One process uses every GPU, or every chip of a TPU host, or the CPU. The first call sets up .venv
-# (see setup.sh), later ones start at once. Paths in the flags are relative to the folder you are in.
+# One process uses every GPU, every chip of a TPU host, or the CPU. The first call creates .venv (see
+# setup.sh); later calls start at once. Paths in the flags are relative to the current folder.
 #
-#   --processes=N   N processes that share the GPUs evenly (or the CPU): one per GPU is sometimes
-#                   faster at feeding them. Lines of all but the first begin with the process, [1].
-#                   They listen on the loopback interface only.
-#   --preflight     only look whether the run will work (mae_jax.tools.preflight)
-#   --dry_run       print the commands instead
-#   --help          this; the flags of mae_jax.main are listed by --helpshort, recipes by docs/recipes.md
+#   --processes=N   N processes that share the GPUs evenly (or the CPU); one per GPU sometimes feeds
+#                   them faster. All but the first prefix their lines with the process, [1]. They
+#                   listen on the loopback interface only.
+#   --preflight     check whether the run will work, without running it (mae_jax.tools.preflight)
+#   --dry_run       print the commands without running them
+#   --help          show this text (--helpshort: the flags of mae_jax.main; docs/pretraining.md: recipes)
 #
-# Exit status: that of mae_jax.main: 0 done, 1 failed, 2 bad input, 70 ended by the watchdog, 75
-# stopped by a signal after saving. After 70 and 75 the same command goes on. Of several processes
-# one that ended with 75 or 70 decides (the others may have died of it), else the first that failed.
+# Exit status, that of mae_jax.main: 0 done, 1 failed, 2 bad input, 70 ended by the watchdog, 75 stopped
+# by a signal after saving. After 70 and 75 the same command continues the run. If any process exits with
+# 75 or 70, that status is used (the others may have died of it); otherwise that of the first that failed.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
@@ -34,14 +34,14 @@ done
 
 setup run
 setup_environment
-# -P: a folder named mae_jax or configs where you happen to be is not imported instead of ours.
+# -P: do not import a folder named mae_jax or configs from the current directory instead of ours.
 command=("$python" -P -m "$program" "$@")
 if [[ -z $processes ]]; then
   [[ -z $dry_run ]] || { quoted "${command[@]}" && exit; }
   exec "${command[@]}"
 fi
 
-# Sets gpus: the names of all that may be used.
+# Sets gpus: the names of all usable GPUs.
 find_gpus() {
   local line
   gpus=()
@@ -54,7 +54,7 @@ find_gpus() {
   fi
 }
 
-# Sets environment: what process INDEX is started with besides ours.
+# Sets environment: additional variables for process INDEX.
 share_of() { # INDEX
   local each list
   environment=()
@@ -78,8 +78,8 @@ free='import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.gets
 port=PORT
 [[ -n $dry_run ]] || port=$("$python" -c "$free")
 pids=()
-# Each process gets its own group: Ctrl-C reaches them through the trap alone. A run that is told
-# twice leaves without saving.
+# Each process gets its own group, so Ctrl-C reaches them only through the trap: a run that gets two
+# signals exits without saving.
 set -m
 for ((index = 0; index < processes; index++)); do
   share_of "$index"
@@ -96,10 +96,10 @@ for ((index = 0; index < processes; index++)); do
   fi
 done
 
-told='' status=0 again=0
+signaled='' status=0 again=0
 # shellcheck disable=SC2329 # the traps call it
 forward() { # SIGNAL
-  told=yes
+  signaled=yes
   kill "-$1" ${pids[@]+"${pids[@]}"} 2>/dev/null || true
 }
 for name in INT TERM USR1; do
@@ -108,10 +108,10 @@ for name in INT TERM USR1; do
 done
 for pid in ${pids[@]+"${pids[@]}"}; do
   while :; do # a signal ends the wait, not the process
-    told='' now=0
+    signaled='' now=0
     wait "$pid" || now=$?
     ((now == 127)) || ended=$now # 127: it had ended before
-    [[ -n $told ]] || break
+    [[ -n $signaled ]] || break
   done
   case $ended in
     70 | 75) ((ended <= again)) || again=$ended ;;

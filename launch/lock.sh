@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Writes launch/locks/: the versions that are tested together, with the hash of every file that was
-# published of them. Needs uv (pip install uv).
+# Writes launch/locks/: the versions that are tested together, with the hash of every published file.
+# Needs uv (pip install uv).
 #
-#   launch/lock.sh            after a change of requirements*.txt; other versions stay as they are
+#   launch/lock.sh            after changing requirements*.txt; other versions stay as they are
 #   launch/lock.sh --upgrade  the newest version of everything
 #
-# One list serves every supported Python and system. Run launch/test.sh afterwards, with each Python,
-# before they are committed.
+# One list serves every supported Python and system. Before committing, run launch/test.sh with each
+# Python.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
@@ -14,12 +14,12 @@ new=$(mktemp -d)
 trap 'rm -r "$new"' EXIT
 
 compile() { # FILE ARGUMENTS...: requirements come from the arguments and from the standard input
-  # No index and no comments: the lists must not name the machine or the mirror they were made on.
+  # No index and no comments: the lists must not name the machine or mirror that made them.
   uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-emit-index-url \
     --no-emit-find-links --custom-compile-command launch/lock.sh --output-file "$@" - >/dev/null
 }
 
-# Everything at once first, so that the lists agree. uv keeps the versions that the file already has.
+# Everything at once first, so that the lists agree. uv keeps the versions already in the file.
 sed -n 's/ \\$//; /==/p' launch/locks/*.txt | sort -u >"$new/all"
 printf 'jax[%s]\n' cuda12 cuda13 tpu |
   compile "$new/all" "$@" requirements.txt requirements-dev.txt

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by tpu_pod.sh and babysit.sh, after common.sh: which TPU is meant, and asking its workers.
+# Sourced by tpu_pod.sh and babysit.sh, after common.sh: selects the TPU and queries its workers.
 #
-# Some answers are kept in scratch, a folder that is removed in the end.
+# Some answers are kept in scratch, a folder that is removed at the end.
 # shellcheck disable=SC2154 # set by tpu_pod.sh and tpu_node.sh
 
 # --- options -----------------------------------------------------------------------------------------
@@ -16,7 +16,7 @@ take_option() { # WORD: one that both scripts have
     --project=*) project=${1#*=} ;;
     -*)
       refuse "unknown option '$1'${action:+ of $action}" \
-        '(--help tells which there are; flags of mae_jax come after --)'
+        '(see --help; flags of mae_jax come after --)'
       ;;
     *)
       [[ -z $name ]] || refuse "one name, not '$name' and '$1'"
@@ -25,9 +25,9 @@ take_option() { # WORD: one that both scripts have
   esac
 }
 
-# Sets place: how gcloud finds the TPU of that name.
+# Sets place: the flags with which gcloud finds the TPU.
 find_place() {
-  [[ -n $name ]] || refuse 'say the name of the TPU (--help tells more)'
+  [[ -n $name ]] || refuse 'give the name of the TPU (see --help)'
   [[ -n $zone ]] || refuse '--zone= is needed, as in --zone=us-central2-b'
   [[ $poll_seconds =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "--poll_seconds=$poll_seconds is not a number"
   place=("--zone=$zone" ${project:+"--project=$project"})
@@ -52,8 +52,8 @@ pause_until_deadline() { # MESSAGE of giving up
 
 # --- workers -----------------------------------------------------------------------------------------
 
-# Runs a command on all workers at once. What each said is kept with its exit status as the last
-# line: gcloud tells only that some worker failed, and calls a lost connection a failure too.
+# Runs a command on all workers at once. The output of each is kept, with its exit status as the last
+# line: gcloud only reports that some worker failed, and counts a lost connection as a failure too.
 on_workers() { # COMMAND...
   rm -rf "$scratch/answers"
   mkdir "$scratch/answers"

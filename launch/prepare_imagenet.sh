@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# ImageNet-1K from its two tar files to what training reads:
+# Converts ImageNet-1K's two tar files to the format that training reads:
 #
 #   launch/prepare_imagenet.sh --tars=DIR --out=DIR [--format=folders|tfds] [--workers=N] [--dry_run]
 #
-# --help tells more. The first call sets up .venv (see setup.sh). Paths are relative to the folder
-# you are in.
+# See --help. The first call creates .venv (see setup.sh). Paths are relative to the current folder.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh

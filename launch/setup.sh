@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# Sourced by the launch scripts: makes .venv in the repository, once, and tells what to run with.
+# Sourced by the launch scripts: creates .venv in the repository, once, and finds the interpreter.
 #
 #   source .../launch/setup.sh   sets root, the folder of the repository
 #   setup run                    or: setup dev, which adds what the tests need
 #   setup_environment
 #   "$python" ...                the interpreter; accelerator is cpu, cuda12, cuda13 or tpu
 #
-# When nothing has to be done this reads a few small files, starts no other program and prints nothing.
+# If there is nothing to do, this reads a few small files, starts no other program, and prints nothing.
 #
 # Settings (environment variables):
-#   MAE_JAX_ACCELERATOR=cpu|cuda12|cuda13|tpu   what to install, instead of what this machine has
-#   MAE_JAX_UNLOCKED=1                          the newest packages instead of those of launch/locks/
-#   MAE_JAX_PYTHON=/path/to/python              run with this one as it is; install nothing
-# (MAE_JAX_SYSROOT stands in for / when tests fake /proc, /dev and /sys.)
+#   MAE_JAX_ACCELERATOR=cpu|cuda12|cuda13|tpu   install for this instead of the detected hardware
+#   MAE_JAX_UNLOCKED=1                          the newest packages instead of those in launch/locks/
+#   MAE_JAX_PYTHON=/path/to/python              use this interpreter as it is; install nothing
+# (MAE_JAX_SYSROOT replaces / when tests fake /proc, /dev and /sys.)
 
 root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 
@@ -25,10 +25,10 @@ slurp() {
   if [[ -r $2 ]]; then IFS= read -r -d '' "$1" <"$2" || true; fi
 }
 
-# --- what this machine has -----------------------------------------------------------------------
+# --- hardware ------------------------------------------------------------------------------------
 
-# The PCI ids by which JAX itself knows a TPU (jax/_src/hardware_utils.py). The vendor alone is not
-# enough, Google's network card has it too; and /dev/vfio exists on many machines without a TPU.
+# The PCI ids by which JAX itself detects a TPU (jax/_src/hardware_utils.py). The vendor is not enough,
+# Google's network card has it too; and /dev/vfio exists on many machines without a TPU.
 tpu_pci_ids=' 0x0027 0x0056 0x005e 0x0062 0x0063 0x006f 0x0076 0x007c 0x0083 '
 
 has_tpu() {
@@ -46,13 +46,13 @@ has_tpu() {
   return 1
 }
 
-# Sets accelerator, and gpu_note for the line that is printed on installation. nvidia-smi takes a
-# good part of a second, so its answer is kept beside the driver version that it belongs to.
+# Sets accelerator, and gpu_note for the line printed on installation. nvidia-smi takes a good part of
+# a second, so its answer is cached with the driver version that it belongs to.
 detect_nvidia() {
   local sys=${MAE_JAX_SYSROOT:-} kept='' answer='' line driver=0 capability oldest=999
   accelerator=cpu
   if [[ -e $sys/proc/driver/nvidia/version ]]; then
-    # A container that was given no GPU still sees the host's /proc.
+    # A container without a GPU still sees the host's /proc.
     compgen -G "$sys/dev/nvidia[0-9]*" >/dev/null || return 0
     slurp gpu_driver "$sys/proc/driver/nvidia/version"
     slurp kept "$venv/mae_jax.gpu"
@@ -124,7 +124,7 @@ is_ready() { # run|dev
   [[ -x $venv/bin/python && ! -e $venv/mae_jax.unfinished && -e $venv/mae_jax.$1 ]] || return 1
   slurp found "$venv/mae_jax.$1"
   installed=${found%%$'\n'*}
-  # What was installed for a GPU also runs where there is none (a login node on the same disk).
+  # An installation for a GPU also runs without one (a login node on the same disk).
   [[ $installed == "$accelerator" || $accelerator == cpu ]] || return 1
   local accelerator=$installed
   describe "$1"
@@ -137,7 +137,7 @@ supported='import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (
 
 make_venv() {
   local candidate without_venv=''
-  # Each is tried, not only looked up: a pyenv shim is on PATH whether or not its Python is there.
+  # Each is run, not only looked up: a pyenv shim is on PATH whether or not its Python exists.
   for candidate in python3.12 python3.13 python3.11 python3 python; do
     "$candidate" -c "$supported" >/dev/null 2>&1 || continue
     if [[ -n $uv ]]; then
@@ -179,8 +179,8 @@ pip_install() { # run|dev
     [[ -n $uv ]] || packages+=(--upgrade-strategy eager)
     "${pip[@]}" --upgrade "${packages[@]}"
   else
-    # promise (of tensorflow-datasets) is published as source alone. Left to themselves, pip and uv
-    # build it with the newest setuptools there is, and ask for no hash of that.
+    # promise (of tensorflow-datasets) is published only as source. By default pip and uv build it with
+    # the newest setuptools and require no hash of that.
     "${pip[@]}" --require-hashes -r "$root/launch/locks/build.txt" || return
     "${pip[@]}" --require-hashes --no-build-isolation "${packages[@]}"
   fi
@@ -192,7 +192,7 @@ write_stamp() { # run|dev
 }
 
 start_again() { # WHY
-  say "$1: starting again with an empty .venv"
+  say "$1: starting over with an empty .venv"
   rm -rf "$venv"
   stage=first
 }
@@ -201,14 +201,14 @@ install() { # run|dev
   local accelerator=$accelerator size=2.3 stage=first state='' old=''
   uv=$(command -v uv || true)
   # mae_jax.unfinished holds the stage while the installer runs, "failed" after an update that gave
-  # up. A killed installer leaves a package that looks installed and is not (seen with numpy), so
-  # after that, and after a first installation of any bad end, we start from an empty folder. Only
-  # what somebody made by hand ("adopted") is never deleted.
+  # up. A killed installer leaves a package that looks installed but is not (seen with numpy), so after
+  # that, and after a first installation that failed in any way, we start from an empty folder. Only a
+  # manually created one ("adopted") is never deleted.
   slurp state "$venv/mae_jax.unfinished"
   slurp old "$venv/mae_jax.run"
   old=${old%%$'\n'*} # the accelerator it was installed for
   if [[ -n $old ]]; then stage=update; elif [[ -e $python && -z $state ]]; then stage=adopted; fi
-  # Without a GPU in sight an environment that was made for one stays so, with plugins that match.
+  # If no GPU is visible, an environment made for one stays so, with matching plugins.
   if [[ $accelerator == cpu && -n $old ]]; then accelerator=$old; fi
   case $accelerator in cuda*) size=6 ;; esac
   if [[ $state == adopted* ]]; then
@@ -234,11 +234,11 @@ install() { # run|dev
   if ! pip_install "$1"; then
     if [[ $stage == update ]]; then
       printf 'failed\n' >"$venv/mae_jax.unfinished"
-      say "to run with the packages as they were: MAE_JAX_PYTHON=$python"
+      say "to run with the old packages: MAE_JAX_PYTHON=$python"
     elif [[ $stage == adopted ]]; then
       rm "$venv/mae_jax.unfinished"
     fi
-    die 'the installation failed, see above; the same command tries again'
+    die 'the installation failed, see above; rerun the same command to try again'
   fi
   [[ $1 != dev ]] || write_stamp dev
   write_stamp run
@@ -246,18 +246,18 @@ install() { # run|dev
   say "installed in $SECONDS s"
 }
 
-# Two starts at once: the second waits, then finds everything done.
+# With two starts at once, the second waits and then finds everything done.
 lock() {
   if command -v flock >/dev/null; then
     exec 9>"$root/.venv.lock"
     flock -n 9 && return
     say 'another start is installing; waiting for it'
-    flock 9 || say 'this disk has no locks; going on without'
+    flock 9 || say 'this disk does not support locks; continuing without'
   else # macOS
-    local told=''
+    local announced=''
     until mkdir "$root/.venv.lock.d" 2>/dev/null; do
-      [[ -n $told ]] || say "another start is installing; waiting (none is? remove $root/.venv.lock.d)"
-      told=yes
+      [[ -n $announced ]] || say "another start is installing; waiting (none is? remove $root/.venv.lock.d)"
+      announced=yes
       sleep 1
     done
     trap 'rmdir "$root/.venv.lock.d"' EXIT
@@ -284,9 +284,9 @@ setup() { # run|dev
       say "would first install the packages for $accelerator into $venv"
       return
     fi
-    [[ -w $root ]] || die "$root is not writable, so .venv cannot be made there"
+    [[ -w $root ]] || die "$root is not writable, so .venv cannot be created there"
     lock
-    # pip answers Ctrl-C with an ordinary failure; only a trap makes sure that we stop too.
+    # pip turns Ctrl-C into an ordinary failure; only a trap makes sure that we stop too.
     trap 'exit 130' INT TERM HUP
     is_ready "$1" || install "$1"
     unlock
@@ -296,7 +296,7 @@ setup() { # run|dev
   fi
 }
 
-# What every program of ours is started with.
+# The environment of every program of ours.
 setup_environment() {
   export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
   export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"

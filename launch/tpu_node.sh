@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by tpu_pod.sh, after pod.sh: the TPU itself, in what state it is, making and deleting it.
+# Sourced by tpu_pod.sh, after pod.sh: state, creation and deletion of the TPU itself.
 #
-# Uses what the options of create have set.
+# Uses the variables set by the options of create.
 # shellcheck disable=SC2154 # set by tpu_pod.sh and pod.sh
 
-# Sets answer to what gcloud describe says: 0, or 1 and answer=ABSENT or UNKNOWN with its message.
+# Sets answer to the output of gcloud describe: 0, or 1 and answer=ABSENT or UNKNOWN with its message.
 describe() { # RESOURCE FORMAT
   local command=(gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="$2" --quiet)
   if [[ -n $dry_run ]]; then
@@ -24,7 +24,7 @@ find_node() {
   workers=0
   if [[ -n $dry_run ]]; then
     describe tpu-vm 'value(state,networkEndpoints.len())'
-    # As --help says: none before create.
+    # As --help says: it does not exist before create.
     if [[ $action == create ]]; then node=ABSENT; else node=READY workers=1; fi
   elif describe tpu-vm 'value(state,networkEndpoints.len())'; then
     read -r node workers <<<"$answer"
@@ -41,8 +41,8 @@ require_node() {
   case $node in
     READY) ;;
     UNKNOWN) die "$answer" ;;
-    ABSENT) die "there is no TPU $name in ${place[*]}: launch/tpu_pod.sh create makes it" ;;
-    *) die "$name is $node, not READY: launch/tpu_pod.sh create makes it again" ;;
+    ABSENT) die "there is no TPU $name in ${place[*]}: launch/tpu_pod.sh create creates it" ;;
+    *) die "$name is $node, not READY: launch/tpu_pod.sh create recreates it" ;;
   esac
 }
 
@@ -50,7 +50,7 @@ require_node() {
 find_queue() {
   if [[ -n $dry_run ]]; then
     describe queued-resources 'value(state.state)'
-    # The second look, after it was asked for.
+    # The second query, after the request.
     if [[ -z ${queue:-} ]]; then queue=ABSENT; else queue=ACTIVE; fi
   elif describe queued-resources 'value(state.state)'; then
     queue=${answer:-CREATING}
@@ -74,11 +74,11 @@ default_runtime() {
     v5litepod-* | v5e-*) runtime=v2-alpha-tpuv5-lite ;;
     v5p-*) runtime=v2-alpha-tpuv5 ;;
     v6e-*) runtime=v2-alpha-tpuv6e ;;
-    *) refuse "the system image for --type=$type is not known here: name it with --runtime=" ;;
+    *) refuse "the system image for --type=$type is not known: set it with --runtime=" ;;
   esac
 }
 
-way_out='no quota: ask for more or take another --type; no capacity: take another --zone, wait with'
+way_out='no quota: request more or use another --type; no capacity: use another --zone, wait with'
 way_out+=' --queued, or let launch/babysit.sh try again'
 
 make_queued() {
@@ -86,7 +86,7 @@ make_queued() {
   case $queue in
     UNKNOWN) die "$answer" ;;
     FAILED | SUSPENDED | SUSPENDING | ACTIVE) # ACTIVE: its node was found not to be usable
-      say "the request is $queue: made again"
+      say "the request is $queue: requesting it again"
       delete_queue
       queue=ABSENT
       ;;
@@ -96,18 +96,18 @@ make_queued() {
       --accelerator-type="$type" --runtime-version="$runtime" ${spot:+--spot} "${others[@]}" ||
       die "Google Cloud refused to queue $name, see above ($way_out)"
   else
-    say "the request is there already: $queue"
+    say "the request already exists: $queue"
   fi
-  local told=''
+  local reported=''
   while find_queue && [[ $queue != ACTIVE ]]; do
-    [[ $queue == "$told" ]] || say "the request of $name is $queue"
-    told=$queue
+    [[ $queue == "$reported" ]] || say "the request of $name is $queue"
+    reported=$queue
     case $queue in
       FAILED | SUSPENDED | ABSENT)
-        die "the request of $name became $queue; create again asks again ($way_out)"
+        die "the request of $name became $queue; run create again to repeat it ($way_out)"
         ;;
     esac
-    pause_until_deadline "$name is still $queue; create goes on waiting, delete gives it up"
+    pause_until_deadline "$name is still $queue; run create to keep waiting, delete to give it up"
   done
 }
 
@@ -117,10 +117,10 @@ create() {
   start_waiting
   find_node
   case $node in
-    READY) say "$name is ready already" && return ;;
+    READY) say "$name is already ready" && return ;;
     UNKNOWN) die "$answer" ;;
     PREEMPTED | TERMINATED | SUSPENDED | FAILED)
-      say "$name is $node: made again"
+      say "$name is $node: recreating it"
       delete
       node=ABSENT
       ;;
@@ -137,13 +137,13 @@ create() {
   elif [[ $node == ABSENT ]]; then
     gcloud_do compute tpus tpu-vm create "$name" "${place[@]}" \
       --accelerator-type="$type" --version="$runtime" "${others[@]}" ||
-      die "Google Cloud did not make $name, see above ($way_out)"
+      die "Google Cloud did not create $name, see above ($way_out)"
   fi
   if [[ -n $dry_run ]]; then return; fi
   while find_node && [[ $node != READY ]]; do
     case $node in
       CREATING | STARTING | RESTARTING | REPAIRING | UNHIDING | UNKNOWN) ;;
-      *) die "$name became $node while it was made; create again makes it again" ;;
+      *) die "$name became $node during creation; run create again to recreate it" ;;
     esac
     pause_until_deadline "$name is still $node"
   done

@@ -1,46 +1,45 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU, one host or a whole pod: launch/tpu_pod.sh ACTION NAME --zone=ZONE [options]
 #
-#   create NAME --type=v4-64   makes the TPU and waits until it is ready; one that is ready is left
-#                              alone, one that was preempted or has failed is made again
-#   setup NAME                 copies this repository (what git tracks, as it is on disk) to
-#                              ~/mae_jax of every worker and makes .venv there
+#   create NAME --type=v4-64   creates the TPU and waits until it is ready; keeps one that is ready,
+#                              recreates one that was preempted or has failed
+#   setup NAME                 copies this repository (the files git tracks, as they are on disk) to
+#                              ~/mae_jax on every worker and creates .venv there
 #   run NAME -- --config=configs/vit_l.py --workdir=gs://BUCKET/run [flags of mae_jax.main]
-#                              starts it on every worker; it goes on when the connection ends
+#                              starts it on every worker; it survives the end of the connection
 #   status NAME                state of the TPU, and of the run on every worker
-#   logs NAME                  the last lines of every worker; with --follow worker 0 as it writes
-#   stop NAME                  lets the run save and stop on every worker, and waits for that
+#   logs NAME                  the last lines of every worker; with --follow, worker 0 as it writes
+#   stop NAME                  lets the run save and stop on every worker, and waits for it
 #   delete NAME                deletes the TPU and its request
 #
-# Options of all: --zone=ZONE, --project=PROJECT, --dry_run (prints the gcloud commands that would be
-# executed, as if there were no TPU of that name before create, and one ready for the others).
+# All actions: --zone=ZONE, --project=PROJECT, --dry_run (prints the gcloud commands without running them,
+# assuming that NAME does not exist before create and is ready for the other actions).
 # create: --type=TYPE
-#         --runtime=VERSION       of the system image; default: the one for the generation of TYPE
-#         --spot                  a TPU that is cheap and can be taken away; implies --queued
-#         --queued                ask for it with a queued resource
+#         --runtime=VERSION       system image; default: the one for the generation of TYPE
+#         --spot                  a cheap TPU that can be preempted; implies --queued
+#         --queued                request it as a queued resource
 #         --network=, --subnetwork=
-#         --service_account=      whom the workers act as, also towards buckets; default: Compute
-#                                 Engine's own
+#         --service_account=      the workers' identity, also for buckets; default: Compute Engine's own
 #         --wait_minutes=60       how long to wait until it is ready
-#         --poll_seconds=10       how often to look
+#         --poll_seconds=10       time between checks
 # setup:  --nfs=HOST:/SHARE       a disk that all workers share (Filestore), mounted at /mnt/mae_jax;
 #                                 not needed for a workdir in a bucket
-# run:    --env=KEY=VALUE         for the environment of the run; can be given several times
+# run:    --env=KEY=VALUE         for the environment of the run; may be repeated
 # logs:   --lines=20, --follow, --worker=N (one worker instead of all, with --follow instead of 0)
 # stop:   --force                 kill it, without saving
 #         --wait_minutes=10, --poll_seconds=10
 #
-# Needs gcloud, and an SSH key without a passphrase or one that ssh-agent knows. The work on the
-# workers is done by launch/worker.sh, which can be called over plain ssh too. The workdir must
-# be one that all workers see and that is there when they are gone: gs://BUCKET/run, to which the
-# service account may write, or a folder of a share (setup --nfs=). setup keeps .venv and runs/.
+# Needs gcloud, and an SSH key without a passphrase or loaded in ssh-agent. On the workers it runs
+# launch/worker.sh, which you can also call over plain SSH. The workdir must be visible to all workers and
+# outlive them: gs://BUCKET/run, which the service account may write to, or a folder on a share
+# (setup --nfs=). setup keeps .venv and runs/.
 #
-# Exit status: 0 done, 1 it failed, 2 bad input. That of status:
-#   0 the run ended well on all workers        3 it is running
-#   4 there is no such TPU, or it is not usable (preempted)
-#   5 nothing was started on some worker       6 the run is gone from one and left no status
-#   7 no verdict: a worker or Google Cloud did not answer, or the TPU is being made or repaired
-#   75 or 70 when a worker ended with that (run again continues; the others may have died of it)
+# Exit status: 0 done, 1 failed, 2 bad input. That of status:
+#   0 the run succeeded on all workers         3 it is running
+#   4 the TPU does not exist, or is not usable (preempted)
+#   5 nothing was started on some worker       6 the run vanished from a worker without a status
+#   7 unknown: a worker or Google Cloud did not answer, or the TPU is being created or repaired
+#   75 or 70 if any worker ended with it (run again continues; the others may have died of it)
 #   otherwise the largest exit status of the run on any worker
 set -euo pipefail
 
@@ -62,7 +61,7 @@ pack() { # FILE
   fi
   local file
   if [[ -n $(git -C "$root" ls-files --others --exclude-standard) ]]; then
-    say 'not copied are the files that git does not track (git add makes it track them):'
+    say 'not copied, because git does not track them (use git add):'
     git -C "$root" ls-files --others --exclude-standard | sed 's/^/launch:   /' >&2
   fi
   git -C "$root" ls-files -z | while IFS= read -r -d '' file; do
@@ -90,7 +89,7 @@ setup_workers() {
   say "copying the repository to the workers of $name"
   gcloud_do compute tpus tpu-vm scp "$scratch/mae_jax.tar.gz" "$name:mae_jax.tar.gz" "${place[@]}" \
     --worker=all || die "the repository could not be copied to every worker, see above"
-  say 'making the environment on every worker: some minutes the first time'
+  say 'creating the environment on every worker: a few minutes the first time'
   on_workers bash -c "$unpack" setup ${nfs:+"--nfs=$nfs"}
   fail_if_any 'not set up'
   [[ -n $dry_run ]] || say "$name is set up"
@@ -108,17 +107,17 @@ run() { # FLAGS...
   on_workers "${worker[@]}" start --id="$id" "${environment[@]}" -- "$@"
   find_failed
   if [[ -n $failed ]]; then
-    # The others would wait for it. Runs that were alive before have another id.
+    # The others would wait for it. Runs that were alive before have a different id.
     failed_text=$(show_answers "$failed" 2>&1)
     on_workers "${worker[@]}" stop --force --id="$id"
     printf '%s\n' "$failed_text" >&2
-    die "not started on worker(s) $failed; where it had been started it was ended again"
+    die "not started on worker(s) $failed; stopped again where it had started"
   fi
   if [[ -n $dry_run ]]; then return; fi
   say "started on all workers; to watch it: launch/tpu_pod.sh logs $name ${place[*]} --follow"
 }
 
-# Sets verdict, the exit status of status, and states: one line for each worker.
+# Sets verdict, the exit status of status, and states: one line per worker.
 find_verdict() {
   local i own again='' largest=0 running='' missing='' none='' gone=''
   states='' verdict=0
@@ -139,7 +138,7 @@ find_verdict() {
     verdict=7
   elif [[ -n $running ]]; then
     verdict=3
-  # A worker that lost its disk, or was started again: the others die of that in their own ways.
+  # A worker lost its disk or was restarted: the others die of that in their own ways.
   elif [[ -n $none ]]; then
     verdict=5
   elif [[ -n $gone ]]; then
@@ -193,7 +192,7 @@ stop() {
     return
   fi
   show_answers
-  [[ -z $failed ]] || say "worker(s) $failed could not be asked"
+  [[ -z $failed ]] || say "worker(s) $failed did not answer"
   start_waiting
   while find_verdict && [[ $verdict == 3 || $verdict == 7 ]]; do
     pause_until_deadline "not stopped after $wait_minutes minutes: $states(stop --force kills it)"
@@ -201,7 +200,7 @@ stop() {
   printf '%s' "$states"
   case $verdict in
     0 | 5 | 75) ;;
-    *) [[ -n $force ]] || die "the run did not stop as it should: exit status $verdict" ;;
+    *) [[ -n $force ]] || die "the run did not stop properly: exit status $verdict" ;;
   esac
 }
 
@@ -234,7 +233,7 @@ while (($#)); do
   esac
   shift
 done
-[[ -n $action ]] || refuse "say what to do: $actions (--help tells more)"
+[[ -n $action ]] || refuse "give an action: $actions (see --help)"
 find_place
 [[ $lines =~ ^[0-9]+$ ]] || refuse "--lines=$lines is not a number"
 [[ $one =~ ^[0-9]*$ ]] || refuse "--worker=$one is not the number of a worker"

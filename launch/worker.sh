@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# One training run on this machine that outlives the SSH connection that started it.
+# Manages one training run on this machine that outlives the SSH connection that started it.
 #
-#   launch/worker.sh setup [--nfs=HOST:/SHARE]   makes .venv; gets uv where no Python is new enough;
+#   launch/worker.sh setup [--nfs=HOST:/SHARE]   creates .venv; gets uv if no Python is new enough;
 #                                                mounts the share at /mnt/mae_jax, also after a reboot
 #   launch/worker.sh start [--env=KEY=VALUE] [--id=ID] -- [flags of mae_jax.main]
 #   launch/worker.sh status
 #   launch/worker.sh log [--lines=N] [--follow]
 #   launch/worker.sh stop [--force] [--id=ID]
 #
-# With --dry_run setup, start and stop only print what they would do.
+# With --dry_run, setup, start, and stop only print what they would do.
 #
-# start runs launch/local.sh in the folder of the repository and comes back at once. log, pid and
-# status are kept in ~/mae_jax_run. It refuses while a run is alive, and while any process holds the
-# TPU (which it names); a lock that a killed run left behind is removed. Started again with the --id
-# of the run that is alive it does nothing (SSH may try a command twice).
+# start runs launch/local.sh in the repository's folder and returns at once. log, pid, and status are kept
+# in ~/mae_jax_run. It refuses to start while a run is alive or while a process holds the TPU (which it
+# names); a lock left behind by a killed run is removed. With the --id of the run that is alive it does
+# nothing (SSH may retry a command).
 #
-# stop asks the run to save and leave, once: being asked twice it would leave without saving.
+# stop asks the run to save and exit, only once: a second request would make it exit without saving.
 # --force kills it. With --id only the run that was started with it is stopped.
 #
-# Exit status of status: 3 running, 5 nothing was started, 6 the run is gone without having left a
-# status (killed, or the machine was started again), otherwise that of the run. Of the others:
-# 0 done, 1 it failed or was refused, 2 bad input.
+# Exit status of status: 3 running, 5 nothing was started, 6 the run is gone and left no status (killed,
+# or the machine was restarted), otherwise that of the run. Other actions: 0 done, 1 failed or refused,
+# 2 bad input.
 #
-# MAE_JAX_RUN_DIR is used instead of ~/mae_jax_run. (MAE_JAX_SYSROOT stands in for / in tests.)
+# MAE_JAX_RUN_DIR replaces ~/mae_jax_run. (MAE_JAX_SYSROOT replaces / in tests.)
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
@@ -31,9 +31,9 @@ PATH=$HOME/.local/bin:$PATH # where pip puts uv
 folder=${MAE_JAX_RUN_DIR:-$HOME/mae_jax_run}
 sys=${MAE_JAX_SYSROOT:-}
 
-# --- the run that was started last ----------------------------------------------------------------
+# --- the most recent run --------------------------------------------------------------------------
 
-# When a process started, in ticks since boot: a pid alone may be that of another process by now.
+# When a process started, in ticks since boot: its pid may have been reused since.
 started_at() { # PID
   local stat
   slurp stat "/proc/$1/stat"
@@ -58,7 +58,7 @@ find_state() {
   elif [[ -e $folder/status ]]; then
     state=$(<"$folder/status")
   else
-    # The one that writes the status comes a moment later than the end.
+    # The status is written a moment after the end.
     local tries
     for ((tries = 0; tries < 30; tries++)); do
       [[ ! -e $folder/status ]] || break
@@ -74,18 +74,18 @@ show_status() {
   case $state in
     3) say "running (process $pid)" ;;
     5) say 'nothing was started' ;;
-    6) say 'the run is gone and left no status: killed, or the machine was started again' ;;
-    0) say 'ended well' ;;
+    6) say 'the run is gone and left no status: killed, or the machine was restarted' ;;
+    0) say 'succeeded' ;;
     75) say 'stopped after saving' ;;
     *) say "ended with exit status $state" ;;
   esac
-  # A run cannot end with the three that have another meaning here: mae_jax does not use them.
+  # 3, 5 and 6 are free for the meanings above: mae_jax never exits with them.
   exit "$state"
 }
 
 # --- the TPU ---------------------------------------------------------------------------------------
 
-# Without root only our own processes can be looked into. TPU machines let everybody use sudo.
+# Without root only our own processes can be inspected. TPU machines let everybody use sudo.
 as_root=()
 if sudo -n true 2>/dev/null; then as_root=(sudo -n); fi
 
@@ -104,22 +104,22 @@ free_tpu() {
       command=$(tr '\0' ' ' 2>/dev/null <"$sys/proc/$holder/cmdline" || true)
       say "the TPU is held by process $holder: ${command:-?}"
     done
-    die 'not started: end what holds the TPU first (kill, or wait for it)'
+    die 'not started: first end the process that holds the TPU (kill it, or wait)'
   fi
   [[ -e $lockfile ]] || return 0
   say 'removing the lock that a killed process left on the TPU'
-  "${as_root[@]}" rm -f "$lockfile" || die "cannot remove $lockfile, which belongs to somebody else"
+  "${as_root[@]}" rm -f "$lockfile" || die "cannot remove $lockfile, which belongs to another user"
 }
 
-# --- what can be asked for -------------------------------------------------------------------------
+# --- actions ---------------------------------------------------------------------------------------
 
 mount_share() {
   local share=$sys/mnt/mae_jax table=$sys/etc/fstab
   if [[ -n $dry_run ]]; then say "would mount $nfs at $share" && return; fi
   if grep -qs " $share nfs " "$table" && ! grep -qsF "$nfs $share " "$table"; then
-    die "another share is mounted at $share, see $table: remove its line there, and umount it"
+    die "another share is mounted at $share, see $table: remove its line there and unmount it"
   elif ! grep -qsF "$nfs $share " "$table"; then
-    say "$nfs is mounted at $share from now on"
+    say "$nfs is now mounted at $share"
     printf '%s %s nfs defaults,_netdev 0 0\n' "$nfs" "$share" |
       "${as_root[@]}" tee -a "$table" >/dev/null
   fi
@@ -141,7 +141,7 @@ make_environment() {
       if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then found=yes; fi
     done
     if [[ -z $found ]]; then
-      say 'no Python from 3.11 to 3.13 here: getting uv, which brings one'
+      say 'no Python from 3.11 to 3.13 found: installing uv, which provides one'
       python3 -m pip install --user --quiet uv || say 'uv could not be installed'
     fi
   fi
@@ -152,7 +152,7 @@ start() { # FLAGS...
   if [[ -n $dry_run ]]; then quoted "$root/launch/local.sh" "$@" && return; fi
   mkdir -p "$folder"
   exec 8>"$folder/lock"
-  flock -n 8 || die 'another start is going on'
+  flock -n 8 || die 'another start is in progress'
   if is_alive; then
     if [[ -n $wanted_id && $id == "$wanted_id" ]]; then return; fi
     die "a run is alive (process $pid): stop it first (launch/worker.sh stop, or tpu_pod.sh stop)"
@@ -173,7 +173,7 @@ start() { # FLAGS...
   say "started (process $pid), log in $folder/log"
 }
 
-# The process that stays: starts the run, and writes down how it ended.
+# The supervisor: starts the run and records how it ended.
 supervise() { # ID FLAGS...
   local child status=0 ticks own_id=$1
   shift
@@ -204,14 +204,14 @@ stop() {
   if [[ -n $dry_run ]]; then
     quoted kill "-$name" "$pid"
   elif [[ -n $force ]]; then
-    # All of its session, data loaders too; but the supervisor, which writes the status.
+    # Its whole session, data loaders included, except for the supervisor, which writes the status.
     session=$(ps -o sid= -p "$pid")
     say "killing the run (process $pid)"
     ps -o pid= -s "$((session))" | while read -r holder; do
       [[ $holder == "$((session))" ]] || kill -KILL "$holder" 2>/dev/null || true
     done
   elif [[ -e $folder/asked_to_stop ]]; then
-    say "the run (process $pid) was asked to stop before and is not done yet; --force kills it"
+    say "the run (process $pid) was already asked to stop and is not done yet; --force kills it"
   else
     say "asking the run (process $pid) to save and stop"
     : >"$folder/asked_to_stop"
@@ -230,7 +230,7 @@ fi
 case $action in
   setup | start | status | log | stop) ;;
   -h | --help) show_help "$0" && exit ;;
-  '') refuse 'say what to do: setup, start, status, log or stop (--help tells more)' ;;
+  '') refuse 'give an action: setup, start, status, log or stop (see --help)' ;;
   *) refuse "unknown action '$action': it can be setup, start, status, log or stop" ;;
 esac
 while (($#)); do

@@ -236,8 +236,8 @@ class Pretrained:
     @functools.cached_property
     def target(self) -> targets.Target:
         """What the model was trained to predict."""
-        frame = factory.frame(self._model.fields, self.metadata["data"])
-        return targets.restore(self.metadata["target"], frame, self._model.target)
+        spec = factory.patch_spec(self._model.fields, self.metadata["data"])
+        return targets.restore(self.metadata["target"], spec, self._model.target)
 
     @functools.cached_property
     def _autoencoder(self) -> Any:

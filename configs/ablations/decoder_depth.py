@@ -1,4 +1,4 @@
-"""Blocks of the decoder (paper table 1a).
+"""Number of decoder blocks (paper table 1a).
 
     launch/local.sh --config=configs/ablations/decoder_depth.py:8
     python -m mae_jax.tools.study --study=configs/ablations/decoder_depth.py
@@ -10,7 +10,7 @@
 
 Hardware: as configs/vit_l.py.
 Cost (arithmetic): 800 epochs with 8 blocks are 1.28e20 FLOP; with 1 block 0.78, with 12 1.13 times
-as many.
+as much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """
 

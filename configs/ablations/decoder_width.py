@@ -1,4 +1,4 @@
-"""Width of the decoder (paper table 1b).
+"""Decoder width (paper table 1b).
 
     launch/local.sh --config=configs/ablations/decoder_width.py:512
     python -m mae_jax.tools.study --study=configs/ablations/decoder_width.py
@@ -8,11 +8,11 @@
 | fine-tuned   | 84.9 | 84.8 | 84.9 | 84.4 | 84.3 |
 | linear probe | 69.1 | 71.3 | 73.5 | 73.1 | 73.1 |
 
-The paper does not state the heads of other widths: there are 16 at each, as in the official code.
+The paper does not state the number of heads for other widths: all use 16, as in the official code.
 
 Hardware: as configs/vit_l.py.
 Cost (arithmetic): 800 epochs at width 512 are 1.28e20 FLOP; at 128 0.76, at 1024 1.74 times as
-many.
+much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """
 

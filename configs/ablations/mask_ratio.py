@@ -11,7 +11,7 @@ One row, named after the ratio, or all of them with probe and fine-tuning:
 | linear probe | 54.6 | 58.9 | 61.7 | 67.0 | 69.9 | 71.8 | 73.2 | 73.5 | 71.8 | 66.1 |
 
 Hardware: as configs/vit_l.py.
-Cost (arithmetic): 800 epochs at 75 % are 1.28e20 FLOP; at 10 % 2.9, at 90 % 0.56 times as many.
+Cost (arithmetic): 800 epochs at 75 % are 1.28e20 FLOP; at 10 % 2.9, at 90 % 0.56 times as much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K; docs/ablations.md has a small study.
 """
 

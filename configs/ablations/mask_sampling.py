@@ -9,7 +9,7 @@
 | linear probe | 73.5        | 72.3      | 63.9       | 66.0      |
 
 Hardware: as configs/vit_l.py.
-Cost (arithmetic): 800 epochs at 75 % are 1.28e20 FLOP; at 50 % 1.73 times as many.
+Cost (arithmetic): 800 epochs at 75 % are 1.28e20 FLOP; at 50 % 1.73 times as much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """
 

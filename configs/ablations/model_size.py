@@ -1,4 +1,4 @@
-"""Size of the model (paper tables 3 and 12, figure 8).
+"""Model size (paper tables 3 and 12, figure 8).
 
     launch/local.sh --config=configs/ablations/model_size.py:B
     python -m mae_jax.tools.study --study=configs/ablations/model_size.py
@@ -8,7 +8,7 @@
 | fine-tuned   | 83.6 | 85.9 | 86.9 |
 | linear probe | 68.0 | 75.8 | 76.6 |
 
-1600 epochs, normalised pixels.
+1600 epochs, normalized pixels.
 
 Hardware: as configs/vit_l.py.
 Cost (arithmetic): 1.2e20 (B), 2.55e20 (L), 5.97e20 FLOP (H) of pre-training.

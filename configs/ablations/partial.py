@@ -1,4 +1,4 @@
-"""Partial fine-tuning: how many of the last blocks are trained (paper figure 9).
+"""Partial fine-tuning: number of last blocks trained (paper figure 9).
 
     launch/local.sh --config=configs/ablations/partial.py:4 --config.init_from=runs/vit_l_ablation
     python -m mae_jax.tools.study --study=configs/ablations/partial.py --stages=finetune

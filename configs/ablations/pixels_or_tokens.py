@@ -1,4 +1,4 @@
-"""Pixels or tokens as target, by size of the model (paper table 7).
+"""Pixels or tokens as target, by model size (paper table 7).
 
     launch/local.sh --config=configs/ablations/pixels_or_tokens.py:L-norm
     python -m mae_jax.tools.study --study=configs/ablations/pixels_or_tokens.py
@@ -9,7 +9,7 @@
 | L          | 85.1  | 85.9 | 85.7   |
 | H          | 86.2  | 86.9 | 86.9   |
 
-1600 epochs. The paper has COCO and ADE20K, too. Rows are named L-pixel and so on; tokens need
+1600 epochs. The paper also has COCO and ADE20K. Rows are named L-pixel and so on; tokens need
 --config.target.tokenizer=, as in configs/ablations/target.py.
 
 Hardware: as configs/vit_l.py.

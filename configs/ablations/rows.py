@@ -1,4 +1,4 @@
-"""How a row of an ablation changes a recipe; shared by the files of this folder."""
+"""Applies a row of an ablation to a recipe; shared by the files of this folder."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""What is predicted (paper table 1d).
+"""Prediction targets (paper table 1d).
 
     launch/local.sh --config=configs/ablations/target.py:pixel
     python -m mae_jax.tools.study --study=configs/ablations/target.py
@@ -8,12 +8,12 @@
 | fine-tuned   | 84.9  | 85.4 | 84.6 | 85.3   |
 | linear probe | 73.5  | 73.9 | 72.3 | 71.6   |
 
-"norm" normalises each patch, "pca" are the 96 largest coefficients, "tokens" those of a discrete
+"norm" normalizes each patch, "pca" are the 96 largest coefficients, "tokens" those of a discrete
 VAE: give one with --config.target.tokenizer= (in a study: --pretrain.target.tokenizer=), trained
 with configs/tokenizer.py or DALL-E's file.
 
 Hardware: as configs/vit_l.py.
-Cost (arithmetic): 800 epochs are 1.28e20 FLOP; with tokens those of the tokenizer come on top.
+Cost (arithmetic): 800 epochs are 1.28e20 FLOP; with tokens, plus those of the tokenizer.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """
 

@@ -4,11 +4,11 @@
 
     launch/local.sh --config=configs/finetune/cifar10.py:laptop    after configs/cifar10.py:laptop
 
-The laptop setting takes three epochs, and so leaves RandAugment, mixing and erasing out.
+The laptop setting takes three epochs and therefore omits RandAugment, mixing and erasing.
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: laptop: half an hour on two CPU cores (measured with two other jobs beside it: 75 to 95
+Cost: laptop: half an hour on two CPU cores (measured next to two other jobs: 75 to 95
 images/s). The full setting was not run.
 Expect: laptop: top-1 66.2 % of the held-out images (measured, seed 0).
 """

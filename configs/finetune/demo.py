@@ -10,11 +10,11 @@ Then compare it with the same network from scratch, and with probes:
     launch/local.sh --config=configs/knn/demo.py
     python -m mae_jax.tools.compare runs/finetune/demo runs/scratch/demo runs/linprobe/demo
 
-Hardware: anything; two CPU cores will do.
-Cost: the step takes 153 images a second on two quiet CPU cores (measured, `bench step`), so some
-two and a half minutes with its evaluations; 8 minutes with three other jobs beside it.
+Hardware: anything; two CPU cores are enough.
+Cost: 153 images/s on two quiet CPU cores (measured, `bench step`), so about two and a half minutes
+with evaluations; 8 minutes next to three other jobs.
 Expect: held-out top-1 14.1 % (measured; guessing 8.3 %, from scratch 8.0 %). The demo is too
-short to learn to tell outlines apart: it shows the commands. configs/finetune/cifar10.py:laptop
+short to learn to distinguish outlines: it shows the commands. configs/finetune/cifar10.py:laptop
 shows what pre-training is worth.
 """
 

@@ -3,9 +3,9 @@
     launch/local.sh --config=configs/finetune/vit_h_448.py --config.init_from=runs/vit_h
 
 The paper gives no recipe for this size; this is the one for 224, as mmpretrain runs it. The
-position table is resized from 16 x 16 to 32 x 32 (bicubic), and the start says so.
+position table is resized from 16 x 16 to 32 x 32 (bicubic), which is logged at startup.
 
-Hardware: 1024 images of 1024 patches want many devices; --config.grad_accum=N,
+Hardware: 1024 images of 1024 patches need many devices; --config.grad_accum=N,
 --config.mesh.fsdp=M.
 Cost (arithmetic, not measured: 4390 GFLOP per image): 2.8e20 FLOP, 79 H100-hours at peak.
 Expect: top-1 87.8 % in the paper, 87.3 % with mmpretrain.

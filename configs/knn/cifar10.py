@@ -4,11 +4,11 @@
 
     launch/local.sh --config=configs/knn/cifar10.py:laptop    after configs/cifar10.py:laptop
 
---config.init_from= measures an untrained encoder: the bar to beat.
+--config.init_from= measures an untrained encoder: the baseline to beat.
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: laptop: two and a quarter minutes on two CPU cores (measured, beside another run). The full
+Cost: laptop: two and a quarter minutes on two CPU cores (measured, next to another run). The full
 setting was not run.
 Expect: laptop: kNN 45.6 %, logistic regression 54.6 %; with an untrained encoder 30.1 % and 35.3
 % (measured, seed 0).

@@ -2,9 +2,9 @@
 
     launch/local.sh --config=configs/knn/demo.py
 
-See configs/finetune/demo.py for all that goes together.
+configs/finetune/demo.py lists all the commands that belong together.
 
-Hardware: anything; two CPU cores will do.
+Hardware: anything; two CPU cores are enough.
 Cost: half a minute on two CPU cores (measured).
 Expect: kNN 9.9 %, logistic regression 15.6 % (measured).
 """

@@ -2,15 +2,15 @@
 
     launch/local.sh --config=configs/knn/vit_b.py --config.init_from=runs/vit_b
 
-Trains nothing: takes the features of centre crops of `eval.train_images` training images, and asks
-for the class of every held-out one. kNN: 20 neighbours by cosine, weighted with temperature 0.07.
-The linear classifier is logistic regression by L-BFGS. During pre-training the same numbers come
-with --config.eval.knn_every=N and --config.eval.probe_every=N.
+Trains nothing: extracts features of center crops of `eval.train_images` training images and
+classifies every held-out image. kNN: 20 neighbors by cosine, weighted with temperature 0.07.
+The linear classifier is logistic regression by L-BFGS. To get the same numbers during
+pre-training, use --config.eval.knn_every=N and --config.eval.probe_every=N.
 
 Data: as configs/vit_l.py, with labels.
-Hardware: anything; forward passes alone.
+Hardware: anything; forward passes only.
 Cost (arithmetic, not measured: 35 GFLOP per image): minutes on one H100 for all images.
-Expect: no published number for the released weights; kNN is low for masked autoencoders by nature
+Expect: no published number for the released weights; kNN is inherently low for masked autoencoders
 (11.2 % after 100 epochs, lightly's PR 1515). The linear probe of the paper is configs/linprobe.
 """
 

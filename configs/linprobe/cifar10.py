@@ -4,11 +4,11 @@
 
     launch/local.sh --config=configs/linprobe/cifar10.py:laptop    after configs/cifar10.py:laptop
 
---config.init_from= probes an untrained encoder: the bar to beat.
+--config.init_from= probes an untrained encoder: the baseline to beat.
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: laptop: five and a half minutes on two CPU cores, 550 images/s (measured, beside another
+Cost: laptop: five and a half minutes on two CPU cores, 550 images/s (measured, next to another
 run). The full setting was not run.
 Expect: laptop: top-1 45.4 % of the held-out images; 28.1 % with an untrained encoder (measured,
 seed 0).

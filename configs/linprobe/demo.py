@@ -2,9 +2,9 @@
 
     launch/local.sh --config=configs/linprobe/demo.py
 
-See configs/finetune/demo.py for all that goes together.
+configs/finetune/demo.py lists all the commands that belong together.
 
-Hardware: anything; two CPU cores will do.
+Hardware: anything; two CPU cores are enough.
 Cost: a minute and three quarters on two CPU cores (measured).
 Expect: held-out top-1 11.0 % (measured).
 """

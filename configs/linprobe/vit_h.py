@@ -5,7 +5,7 @@
 As configs/linprobe/vit_b.py, with 50 epochs, which the official code finds enough for L and H.
 
 Hardware: as configs/linprobe/vit_b.py.
-Cost (arithmetic, not measured: 335 GFLOP per image): some 6.0 H100-hours at peak.
+Cost (arithmetic, not measured: 335 GFLOP per image): about 6.0 H100-hours at peak.
 Expect: top-1 76.6 % (official code 77.2).
 """
 

@@ -3,8 +3,8 @@
     launch/local.sh --config=configs/partial/vit_l.py --config.trainable_blocks=4 \
         --config.init_from=runs/vit_l_ablation
 
-Trains the last blocks, the final norm and the head; everything below is frozen and costs no
-backward pass and no optimiser memory. 0.5 trains only the MLP half of the last block; 0 is linear
+Trains the last blocks, the final norm and the head; everything below is frozen and needs no
+backward pass and no optimizer memory. 0.5 trains only the MLP half of the last block; 0 is linear
 probing (configs/linprobe/vit_l.py). The paper uses the recipe of table 9 and chooses the best of
 50, 100 and 200 epochs; fewer blocks need longer.
 

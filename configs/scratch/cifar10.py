@@ -4,8 +4,8 @@
 
     launch/local.sh --config=configs/scratch/cifar10.py:laptop    after configs/cifar10.py:laptop
 
-Everything else as there, so that the two compare, but for the layer-wise decay, which makes sense
-only for trained layers, and the start of the head.
+For comparison everything else is the same, except for the layer-wise decay, which makes sense only
+for trained layers, and the initialization of the head.
 
 Data: as configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.

@@ -2,9 +2,9 @@
 
     launch/local.sh --config=configs/scratch/demo.py
 
-See configs/finetune/demo.py for all that goes together.
+configs/finetune/demo.py lists all the commands that belong together.
 
-Hardware: anything; two CPU cores will do.
+Hardware: anything; two CPU cores are enough.
 Cost: as configs/finetune/demo.py.
 Expect: held-out top-1 8.0 %, no better than guessing (measured).
 """

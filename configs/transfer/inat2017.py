@@ -2,15 +2,15 @@
 
     launch/local.sh --config=configs/transfer/inat2017.py --config.init_from=runs/vit_b
 
-The recipe of fine-tuning on ImageNet-1K. The paper tuned learning rate and epochs for each set and
-does not say to what: treat both as yours to search. For L and H set model.size, model.patch_size,
+Uses the ImageNet-1K fine-tuning recipe. The paper tuned learning rate and epochs for each set and
+does not give the values: search for both. For L and H set model.size, model.patch_size,
 optim.layer_decay=0.75 and model.drop_path as configs/finetune/vit_l.py and vit_h.py do.
 
 Data: TFDS `i_naturalist2017`, or class folders with --config.data.source=folder
 --config.data.root=DIR
-5,089 classes, some 579,184 training and 95,986 validation images.
+5,089 classes, about 579,184 training and 95,986 validation images.
 Hardware: as configs/finetune/vit_b.py.
-Cost (arithmetic, not measured: 105.4 GFLOP per image): some 1.7 H100-hours at peak for 100 epochs.
+Cost (arithmetic, not measured: 105.4 GFLOP per image): about 1.7 H100-hours at peak for 100 epochs.
 Expect (B / L / H / H at 448, tuned by the authors): 70.5 / 75.7 / 79.3 / 83.4 % top-1.
 """
 

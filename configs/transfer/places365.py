@@ -2,15 +2,15 @@
 
     launch/local.sh --config=configs/transfer/places365.py --config.init_from=runs/vit_b
 
-The recipe of fine-tuning on ImageNet-1K. The paper tuned learning rate and epochs for each set and
-does not say to what: treat both as yours to search. For L and H set model.size, model.patch_size,
+Uses the ImageNet-1K fine-tuning recipe. The paper tuned learning rate and epochs for each set and
+does not give the values: search for both. For L and H set model.size, model.patch_size,
 optim.layer_decay=0.75 and model.drop_path as configs/finetune/vit_l.py and vit_h.py do.
 
 Data: TFDS `places365_small`, or class folders with --config.data.source=folder
 --config.data.root=DIR
-365 classes, some 1,803,460 training and 36,500 validation images.
+365 classes, about 1,803,460 training and 36,500 validation images.
 Hardware: as configs/finetune/vit_b.py.
-Cost (arithmetic, not measured: 105.4 GFLOP per image): some 5.3 H100-hours at peak for 100 epochs.
+Cost (arithmetic, not measured: 105.4 GFLOP per image): about 5.3 H100-hours at peak for 100 epochs.
 Expect (B / L / H / H at 448, tuned by the authors): 57.9 / 59.4 / 59.8 / 60.3 % top-1.
 """
 

@@ -140,11 +140,11 @@ def check_target(metadata: dict[str, Any], arrays: dict[str, np.ndarray]) -> Non
         return
     sizes = {name: tuple(model[name]) for name in ("image_size", "patch_size")}
     pixels = {name: tuple(data[name]) for name in ("mean", "std")}
-    frame = targets.PatchSpec(**sizes, channels=model["channels"], **pixels)
-    width = model.get("pred_dim", 0) or frame.patch_dim
+    spec = targets.PatchSpec(**sizes, channels=model["channels"], **pixels)
+    width = model.get("pred_dim", 0) or spec.patch_dim
     try:
         targets.describe(metadata["target"])  # an encoder alone has nothing more of it
-        right = targets.restore(metadata["target"], frame, arrays).width if decoder else width
+        right = targets.restore(metadata["target"], spec, arrays).width if decoder else width
     except ValueError as error:
         raise _impossible(str(error)) from error
     except (KeyError, TypeError) as error:

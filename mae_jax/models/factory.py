@@ -52,7 +52,7 @@ def mae_fields(model: Any) -> dict[str, Any]:
     return encoder_fields(model) | decoder | {"encoder_mask_tokens": model.encoder_mask_tokens}
 
 
-def frame(fields: dict[str, Any], data: Any) -> PatchSpec:
+def patch_spec(fields: dict[str, Any], data: Any) -> PatchSpec:
     """How images are cut and scaled, by a model's fields and `config.data`."""
     sizes = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
     return PatchSpec(

@@ -44,7 +44,7 @@ def reconstruct(
         with the **true** mean and deviation of each patch, which the model never knew.
       arrays: what the target keeps in the model state.
     """
-    mean, std = target.frame.mean, target.frame.std
+    mean, std = target.spec.mean, target.spec.std
     patches = to_float(patchify(images, model.patch_size), mean, std)
     visible = gather(patches, masking.ids_keep)
     pred: Any = model.apply({"params": params}, visible, masking, method=model.predict)

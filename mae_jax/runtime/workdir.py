@@ -110,7 +110,7 @@ def _cannot_write(workdir: str, error: OSError) -> str:
     if filesystem.in_bucket(workdir):
         return (
             f"--workdir={workdir}: {error.strerror}: does the bucket exist, and may this machine's "
-            "account write to it? (docs/launching.md#a-workdir-in-a-bucket)"
+            "account write to it? (docs/multihost.md#a-workdir-in-a-bucket)"
         )
     remedies = {
         errno.ENOSPC: "make room there, or give another --workdir",

@@ -27,7 +27,7 @@ BATCH = 64  # images at once
 _PIXELS = ("mean", "std", "resize_antialias", "exif_transpose", "dtype")
 
 
-def learn(task: ImageTask, frame: PatchSpec) -> dict[str, np.ndarray]:
+def learn(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
     """Arrays of a `PcaTarget`, the same on every process; all must call it together.
 
     Learnt by process 0 from evenly spaced training images in the evaluation transform, so that
@@ -37,18 +37,18 @@ def learn(task: ImageTask, frame: PatchSpec) -> dict[str, np.ndarray]:
     Raises:
       UsageError: too few patches, an image source that fails, or another PCA in the workdir.
     """
-    like = pca.unknown(frame, task.config.target.components)
-    return collectives.broadcast_arrays(lambda: _arrays(task, frame), like)
+    like = pca.unknown(spec, task.config.target.components)
+    return collectives.broadcast_arrays(lambda: _arrays(task, spec), like)
 
 
-def _arrays(task: ImageTask, frame: PatchSpec) -> dict[str, np.ndarray]:
-    about = _about(task, frame)
+def _arrays(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
+    about = _about(task, spec)
     path = os.path.join(task.workdir, FILE) if task.workdir else ""
     if path and filesystem.exists(path):
         return _read(path, about)
     number, components = about["images"], about["components"]
     log.info("PCA: reading %d training images", number)
-    found = pca.fit(_patches(task, frame, number), frame.patch_dim, components)
+    found = pca.fit(_patches(task, spec, number), spec.patch_dim, components)
     require(
         found.patches > components,
         f"--config.target.components={components} need more patches than the {found.patches} of "
@@ -57,7 +57,7 @@ def _arrays(task: ImageTask, frame: PatchSpec) -> dict[str, np.ndarray]:
     share = found.variance[:components].sum() / max(found.variance.sum(), 1e-30)
     log.info(
         "PCA of %s patches of %d images: %d of %d components have %.2f %% of the variance",
-        *(f"{found.patches:,}", number, components, frame.patch_dim, 100 * share),
+        *(f"{found.patches:,}", number, components, spec.patch_dim, 100 * share),
     )
     arrays = {"mean": found.mean, "components": found.components}
     if path:
@@ -65,16 +65,16 @@ def _arrays(task: ImageTask, frame: PatchSpec) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _about(task: ImageTask, frame: PatchSpec) -> dict[str, Any]:
+def _about(task: ImageTask, spec: PatchSpec) -> dict[str, Any]:
     """What the numbers depend on, as JSON has it."""
     options = task.config.target
     source = task.train_source.fingerprint()
     about = {
         "components": options.components,
         "images": min(options.fit_images, len(task.train_source)),
-        "image_size": frame.image_size,
-        "patch_size": frame.patch_size,
-        "channels": frame.channels,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "channels": spec.channels,
         "pixels": {key: task.config.data[key] for key in _PIXELS},
         # The same data may lie elsewhere later.
         "source": {key: value for key, value in source.items() if key != "root"},
@@ -82,14 +82,14 @@ def _about(task: ImageTask, frame: PatchSpec) -> dict[str, Any]:
     return json.loads(json.dumps(about))
 
 
-def _patches(task: ImageTask, frame: PatchSpec, number: int) -> Iterator[np.ndarray]:
+def _patches(task: ImageTask, spec: PatchSpec, number: int) -> Iterator[np.ndarray]:
     """Normalised pixels float32 [n, P] of all patches of so many images that can be read."""
     with contextlib.closing(task.own_batches(task.train_source, number, BATCH)) as batches:
         for batch in batches:
             images = np.asarray(batch["image"])[np.asarray(batch["valid"])]
-            patches = patchify(jnp.asarray(images), frame.patch_size)
-            patches = to_float(patches, frame.mean, frame.std)
-            yield np.asarray(patches).reshape(-1, frame.patch_dim)
+            patches = patchify(jnp.asarray(images), spec.patch_size)
+            patches = to_float(patches, spec.mean, spec.std)
+            yield np.asarray(patches).reshape(-1, spec.patch_dim)
 
 
 def _write(path: str, arrays: dict[str, np.ndarray]) -> None:

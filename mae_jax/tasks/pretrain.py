@@ -47,9 +47,9 @@ class Pretrain(ImageTask):
         )
         self._predict_all = config.target.loss_on == "all"
         self.fields = factory.mae_fields(config.model)
-        frame = factory.frame(self.fields, config.data)
-        self.target = make_target(config, frame, workdir)
-        if self.target.width != frame.patch_dim:
+        spec = factory.patch_spec(self.fields, config.data)
+        self.target = make_target(config, spec, workdir)
+        if self.target.width != spec.patch_dim:
             self.fields["pred_dim"] = self.target.width
         self._sample_noise = masking.find(config.mask.kind)
         self.model = factory.build_mae(
@@ -79,7 +79,7 @@ class Pretrain(ImageTask):
 
     def given(self) -> dict[str, np.ndarray]:
         target = self.target
-        arrays = fit_pca.learn(self, target.frame) if target.learned else target.arrays
+        arrays = fit_pca.learn(self, target.spec) if target.learned else target.arrays
         return {f"target/{name}": x for name, x in arrays.items()}
 
     def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
@@ -119,7 +119,7 @@ class Pretrain(ImageTask):
     ) -> tuple[jax.Array, jax.Array]:
         """Loss, and loss of a guess that knows no structure, of each image: float32 [B] each."""
         masked = masking.from_noise(noise, self.config.mask.ratio)
-        visible = self.target.frame.patches(images, masked.ids_keep)
+        visible = self.target.spec.patches(images, masked.ids_keep)
         arrays = model_state.get("target", {})
         ids = masked.ids_shuffle if self._predict_all else masked.ids_masked
         targets = self.target.targets(arrays, images, ids)

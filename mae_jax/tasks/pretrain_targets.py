@@ -14,19 +14,19 @@ from mae_jax.runtime.errors import require
 log = logging.getLogger(__name__)
 
 
-def make_target(config: Any, frame: PatchSpec, workdir: str) -> Target:
+def make_target(config: Any, spec: PatchSpec, workdir: str) -> Target:
     """The target of `config.target.kind`.
 
     Args:
       config: the whole configuration.
-      frame: how images are cut and scaled.
+      spec: how images are cut and scaled.
       workdir: folder of the run, whose checkpoints keep its tokenizer; "" for none.
 
     Raises:
       UsageError: there is no such target, or it does not fit the configuration.
     """
     return targets.find(config.target.kind).from_config(
-        frame,
+        spec,
         config,
         dtype=compute_dtype(config.model.dtype),
         load_tokenizer=lambda: find_tokenizer(config, workdir),
@@ -46,7 +46,7 @@ def find_tokenizer(config: Any, workdir: str) -> tokenizer.Tokenizer:
     require(
         config.target.tokenizer != "",
         "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
-        "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/recipes.md)",
+        "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/pretraining.md)",
     )
     found = tokenizer.load(config.target.tokenizer)
     log.info("tokenizer %s: sha256 %s", config.target.tokenizer, found.sha256)

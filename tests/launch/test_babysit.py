@@ -1,4 +1,4 @@
-"""launch/babysit.sh: what is started again, what is made again, and what is the end."""
+"""launch/babysit.sh: when it restarts the run, recreates the TPU, or gives up."""
 
 import os
 import re
@@ -32,9 +32,9 @@ def test_a_node_that_is_taken_away_is_made_again(pod: Pod) -> None:
     assert status == 0, out
     assert events(out)[2:] == [
         "try 1 of 20: starting the run",
-        "no answer from a worker or from Google Cloud: going on looking",
-        "mine was taken away",
-        "try 2 of 20: making mine",
+        "no answer from a worker or from Google Cloud: still checking",
+        "mine was preempted",
+        "try 2 of 20: creating mine",
         "setting up mine",
         "try 2 of 20: starting the run",
         "the run is done",
@@ -69,8 +69,8 @@ def test_gives_up_when_there_is_never_a_node(pod: Pod) -> None:
     pod.tell(quota=9)
     status, out = pod.run("babysit.sh", *ARGS, "--tries=3", "--poll_seconds=0.1", *FLAGS)
     assert status == 1 and "RESOURCE_EXHAUSTED" in out
-    pauses = [event for event in events(out) if event.startswith("tries again")]
-    assert pauses == ["tries again in 0.1 s", "tries again in 0.2 s"]
+    pauses = [event for event in events(out) if event.startswith("retrying")]
+    assert pauses == ["retrying in 0.1 s", "retrying in 0.2 s"]
     assert events(out)[-1] == "gave up after 3 tries"
     assert pod.calls().count("tpu-vm create") == 3
 
@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_the_run_alone_and_the_next_one_watches_it(pod: Pod) -> No
     wait_until(lambda: any("worker.sh status" in line for line in asked(pod)[2:]))
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=20)
-    assert process.returncode == 130 and "goes on" in events(out)[-1]
+    assert process.returncode == 130 and "it continues" in events(out)[-1]
     assert pod.pod("status")[0] == 3
     process = pod.start("babysit.sh", *ARGS, "--tries=1", *FLAGS)
     assert process.stdout and "watching it" in process.stdout.readline()

@@ -99,7 +99,7 @@ def test_preflight_takes_the_same_flags(job, machine):
 def test_what_was_stopped_goes_back_into_the_queue(job, statuses):
     ended, err, asked = job("--config=c.py", FAKE_STATUSES=statuses)
     assert ended == -15 and asked == "requeue 7 ", err
-    assert f"stopped with {70 if '70' in statuses else 75}: back into" in err
+    assert f"stopped with {70 if '70' in statuses else 75}: requeueing" in err
 
 
 @pytest.mark.parametrize("statuses, status", [("1", 1), ("2 2", 2), ("0 137", 137), ("253", 253)])
@@ -148,7 +148,7 @@ def test_one_task_of_an_array_is_put_back_not_all(job):
 
 def test_a_study_has_no_preflight(job):
     status, err, _ = job("--preflight", "--study=s.py")
-    assert status == 2 and "--preflight looks at a recipe" in err
+    assert status == 2 and "--preflight checks a recipe" in err
 
 
 def test_by_hand_it_only_shows(job, machine):
@@ -217,7 +217,7 @@ def test_a_time_limit_is_survived_bit_for_bit(tmp_path, submit):
     limit = [*two, "--time=1", "--signal=TERM@30"]
     ended, output = submit(*flags, f"--workdir={tmp_path}/limited", options=limit, seconds=900)
     assert ended == ["COMPLETED 1"], output
-    assert "stopped with 75: back into the queue" in output
+    assert "stopped with 75: requeueing the job" in output
     ended, output = submit(*flags, f"--workdir={tmp_path}/whole", options=two)
     assert ended == ["COMPLETED 0"], output
     for split in ("train", "eval"):
@@ -238,7 +238,7 @@ def test_the_others_of_a_task_that_hung_do_not_keep_it_out_of_the_queue(tmp_path
     two = ["--ntasks-per-node=2"]
     ended, output = submit("--config=c.py", options=two, MAE_JAX_PYTHON=str(program))
     assert ended == ["COMPLETED 1"], output
-    assert "Aborted" in output and "stopped with 70: back into the queue" in output
+    assert "Aborted" in output and "stopped with 70: requeueing the job" in output
 
 
 @pytest.mark.slow

@@ -254,7 +254,7 @@ def test_a_dry_run_prints_and_executes_nothing(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "say what to do"),
+        ([], "give an action"),
         (["destroy", *NODE], "unknown action 'destroy'"),
         (["create", *NODE, "--tpye=v4-8"], "unknown option '--tpye=v4-8' of create"),
         (["create", *NODE], "needs --type="),

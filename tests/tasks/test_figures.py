@@ -15,7 +15,7 @@ from mae_jax.tasks import figures
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FRAME = PatchSpec((32, 32), (4, 4), 3, MEAN, STD)
+SPEC = PatchSpec((32, 32), (4, 4), 3, MEAN, STD)
 
 
 class Oracle:
@@ -38,7 +38,7 @@ def test_a_perfect_prediction_shows_the_original(normalize):
     pixels = (images / 255 - np.array(MEAN)) / np.array(STD)
     oracle = pixel_target(patchify(jnp.asarray(pixels, jnp.float32), (4, 4)), normalize=normalize)
     masked = masking.from_noise(jax.random.uniform(jax.random.key(0), (4, 64)), 0.75)
-    target = PixelTarget(FRAME, normalize=normalize)
+    target = PixelTarget(SPEC, normalize=normalize)
     out = reconstruct(Oracle(oracle), {}, jnp.asarray(images), masked, target, {})
     for view in (out.original, out.predicted, out.pasted):
         np.testing.assert_allclose(view, images / 255, atol=1e-4)
@@ -53,7 +53,7 @@ def test_pasted_picture_takes_each_patch_from_where_it_should():
     model, params = official.tiny_model(), official.tiny_params()
     images = jnp.asarray(official.arrays("mae_tiny_r75_npl0.npz")["imgs_u8"])
     masked = masking.from_noise(jax.random.uniform(jax.random.key(1), (4, 64)), 0.75)
-    out = reconstruct(model, params, images, masked, PixelTarget(FRAME, normalize=False), {})
+    out = reconstruct(model, params, images, masked, PixelTarget(SPEC, normalize=False), {})
     hidden = np.repeat(np.repeat(np.asarray(masked.mask).reshape(4, 8, 8), 4, 1), 4, 2)[..., None]
     expected = np.where(hidden == 1, out.predicted, out.original)
     np.testing.assert_allclose(out.pasted, expected, atol=1e-6)

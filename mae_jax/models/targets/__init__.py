@@ -31,12 +31,12 @@ def find(kind: str) -> type[Target]:
     return extensions.find(TARGETS, kind, "--config.target.kind")
 
 
-def restore(metadata: Mapping[str, Any], frame: PatchSpec, arrays: dict[str, np.ndarray]) -> Target:
+def restore(metadata: Mapping[str, Any], spec: PatchSpec, arrays: dict[str, np.ndarray]) -> Target:
     """The target of a checkpoint.
 
     Args:
       metadata: of the checkpoint's target: `kind`, and what `Target.metadata` returned.
-      frame: how its images are cut and scaled.
+      spec: how its images are cut and scaled.
       arrays: what it keeps in the model state, by name; {} for kinds that keep nothing.
 
     Raises:
@@ -44,7 +44,7 @@ def restore(metadata: Mapping[str, Any], frame: PatchSpec, arrays: dict[str, np.
       UsageError: the user's class is not loaded (see `extensions.find_loaded`).
       ValueError: the arrays do not fit such a target.
     """
-    return _of_checkpoint(metadata).from_metadata(frame, metadata, arrays)
+    return _of_checkpoint(metadata).from_metadata(spec, metadata, arrays)
 
 
 def describe(metadata: Mapping[str, Any]) -> str:

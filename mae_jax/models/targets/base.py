@@ -43,7 +43,7 @@ class Target(abc.ABC):
     (see docs/extending.md).
 
     Attributes:
-      frame: how its images are cut and scaled.
+      spec: how its images are cut and scaled.
       width: numbers that the decoder predicts for each patch.
       arrays: what it needs besides the images, by name. Never trained; kept in the model state, and
         so in every checkpoint.
@@ -52,7 +52,7 @@ class Target(abc.ABC):
       caption: a note for figures; "" for none.
     """
 
-    frame: PatchSpec
+    spec: PatchSpec
     width: int
     arrays: dict[str, np.ndarray]
     learned: bool = False
@@ -61,12 +61,12 @@ class Target(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_config(
-        cls, frame: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+        cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
         """The target of a new run.
 
         Args:
-          frame: how images are cut and scaled.
+          spec: how images are cut and scaled.
           config: the whole configuration; options of targets are in `config.target`.
           dtype: of the model's arithmetic.
           load_tokenizer: returns the `convert.tokenizer.Tokenizer` of the run.
@@ -78,7 +78,7 @@ class Target(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_metadata(
-        cls, frame: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+        cls, spec: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
     ) -> Self:
         """The target of a checkpoint, from what `metadata()` returned and the saved `arrays`.
 

@@ -26,35 +26,35 @@ class HogTarget(Target):
     loss is the mean squared error. Brightness and contrast of the image do not matter.
 
     Args:
-      frame: how images are cut and scaled.
+      spec: how images are cut and scaled.
 
     Raises:
       UsageError: patches that are not a whole number of cells.
     """
 
-    def __init__(self, frame: PatchSpec):
-        height, width = frame.patch_size
+    def __init__(self, spec: PatchSpec):
+        height, width = spec.patch_size
         require(
             height % CELLS == 0 and width % CELLS == 0,
             f"--config.target.kind=hog cuts patches into {CELLS} x {CELLS} cells: "
-            f"--config.model.patch_size={frame.patch_size} must be even",
+            f"--config.model.patch_size={spec.patch_size} must be even",
         )
-        self.frame = frame
-        self.width = CELLS * CELLS * BINS * frame.channels
+        self.spec = spec
+        self.width = CELLS * CELLS * BINS * spec.channels
         self.arrays: dict[str, np.ndarray] = {}
         self.caption = "HOG target: a line per orientation, bright where its gradients are strong"
 
     @classmethod
     def from_config(
-        cls, frame: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+        cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
-        return cls(frame)
+        return cls(spec)
 
     @classmethod
     def from_metadata(
-        cls, frame: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+        cls, spec: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
     ) -> Self:
-        return cls(frame)
+        return cls(spec)
 
     @classmethod
     def describe(cls, metadata: Mapping[str, Any]) -> str:
@@ -65,7 +65,7 @@ class HogTarget(Target):
 
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
         """Histograms [B, M, CELLS * CELLS * C * BINS]: cell row, cell column, channel, bin."""
-        height, width = self.frame.patch_size
+        height, width = self.spec.patch_size
         histograms = hog(images, (height // CELLS, width // CELLS))
         rows, columns = histograms.shape[1:3]
         flat = histograms.reshape(len(images), rows, columns, -1)
@@ -80,13 +80,13 @@ class HogTarget(Target):
 
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
         """The usual drawing of HOG: in each cell a line across every orientation's gradient."""
-        frame = self.frame
-        cell = frame.patch_size[0] // CELLS, frame.patch_size[1] // CELLS
-        bins = pred.reshape(*pred.shape[:2], CELLS, CELLS, frame.channels, BINS)
+        spec = self.spec
+        cell = spec.patch_size[0] // CELLS, spec.patch_size[1] // CELLS
+        bins = pred.reshape(*pred.shape[:2], CELLS, CELLS, spec.channels, BINS)
         lines = jnp.asarray(_lines(cell), pred.dtype)
         drawn = jnp.einsum("blyxcn,nhw->blyhxwc", jnp.clip(bins, 0, 1), lines)
-        drawn = jnp.clip(drawn, 0, 1).reshape(*pred.shape[:2], -1, frame.channels)
-        mean, std = jnp.asarray(frame.mean), jnp.asarray(frame.std)
+        drawn = jnp.clip(drawn, 0, 1).reshape(*pred.shape[:2], -1, spec.channels)
+        mean, std = jnp.asarray(spec.mean), jnp.asarray(spec.std)
         return ((drawn - mean) / std).reshape(*pred.shape[:2], -1)
 
 

@@ -19,7 +19,7 @@ class PcaTarget(Target):
     The loss is their plain mean squared error: directions weigh as much as they vary.
 
     Args:
-      frame: how images are cut and scaled.
+      spec: how images are cut and scaled.
       components: number of directions, N.
       arrays: `mean` float32 [P] and `components` float32 [N, P], whose rows are orthonormal.
 
@@ -29,26 +29,26 @@ class PcaTarget(Target):
 
     learned = True
 
-    def __init__(self, frame: PatchSpec, components: int, arrays: dict[str, np.ndarray]):
-        wanted = _shapes(frame, components)
+    def __init__(self, spec: PatchSpec, components: int, arrays: dict[str, np.ndarray]):
+        wanted = _shapes(spec, components)
         found = {name: np.shape(x) for name, x in arrays.items()}
         if found != wanted:
             raise ValueError(f"a PCA target of {wanted} has arrays {found}")
-        self.frame, self.width, self.arrays = frame, components, arrays
-        self.caption = f"PCA target: {components} of {frame.patch_dim} components are predicted"
+        self.spec, self.width, self.arrays = spec, components, arrays
+        self.caption = f"PCA target: {components} of {spec.patch_dim} components are predicted"
 
     @classmethod
     def from_config(
-        cls, frame: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+        cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
         components = config.target.components
-        return cls(frame, components, unknown(frame, components))
+        return cls(spec, components, unknown(spec, components))
 
     @classmethod
     def from_metadata(
-        cls, frame: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+        cls, spec: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
     ) -> Self:
-        return cls(frame, metadata["components"], arrays)
+        return cls(spec, metadata["components"], arrays)
 
     @classmethod
     def describe(cls, metadata: Mapping[str, Any]) -> str:
@@ -58,7 +58,7 @@ class PcaTarget(Target):
         return {"components": self.width}
 
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
-        centred = self.frame.patches(images, ids) - arrays["mean"]
+        centred = self.spec.patches(images, ids) - arrays["mean"]
         return jnp.matmul(centred, arrays["components"].T, precision=_EXACT)
 
     def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
@@ -73,13 +73,13 @@ class PcaTarget(Target):
         return arrays["mean"] + jnp.matmul(pred, arrays["components"], precision=_EXACT)
 
 
-def unknown(frame: PatchSpec, components: int) -> dict[str, np.ndarray]:
+def unknown(spec: PatchSpec, components: int) -> dict[str, np.ndarray]:
     """Zeros in the place of arrays that are yet to be learnt, or to be read from a checkpoint."""
-    return {n: np.zeros(shape, np.float32) for n, shape in _shapes(frame, components).items()}
+    return {n: np.zeros(shape, np.float32) for n, shape in _shapes(spec, components).items()}
 
 
-def _shapes(frame: PatchSpec, components: int) -> dict[str, tuple[int, ...]]:
-    return {"mean": (frame.patch_dim,), "components": (components, frame.patch_dim)}
+def _shapes(spec: PatchSpec, components: int) -> dict[str, tuple[int, ...]]:
+    return {"mean": (spec.patch_dim,), "components": (components, spec.patch_dim)}
 
 
 class Fit(NamedTuple):

@@ -17,28 +17,28 @@ class PixelTarget(Target):
     """Pixels (paper section 3).
 
     Args:
-      frame: how images are cut and scaled.
+      spec: how images are cut and scaled.
       normalize: each patch by its own mean and standard deviation (`norm_pix_loss`).
     """
 
-    def __init__(self, frame: PatchSpec, *, normalize: bool):
-        self.frame, self._normalize = frame, normalize
-        self.width = frame.patch_dim
+    def __init__(self, spec: PatchSpec, *, normalize: bool):
+        self.spec, self._normalize = spec, normalize
+        self.width = spec.patch_dim
         self.arrays: dict[str, np.ndarray] = {}
         note = "normalized target: shown with the true mean and deviation of each patch"
         self.caption = note if normalize else ""
 
     @classmethod
     def from_config(
-        cls, frame: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+        cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
-        return cls(frame, normalize=config.target.normalize)
+        return cls(spec, normalize=config.target.normalize)
 
     @classmethod
     def from_metadata(
-        cls, frame: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+        cls, spec: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
     ) -> Self:
-        return cls(frame, normalize=metadata["normalize"])
+        return cls(spec, normalize=metadata["normalize"])
 
     @classmethod
     def describe(cls, metadata: Mapping[str, Any]) -> str:
@@ -48,7 +48,7 @@ class PixelTarget(Target):
         return {"normalize": self._normalize}
 
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
-        return pixel_target(self.frame.patches(images, ids), normalize=self._normalize)
+        return pixel_target(self.spec.patches(images, ids), normalize=self._normalize)
 
     def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
         return reconstruction_loss(pred, targets)
@@ -60,8 +60,8 @@ class PixelTarget(Target):
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
         if not self._normalize:
             return pred
-        patches = patchify(images, self.frame.patch_size)
-        return undo_normalize(pred, to_float(patches, self.frame.mean, self.frame.std))
+        patches = patchify(images, self.spec.patch_size)
+        return undo_normalize(pred, to_float(patches, self.spec.mean, self.spec.std))
 
 
 def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:

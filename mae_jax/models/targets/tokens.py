@@ -23,7 +23,7 @@ class TokenTarget(Target):
     the same region out of the photo a second time instead, which is sharper by a hair.
 
     Args:
-      frame: how images are cut and scaled.
+      spec: how images are cut and scaled.
       tokenizer: `DiscreteVAE` sizes, `parts` and `sha256` of the tokenizer.
       arrays: its parameters by name; never trained.
       dtype: of its arithmetic; logits are float32.
@@ -35,16 +35,16 @@ class TokenTarget(Target):
 
     def __init__(
         self,
-        frame: PatchSpec,
+        spec: PatchSpec,
         tokenizer: dict[str, Any],
         arrays: dict[str, Any],
         *,
         dtype: Any = jnp.float32,
     ):
-        self.frame, self.arrays, self._described = frame, arrays, tokenizer
+        self.spec, self.arrays, self._described = spec, arrays, tokenizer
         self.width = tokenizer["vocab_size"]
         sizes: dict[str, Any] = check_sizes({key: tokenizer[key] for key in SIZES})
-        self._grid = grid_size(frame.image_size, frame.patch_size)
+        self._grid = grid_size(spec.image_size, spec.patch_size)
         factor = 2 ** (sizes["groups"] - 1)
         size = self._grid[0] * factor, self._grid[1] * factor
         self._model = DiscreteVAE(size, **sizes, dtype=dtype)
@@ -53,18 +53,18 @@ class TokenTarget(Target):
         if {k: x.shape for k, x in wanted.items()} != {k: x.shape for k, x in arrays.items()}:
             raise ValueError(f"a tokenizer of {sizes} has other arrays than those that are there")
         self.caption = "tokens: shown as the tokenizer's decoder draws the likeliest ones"
-        _check(frame, self._model)
+        _check(spec, self._model)
 
     @classmethod
     def from_config(
-        cls, frame: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
+        cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
         require(
             config.data.dtype == "uint8",
             f"--config.data.dtype={config.data.dtype}: a tokenizer takes pixels in [0, 1], uint8",
         )
         tokenizer = load_tokenizer()
-        target = cls(frame, tokenizer.metadata(), tokenizer.arrays, dtype=dtype)
+        target = cls(spec, tokenizer.metadata(), tokenizer.arrays, dtype=dtype)
         require(
             target.draws or config.picture_every == 0,
             f"--config.picture_every={config.picture_every}: the tokenizer has no decoder to draw "
@@ -75,9 +75,9 @@ class TokenTarget(Target):
 
     @classmethod
     def from_metadata(
-        cls, frame: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
+        cls, spec: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
     ) -> Self:
-        return cls(frame, metadata["tokenizer"], arrays)
+        return cls(spec, metadata["tokenizer"], arrays)
 
     @classmethod
     def describe(cls, metadata: Mapping[str, Any]) -> str:
@@ -113,9 +113,9 @@ class TokenTarget(Target):
         tokens = pred.argmax(axis=-1).reshape(-1, *self._grid)
         variables = {"params": unflatten(flatten(arrays))}
         drawn: Any = self._model.apply(variables, tokens, method="decode_codes")
-        shape = (*drawn.shape[:1], *self.frame.image_size, self.frame.channels)
+        shape = (*drawn.shape[:1], *self.spec.image_size, self.spec.channels)
         drawn = jax.image.resize(drawn, shape, "linear")
-        return to_float(patchify(drawn, self.frame.patch_size), self.frame.mean, self.frame.std)
+        return to_float(patchify(drawn, self.spec.patch_size), self.spec.mean, self.spec.std)
 
     def _resized(self, images: jax.Array) -> jax.Array:
         """Images in [0, 1], float32, of the size that the tokenizer makes a code a patch of."""
@@ -128,12 +128,12 @@ class TokenTarget(Target):
         return jnp.clip(jax.image.resize(floats, shape, "lanczos3"), 0, 1)
 
 
-def _check(frame: PatchSpec, model: DiscreteVAE) -> None:
-    factor, (height, width) = model.factor, frame.patch_size
-    if model.channels != frame.channels:
+def _check(spec: PatchSpec, model: DiscreteVAE) -> None:
+    factor, (height, width) = model.factor, spec.patch_size
+    if model.channels != spec.channels:
         raise UsageError(
             f"the tokenizer is for images of {model.channels} channels, not "
-            f"--config.model.channels={frame.channels}"
+            f"--config.model.channels={spec.channels}"
         )
     if height != width or height < factor:
         raise UsageError(

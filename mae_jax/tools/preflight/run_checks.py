@@ -120,7 +120,7 @@ def stepping(
         f"{compiling:.0f} s; at this speed {left:,} steps take {_duration(min(times) * left)}"
     )
     if not math.isfinite(loss) or any(float(values["skipped"]) for values in found):
-        seen = f"not finite (docs/reliability.md#numbers-that-are-not-finite): {seen}"
+        seen = f"not finite (docs/fault_tolerance.md#non-finite-updates): {seen}"
         advice = "look at the images, --config.data.mean and data.std, --config.optim.base_lr"
         return Row(FAILED, "step", seen, advice)
     return Row(OK, "step", seen)

@@ -11,7 +11,7 @@ from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.pretrain import Pretrain
 from tests.helpers import tiny_configs
 
-FRAME = PatchSpec((16, 24), (8, 8), 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+SPEC = PatchSpec((16, 24), (8, 8), 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
 
 
@@ -39,7 +39,7 @@ def test_equals_a_plain_version():
 
 
 def test_targets_are_those_of_the_patches_asked_for():
-    target = hog.HogTarget(FRAME)
+    target = hog.HogTarget(SPEC)
     ids = jnp.asarray([[4, 1], [0, 5]])
     found = target.targets({}, jnp.asarray(IMAGES), ids)
     assert found.shape == (2, 2, target.width) and target.width == 4 * 9 * 3
@@ -56,7 +56,7 @@ def test_neither_brightness_nor_contrast_matters():
 
 
 def test_losses_of_true_and_of_mean_histograms():
-    target = hog.HogTarget(FRAME)
+    target = hog.HogTarget(SPEC)
     ids = jnp.tile(jnp.arange(6), (2, 1))
     true = target.targets({}, jnp.asarray(IMAGES), ids)
     assert not target.loss(true, true).any()
@@ -66,7 +66,7 @@ def test_losses_of_true_and_of_mean_histograms():
 
 
 def test_a_vertical_edge_is_drawn_as_a_vertical_line():
-    target = hog.HogTarget(FRAME)
+    target = hog.HogTarget(SPEC)
     image = np.zeros((1, 16, 24, 3), np.uint8)
     image[:, :, 10:] = 200  # inside the cells of columns 8 to 11
     ids = jnp.arange(6)[None]
@@ -81,7 +81,7 @@ def test_a_run_learns_and_its_checkpoint_knows_its_target():
     task = Pretrain(config, "")
     metadata = task.metadata(0)["target"]
     assert metadata == {"kind": "hog"} and task.model.pred_dim == task.target.width
-    assert isinstance(restore(metadata, task.target.frame, {}), hog.HogTarget)
+    assert isinstance(restore(metadata, task.target.spec, {}), hog.HogTarget)
     batch = next(task.train_batches(0))
     batch = {"image": jnp.asarray(batch["image"]), "label": jnp.asarray(batch["label"])}
     params, state = task.init_variables()
@@ -92,4 +92,4 @@ def test_a_run_learns_and_its_checkpoint_knows_its_target():
 
 def test_odd_patches_are_refused():
     with pytest.raises(UsageError, match=r"patch_size=\(7, 8\) must be even"):
-        hog.HogTarget(FRAME._replace(patch_size=(7, 8)))
+        hog.HogTarget(SPEC._replace(patch_size=(7, 8)))

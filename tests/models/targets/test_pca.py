@@ -27,7 +27,7 @@ from tests.helpers import tiny_configs
 N = 6
 PCA = {"target__kind": "pca", "target__components": N, "target__fit_images": 40}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-FRAME = PatchSpec((8, 12), (4, 4), 3, MEAN, STD)
+SPEC = PatchSpec((8, 12), (4, 4), 3, MEAN, STD)
 
 
 def pca_config(**changes):
@@ -57,7 +57,7 @@ def trained(tmp_path_factory):
 
 def cut(images):
     """Normalised patches [B, L, P] of uint8 images by loops."""
-    ph, pw = FRAME.patch_size
+    ph, pw = SPEC.patch_size
     x = (images / 255.0 - np.array(MEAN)) / np.array(STD)
     rows, columns = x.shape[1] // ph, x.shape[2] // pw
     cells = [(r, c) for r in range(rows) for c in range(columns)]
@@ -95,7 +95,7 @@ def test_directions_and_variance_are_those_of_the_singular_values(learnt):
 def test_what_is_lost_is_the_variance_of_the_directions_left_out(learnt):
     images, patches, fit = learnt
     arrays = {"mean": fit.mean, "components": fit.components}
-    target = pca.PcaTarget(FRAME, N, arrays)
+    target = pca.PcaTarget(SPEC, N, arrays)
     ids = jnp.broadcast_to(jnp.arange(6), (30, 6))
     values = target.targets(arrays, jnp.asarray(images), ids)
     expected = (patches - fit.mean) @ fit.components.T
@@ -114,11 +114,11 @@ def test_what_is_lost_is_the_variance_of_the_directions_left_out(learnt):
     np.testing.assert_allclose(some, values[:, [4, 1]], atol=5e-6)
 
 
-def test_arrays_of_another_shape_are_no_target_of_this_frame():
-    good = pca.unknown(FRAME, N)
+def test_arrays_of_another_shape_are_no_target_of_this_spec():
+    good = pca.unknown(SPEC, N)
     for bad in ({}, good | {"mean": np.zeros(47)}, good | {"more": np.zeros(1)}):
         with pytest.raises(ValueError, match="a PCA target of .* has arrays"):
-            pca.PcaTarget(FRAME, N, bad)
+            pca.PcaTarget(SPEC, N, bad)
 
 
 def test_neither_seed_nor_mesh_nor_where_data_lie_change_it(tmp_path):

@@ -37,7 +37,7 @@ SIZES = {
     "blocks_per_group": 1,
     "init_dim": 8,
 }
-FRAME = PatchSpec((16, 16), (4, 4), 3, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+SPEC = PatchSpec((16, 16), (4, 4), 3, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 
 
 def save(folder, **changes):
@@ -58,8 +58,8 @@ def config(path, **changes):
     return tiny_configs.config(target__kind="tokens", target__tokenizer=path, **changes)
 
 
-def make(found, frame=FRAME):
-    return restore({"kind": "tokens", "tokenizer": found.metadata()}, frame, found.arrays)
+def make(found, spec=SPEC):
+    return restore({"kind": "tokens", "tokenizer": found.metadata()}, spec, found.arrays)
 
 
 def test_tokens_are_what_a_plain_encoder_says(tmp_path):
@@ -118,7 +118,7 @@ def test_a_prediction_is_drawn_by_the_decoder(path):
         {"params": unflatten(found.arrays)}, pred.argmax(-1).reshape(2, 4, 4), method="decode_codes"
     )
     pixels = target.to_pixels(found.arrays, pred, np.zeros((2, 16, 16, 3), np.uint8))
-    large = pixels * np.tile(FRAME.std, 16) + np.tile(FRAME.mean, 16)
+    large = pixels * np.tile(SPEC.std, 16) + np.tile(SPEC.mean, 16)
     large = large.reshape(2, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 3)
     np.testing.assert_allclose(large, jax.image.resize(drawn, large.shape, "linear"), atol=1e-6)
 
@@ -257,7 +257,7 @@ def test_sizes_of_a_checkpoint_are_not_believed(path):
     for key, value in (("groups", 10**9), ("vocab_size", "16"), ("hidden_dim", 12)):
         metadata = found.metadata() | {key: value}
         with pytest.raises(ValueError, match="no tokenizer can have|other arrays"):
-            restore({"kind": "tokens", "tokenizer": metadata}, FRAME, found.arrays)
+            restore({"kind": "tokens", "tokenizer": metadata}, SPEC, found.arrays)
 
 
 def test_the_benchmark_takes_it(path):
