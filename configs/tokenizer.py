@@ -67,5 +67,5 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
         config.log_every = 20
         config.eval_every = 200
         config.eval_images = 512
-        config.picture_every = 400
+        config.figure_every = 400
     return config

@@ -105,7 +105,7 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.data.prefetch = 2  # batches
     config.data.cache = "none"  # in memory: encoded (files), decoded (pixels)
     config.data.cache_gb = 0.0  # per host; 0: half of what is available
-    config.data.resident = False  # True: small sets lie decoded on the devices, cropped there
+    config.data.on_device = False  # True: small sets lie decoded on the devices, cropped there
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 0
@@ -125,8 +125,8 @@ def get_config(setting: str = "released") -> ml_collections.ConfigDict:
     config.log_every = 50
     config.eval_every = 3125
     config.eval_images = 8192  # 0: all
-    config.picture_every = 3125
-    config.picture_images = 8
+    config.figure_every = 3125
+    config.figure_images = 8
 
     config.eval = ml_collections.ConfigDict()  # cheap signs of quality, where images have labels
     config.eval.knn_every = 0  # steps between kNN classifications of held-out images; 0: never

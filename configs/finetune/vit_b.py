@@ -67,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint.keep_every = 0
     config.eval_every = 1251
     config.eval_images = 0
-    config.picture_every = 12510  # confusion matrix
+    config.figure_every = 12510  # confusion matrix
     return config
 
 

@@ -36,5 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.probe_every = 1
     config.eval.train_images = 0
     config.eval_every = 0
-    config.picture_every = 0
+    config.figure_every = 0
     return config
