@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from configs import demo, vit_l
+from configs import common, demo, vit_l
 from mae_jax.config import rules, schema, validate
 from mae_jax.config.diff import changes, flatten, update_names
 from mae_jax.data.options import DataOptions
@@ -298,6 +298,21 @@ def test_a_key_that_was_renamed_is_compared_under_its_present_name():
     assert update_names(old) == []
     for broken in (None, [], {}, {"data": None}, {"data": "resident"}):
         assert update_names(broken) == []
+
+
+def test_common_has_every_key_and_what_earlier_runs_did_as_its_default():
+    pretraining, classification, knn, tokens = (common.pretrain() for _ in range(4))
+    common.classify(classification)
+    common.knn(knn)
+    common.tokenizer(tokens)
+    for config in (pretraining, classification, knn, tokens):
+        validate.check_values(config)
+        later = {k: v for k, v in flatten(config).items() if k in schema.ADDED}
+        assert later.items() <= schema.ADDED.items()
+    keys = [flatten(x).keys() for x in (pretraining, classification, tokens)]
+    assert keys[0] | keys[1] | keys[2] == schema.KEYS.keys()
+    data = flatten(dataclasses.asdict(DataOptions()))
+    assert {k: v for k, v in flatten(pretraining.data).items() if k in data} == data
 
 
 def test_every_row_is_whole():
