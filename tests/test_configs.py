@@ -30,6 +30,7 @@ def test_recipe_builds_and_its_step_traces(name, tmp_path):
     config = load(name).get_config()
     config.data.source = "shapes"  # the real data need not be here
     config.model.depth = config.model.depth or 4  # blocks are alike, and each takes time to trace
+    config.init_from = ""  # nor the run of another recipe
     if config.model.get("num_classes"):
         config.model.num_classes = 12
     task = TASKS[config.task](config, str(tmp_path))
@@ -40,6 +41,7 @@ def test_recipe_builds_and_its_step_traces(name, tmp_path):
     batch = {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
         "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
     }
     state, values = jax.eval_shape(step, abstract, batch)
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, abstract)

@@ -119,6 +119,7 @@ def start(config):
     batch = {
         "image": jax.ShapeDtypeStruct(shape, config.data.dtype),
         "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
     }
     jax.eval_shape(step, abstract, batch)
     json.dumps(task.metadata(0), allow_nan=False)

@@ -10,7 +10,7 @@ from configs import common, demo, vit_l
 from mae_jax.config import rules, schema, validate
 from mae_jax.config.diff import changes, flatten, update_names
 from mae_jax.data.options import DataOptions
-from mae_jax.data.sources import folder
+from mae_jax.data.sources import build, folder
 from mae_jax.data.sources.shapes import ShapesSource
 from mae_jax.data.transforms import crop
 from mae_jax.models import layers, targets, vit
@@ -48,6 +48,7 @@ def test_the_table_has_the_names_that_code_looks_up():
         "model.remat": layers.REMAT,
         "mask.kind": masking.MASKS,
         "data.augment": crop.AUGMENTS,
+        "data.source": build.SOURCES,
         "target.kind": targets.TARGETS,
     }.items():
         rule = schema.KEYS[key].rule
