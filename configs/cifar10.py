@@ -46,8 +46,8 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     config.checkpoint.keep_every = 0
     config.eval_every = 500
     config.eval_images = 1024
-    config.picture_every = 500
-    config.picture_images = 12
+    config.figure_every = 500
+    config.figure_images = 12
     if setting == "laptop":
         config.epochs = 24.0
         config.model.embed_dim = 128

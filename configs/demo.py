@@ -39,5 +39,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 25
     config.eval_every = 100
     config.eval_images = 256
-    config.picture_every = 100
+    config.figure_every = 100
     return config

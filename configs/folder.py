@@ -36,5 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 10
     config.eval_every = 250
     config.eval_images = 512
-    config.picture_every = 250
+    config.figure_every = 250
     return config

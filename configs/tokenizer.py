@@ -27,7 +27,7 @@ shapes in runs/tokenizer_cifar10/pictures.
 
 import ml_collections
 
-from configs import cifar10, vit_l
+from configs import cifar10, common, vit_l
 
 
 def get_config(setting: str = "full") -> ml_collections.ConfigDict:
@@ -35,14 +35,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     if setting not in ("full", "cifar10"):
         raise ValueError(f"unknown setting {setting!r}: full or cifar10")
     config = vit_l.get_config() if setting == "full" else cifar10.get_config("laptop")
-    config.task = "tokenizer"
-    config.tokenizer = ml_collections.ConfigDict()
-    config.tokenizer.vocab_size = 8192
-    config.tokenizer.hidden_dim = 256  # of the first group, doubled from group to group
-    config.tokenizer.groups = 4  # a code stands for 2^(groups - 1) pixels of a side
-    config.tokenizer.blocks_per_group = 2
-    config.tokenizer.temperature = (1.0, 1 / 16)  # of the Gumbel-softmax: first, last
-    config.tokenizer.kl_weight = 1.0
+    common.tokenizer(config)
     config.optim.b2 = 0.999
     config.optim.weight_decay = 1e-4
     if setting == "full":
@@ -67,5 +60,5 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
         config.log_every = 20
         config.eval_every = 200
         config.eval_images = 512
-        config.picture_every = 400
+        config.figure_every = 400
     return config

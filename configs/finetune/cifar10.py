@@ -30,7 +30,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     config.optim.layer_decay = 0.75
     config.data.crop_scale = (0.2, 1.0)  # 0.08 of a 32-pixel image is a blur
     config.eval_every = 500
-    config.picture_every = 500
+    config.figure_every = 500
     if setting == "laptop":
         config.epochs = 3.0
         config.optim.warmup_epochs = 0.3

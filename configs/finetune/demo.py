@@ -45,5 +45,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.mix.cutmix = 0.0
     config.log_every = 25
     config.eval_every = 50
-    config.picture_every = 250
+    config.figure_every = 250
     return config

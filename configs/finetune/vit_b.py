@@ -15,59 +15,37 @@ Expect: loss 6.908 before the first step; top-1 83.6 % (official code 83.57 +/- 
 
 import ml_collections
 
-from configs import vit_b
-
-DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "encoder_mask_tokens")
+from configs import common, vit_b
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe."""
     config = vit_b.get_config()
-    del config.mask, config.target, config.eval
-    for key in DECODER:
-        del config.model[key]
-    config.task = "classify"
+    common.classify(config)
     config.epochs = 100.0
     config.batch_size = 1024
-    config.init_from = "runs/vit_b"  # a run, or other weights (docs/weights.md); "" from scratch
-    config.init_channels = "error"  # weights of other channels: mean, repeat or select:I,J,...
-
-    config.trainable = "all"  # or last: `trainable_blocks` of them, final norm and head; or head
-    config.trainable_blocks = 0.5  # 0.5: the MLP half of the last block
-    config.model.num_classes = 1000  # checked against the data; 0: whatever the data have
+    config.init_from = "runs/vit_b"  # or other weights (docs/weights.md)
+    config.model.num_classes = 1000
     config.model.drop_path = 0.1
-
-    config.head = ml_collections.ConfigDict()
-    config.head.pool = "mean"  # of the patch tokens; or cls
+    config.head.pool = "mean"
     config.head.init_std = 2e-5
-    config.head.batch_norm = False  # linear probing: statistics without scale and bias
-    config.head.batch_norm_group = 0  # rows that share them in training; 0: the whole batch
-
     config.label_smoothing = 0.1
     config.erase_prob = 0.25
-    config.mix = ml_collections.ConfigDict()
-    config.mix.mixup = 0.8  # 0: off
-    config.mix.cutmix = 1.0  # 0: off
-    config.mix.prob = 1.0
-    config.mix.switch_prob = 0.5
-    config.mix.group = 32  # rows that share one draw; the official batch of one GPU
-
+    config.mix.mixup = 0.8
+    config.mix.cutmix = 1.0
     config.optim.base_lr = 5e-4
     config.optim.min_lr = 1e-6
     config.optim.warmup_epochs = 5.0
     config.optim.weight_decay = 0.05
     config.optim.b2 = 0.999
     config.optim.layer_decay = 0.65
-    config.optim.ema = 0.0  # decay of an average of the weights, evaluated too; 0: none
-
     config.data.holdout = 0
     config.data.crop_scale = (0.08, 1.0)
     config.data.randaug_magnitude = 9.0
-
     config.checkpoint.keep_every = 0
     config.eval_every = 1251
     config.eval_images = 0
-    config.picture_every = 12510  # confusion matrix
+    config.figure_every = 12510  # confusion matrix
     return config
 
 

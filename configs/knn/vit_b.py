@@ -16,25 +16,17 @@ Expect: no published number for the released weights; kNN is inherently low for 
 
 import ml_collections
 
-from configs import vit_b
-from configs.finetune.vit_b import DECODER
+from configs import common, vit_b
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The recipe."""
     config = vit_b.get_config()
-    del config.mask, config.target, config.optim
-    for key in DECODER:
-        del config.model[key]
-    config.task = "knn"
-    config.epochs = 0.0
+    common.knn(config)
     config.batch_size = 1024
-    config.init_from = "runs/vit_b"  # a run, one of its steps, or other weights (docs/weights.md)
-    config.init_channels = "error"  # weights of other channels: mean, repeat or select:I,J,...
+    config.init_from = "runs/vit_b"  # or one of its steps, or other weights (docs/weights.md)
     config.data.holdout = 0
     config.eval.knn_every = 1
     config.eval.probe_every = 1
     config.eval.train_images = 0
-    config.eval_every = 0
-    config.picture_every = 0
     return config

@@ -31,7 +31,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     config.data.augment = "crop_once"
     config.data.randaug_magnitude = 0.0
     config.eval_every = 125
-    config.picture_every = 500
+    config.figure_every = 500
     if setting == "laptop":
         config.epochs = 3.0
         config.batch_size = 512

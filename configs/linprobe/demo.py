@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config, fine = vit_b.get_config(), demo.get_config()
     config.model, config.data = fine.model, fine.data
     config.data.augment = "crop_once"
-    for key in ("init_from", "epochs", "log_every", "eval_every", "picture_every"):
+    for key in ("init_from", "epochs", "log_every", "eval_every", "figure_every"):
         config[key] = fine[key]
     config.batch_size = 64
     config.head.batch_norm_group = 0

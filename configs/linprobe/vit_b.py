@@ -45,5 +45,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.augment = "crop_once"
     config.data.randaug_magnitude = 0.0
     config.eval_every = 78
-    config.picture_every = 780
+    config.figure_every = 780
     return config

@@ -33,5 +33,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.layer_decay = 1.0
     config.optim.ema = 0.9999
     config.eval_every = 312
-    config.picture_every = 3120
+    config.figure_every = 3120
     return config

@@ -25,5 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_classes = 5089
     config.data.name = "i_naturalist2017"
     config.eval_every = 565  # an epoch
-    config.picture_every = 0
+    config.figure_every = 0
     return config

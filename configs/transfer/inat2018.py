@@ -25,5 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_classes = 8142
     config.data.name = "i_naturalist2018"
     config.eval_every = 427  # an epoch
-    config.picture_every = 0
+    config.figure_every = 0
     return config

@@ -25,5 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_classes = 1010
     config.data.source = "folder"
     config.eval_every = 258  # an epoch
-    config.picture_every = 0
+    config.figure_every = 0
     return config

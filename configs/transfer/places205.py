@@ -25,5 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_classes = 205
     config.data.source = "folder"
     config.eval_every = 2392  # an epoch
-    config.picture_every = 0
+    config.figure_every = 0
     return config

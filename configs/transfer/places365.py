@@ -25,5 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_classes = 365
     config.data.name = "places365_small"
     config.eval_every = 1761  # an epoch
-    config.picture_every = 0
+    config.figure_every = 0
     return config

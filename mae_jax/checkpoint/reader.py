@@ -23,6 +23,7 @@ from mae_jax.checkpoint import checksums, layout
 from mae_jax.checkpoint import damage as damage_sign
 from mae_jax.checkpoint.checksums import Record
 from mae_jax.checkpoint.layout import ITEMS, CheckpointPath, NoSuchStep, find, folder_of
+from mae_jax.config.diff import update_names
 from mae_jax.distributed.collectives import all_gather, broadcast_ints
 from mae_jax.runtime import backend, filesystem
 from mae_jax.runtime.errors import UsageError
@@ -145,6 +146,8 @@ def read_one(
 def read_metadata(found: CheckpointPath) -> tuple[dict[str, Any], Record]:
     """The description of a checkpoint, and the record of its arrays; {} of an earlier version.
 
+    Keys of its configuration have their present names, whatever version wrote them.
+
     Raises:
       DamagedCheckpoint: it is not what was written, or is of another step.
     """
@@ -160,6 +163,7 @@ def read_metadata(found: CheckpointPath) -> tuple[dict[str, Any], Record]:
             raise CorruptCheckpointError(found.folder, str(error)) from error
         if found.run and metadata.get("step", found.step) != found.step:
             raise CorruptCheckpointError(found.folder, f"it holds step {metadata['step']}")
+    update_names(metadata.get("config"))
     return metadata, metadata.pop(ARRAYS, {})
 
 

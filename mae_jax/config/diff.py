@@ -4,35 +4,77 @@ from typing import Any
 
 import ml_collections
 
-from mae_jax.config.schema import HARMLESS, LATER, ONLY_WITH
+from mae_jax.config.schema import ADDED, FORMER_NAMES, KEYS, current_name
 from mae_jax.runtime.errors import UsageError
+
+_MAPPINGS = (dict, ml_collections.ConfigDict)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"model": {"size": "L"}} -> {"model.size": "L"}; tuples as lists, as JSON has them."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, (dict, ml_collections.ConfigDict)):
+        if isinstance(value, _MAPPINGS):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
+def update_names(config: Any) -> list[str]:
+    """Gives keys of earlier versions their present names, in place; an old name wins over the new.
+
+    Args:
+      config: a dict or ConfigDict of keys and groups of keys; anything else is left as it is.
+
+    Returns:
+      The old names that were found.
+    """
+    found: list[str] = []
+    if not isinstance(config, _MAPPINGS):
+        return found
+    for old, new in FORMER_NAMES.items():
+        (old_group, old_name), (group, name) = _split(old), _split(new)
+        inside = config.get(old_group) if old_group else config
+        if isinstance(inside, _MAPPINGS) and old_name in inside:
+            (config[group] if group else config)[name] = inside[old_name]
+            del inside[old_name]
+            found.append(old)
+    return found
+
+
+def _split(key: str) -> tuple[str, str]:
+    group, _, name = key.rpartition(".")
+    return group, name
+
+
 def changes(old: Any, new: Any) -> list[str]:
     """Lines "key: old -> new" of all that differs and would change what the run computes."""
-    old, new = LATER | flatten(old), LATER | flatten(new)
+    old, new = _comparable(old), _comparable(new)
     lines = []
     for key in sorted(old.keys() | new.keys()):
-        harmless = any(key == h or key.startswith(h + ".") for h in HARMLESS)
-        if key == "grad_accum" and new.get("head.batch_norm"):
-            harmless = False  # BatchNorm sees the parts of a batch, not the whole
-        other, value = ONLY_WITH.get(key, (key, None))
-        if key in ONLY_WITH and value not in (old.get(other), new.get(other)):
-            harmless = True
-        if not harmless and old.get(key) != new.get(key):
+        if old.get(key) != new.get(key) and not _harmless(key, old, new):
             lines.append(f"{key}: {old.get(key)} -> {new.get(key)}")
     return lines
+
+
+def _comparable(config: Any) -> dict[str, Any]:
+    """A flat configuration of any version with the names and the keys of this one."""
+    flat = flatten(config)
+    return ADDED | {current_name(key): value for key, value in flat.items()}
+
+
+def _harmless(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    row = KEYS.get(key)
+    if row is None:
+        return False
+    if row.only_with:
+        other, value = row.only_with
+        if value not in (old.get(other), new.get(other)):
+            return True
+    if key == "grad_accum" and new.get("head.batch_norm"):
+        return False  # BatchNorm sees the parts of a batch, not the whole
+    return row.resume == "harmless"
 
 
 def pair(value: Any, name: str) -> tuple[int, int]:

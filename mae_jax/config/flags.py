@@ -4,6 +4,7 @@ And those of a run, which the command that trains and the one that looks before 
 """
 
 import functools
+import logging
 import os
 import re
 import textwrap
@@ -16,13 +17,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from mae_jax.config import recipe_file
-from mae_jax.config.diff import flatten
+from mae_jax.config.diff import flatten, update_names
 from mae_jax.config.rules import Place
-from mae_jax.config.schema import RULES
+from mae_jax.config.schema import FORMER_NAMES, KEYS
 from mae_jax.config.validate import check_name, check_values, shorten
 from mae_jax.runtime import filesystem, workdir
 from mae_jax.runtime.errors import UsageError, all_of
 
+log = logging.getLogger(__name__)
 HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
@@ -30,9 +32,11 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     """Defines --config and a flag for each key that `argv` overrides."""
     # Files of flags are read with everything else: one that is not there must not fail here.
     words = [word for word in argv if not word.startswith(("-flagfile", "--flagfile"))]
+    words, _ = _renamed(words)
     config_flags.DEFINE_config_file(
         "config", None, "Recipe: a file of configs/.", flag_values=values, sys_argv=words
     )
+    values["config"].parser = _RecipeParser(values["config"].parser)
 
 
 def define_run(values: flags.FlagValues, argv: list[str]) -> None:
@@ -100,6 +104,8 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     Raises:
       UsageError: anything mistyped, missing or out of range.
     """
+    argv, old_names = _renamed(argv)
+    _tell(old_names)
     overridden = _overridden(argv)
     all_of(*(functools.partial(check_name, key) for key in overridden))
     words = _find_config(argv)
@@ -117,9 +123,8 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError("get_config() of the recipe must return an ml_collections.ConfigDict")
     check_values(config)
-    config.update_from_flattened_dict(
-        {k: filesystem.expand(x) for k, x in flatten(config).items() if isinstance(RULES[k], Place)}
-    )
+    paths = {k: x for k, x in flatten(config).items() if isinstance(KEYS[k].rule, Place)}
+    config.update_from_flattened_dict({k: filesystem.expand(x) for k, x in paths.items()})
     return config
 
 
@@ -144,8 +149,8 @@ def _what_failed(error: Exception, overridden: list[str]) -> str:
     """One line for whatever reading the flags and the recipe raised."""
     text = str(error).strip()
     bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
-    if bad and bad[1] in RULES:
-        return f"--config.{bad[1]}={shorten(repr(bad[2]))} must be {RULES[bad[1]].allowed()}"
+    if bad and bad[1] in KEYS:
+        return f"--config.{bad[1]}={shorten(repr(bad[2]))} must be {KEYS[bad[1]].rule.allowed()}"
     if isinstance(error, KeyError):  # the names are right, so it is this recipe that lacks one
         lacking = [k for k in overridden if set(k.split(".")) & set(re.findall(r"\w+", text)[:1])]
         if lacking:
@@ -157,6 +162,9 @@ def _what_failed(error: Exception, overridden: list[str]) -> str:
     elif not isinstance(error, (flags.Error, OSError)):
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"the recipe fails ({place.filename}:{place.lineno}): {type(error).__name__}: {text}"
+        words = set(re.findall(r"\w+", text))  # a recipe may set old names, but not read them
+        renamed = [k for k in FORMER_NAMES.items() if k[0].split(".")[-1] in words]
+        text += "".join(f" ({old} is now called {new})" for old, new in renamed)
     return " ".join(text.split())
 
 
@@ -184,3 +192,40 @@ def _find_config(argv: list[str]) -> list[str]:
             word = (f"{name}=" if equals else "") + path + colon + argument
         found.append(word)
     return found
+
+
+class _RecipeParser(flags.ArgumentParser):
+    """Reads a recipe that may have keys of earlier versions, before flags override any."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, path: str) -> Any:
+        config = self._parser.parse(path)
+        if isinstance(config, ml_collections.ConfigDict):
+            # A value of the wrong type is refused later, with the key's rule.
+            with config.unlocked(), config.ignore_type():
+                _tell(update_names(config))
+        return config
+
+
+def _renamed(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The same words with keys of earlier versions under their present names, and those keys."""
+    words, found = [], []
+    for word in argv:
+        flag = re.match(r"(--?(?:no)?config\.)([^=]*)(.*)", word, re.DOTALL)
+        if flag and flag[2] in FORMER_NAMES:
+            found.append(flag[2])
+            word = flag[1] + FORMER_NAMES[flag[2]] + flag[3]
+        words.append(word)
+    return words, found
+
+
+def _tell(old_names: Iterable[str]) -> None:
+    for name in old_names:
+        _tell_once(name)
+
+
+@functools.cache  # a study reads its recipes many times
+def _tell_once(old: str) -> None:
+    log.warning("%s is now called %s; the old name still works", old, FORMER_NAMES[old])

@@ -106,7 +106,7 @@ def names() -> list[str]:
     """Recipes that ship with mae_jax, as paths below configs/ without .py: the shortest first."""
     root = Path(ROOT, "configs")
     found = [p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py")]
-    found = [n for n in found if not n.startswith("ablations/") and not n.endswith("__init__")]
+    found = [n for n in found if not re.match(r"ablations/|(.*/)?__init__$|common$", n)]
     return sorted(found, key=lambda name: (name.count("/"), name))
 
 

@@ -1,4 +1,4 @@
-"""Kinds of rules for the values of a configuration; `config_keys` has the rule of every key."""
+"""Kinds of rules for the values of a configuration; `schema` has the row of every key."""
 
 import abc
 import dataclasses
@@ -16,13 +16,7 @@ HUGE = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):
-    """What a value has to be.
-
-    Attributes:
-      meaning: what the key does, for the documentation.
-    """
-
-    meaning: str
+    """What a value has to be."""
 
     @abc.abstractmethod
     def allowed(self) -> str:

@@ -1,295 +1,277 @@
-"""Every key of a configuration: what it means and what it may be.
+"""Every key of a configuration: what it may be, what it means and how it is compared.
 
     python -m mae_jax.config.schema        the table of docs/configuration.md
 
-No imports of models or data here, so that a mistyped value is answered before jax starts. The names
-that code looks up elsewhere (sizes, samplers, ...) are compared with it by tests.
+A new key is one row here and one line with its default in configs/common.py. No imports of models
+or data here, so that a mistyped value is answered before jax starts. The names that code looks up
+elsewhere (sizes, masks, ...) are compared with the rows by tests.
 """
+
+import dataclasses
+from typing import Any, Literal
 
 from mae_jax.config.rules import LARGEST, Bool, Choice, Float, Floats, Int, Place, Rule, Str
 
+TASKS = ("pretrain", "classify", "knn", "tokenizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a configuration.
+
+    Attributes:
+      name: with dots.
+      rule: what its value may be.
+      meaning: for the documentation.
+      tasks: those whose configurations need it; a recipe may have keys of other tasks, too.
+      resume: whether a run may continue with another value. "harmless": it may, because the key
+        changes what is written or how fast, not what is computed. "compared": it may not.
+      added: for a key that came with a later version, the value that does what was done without it.
+      only_with: (key, value); beside other values of that key this one means nothing.
+      formerly: its name in earlier versions, which is still accepted.
+      aliases: what users type who come from the official code, timm, Hugging Face or Lightning;
+        refused with this key's name.
+    """
+
+    name: str
+    rule: Rule
+    meaning: str
+    _: dataclasses.KW_ONLY
+    tasks: tuple[str, ...] = TASKS
+    resume: Literal["compared", "harmless"] = "compared"
+    added: Any = None
+    only_with: tuple[str, str] | None = None
+    formerly: str = ""
+    aliases: str = ""
+
+
+PRETRAIN, CLASSIFY, TOKENIZER = ("pretrain",), ("classify",), ("tokenizer",)
+TRAINED = ("pretrain", "classify", "tokenizer")
+MONITORED = ("pretrain", "knn")
+CHANNELS = r"error|mean|repeat|select:\d{1,6}(,\d{1,6})*"
 STEPS = "steps between two, 0: never"
-# What every task has.
-COMMON: dict[str, Rule] = {
-    "task": Choice("what is done", ("pretrain", "classify", "knn", "tokenizer")),
-    "seed": Int("decides every random draw", 0, 2**32 - 1),
-    "epochs": Float("length of the run"),
-    "steps": Int("length of the run in updates; 0: by `epochs`"),
-    "batch_size": Int("images of an update, on all devices; lowered for small sets", 1, 2**24),
-    "grad_accum": Int("parts that a batch is worked through in", 1, 2**24),
-    "resume": Place("another run, or one of its steps, to continue in a new workdir"),
-    "init_from": Place("a run, or other weights, to begin with"),
-    "init_channels": Str(
-        "weights of other channels",
-        r"error|mean|repeat|select:\d{1,6}(,\d{1,6})*",
-        "error, mean, repeat or select:I,J,...",
-    ),
-    "model.size": Choice("of the encoder", ("Ti", "S", "B", "L", "H", "2B")),
-    "model.image_size": Floats("height and width", 1, 2**14, lengths=(2, 1), whole=True),
-    "model.patch_size": Floats("height and width", 1, 2**14, lengths=(2, 1), whole=True),
-    "model.channels": Int("of the images", 1, 1024),
-    "model.embed_dim": Int("width; 0: by `size`", 0, 2**14),
-    "model.depth": Int("blocks; 0: by `size`", 0, 1000),
-    "model.num_heads": Int("of attention; 0: by `size`", 0, 2**14),
-    "model.mlp_ratio": Float("hidden width of the MLPs, in widths", 0, 64, above=True),
-    "model.dtype": Choice("of the arithmetic", ("auto", "float32", "bfloat16")),
-    "model.attention": Choice("what computes it; cudnn: NVIDIA, bfloat16", ("xla", "cudnn")),
-    "model.remat": Choice("what is computed again to save memory", ("none", "dots", "blocks")),
-    "data.source": Choice("kind of data set", ("shapes", "folder", "tfds")),
-    "data.name": Str("tfds: the data set"),
-    "data.root": Place("folder: directory or list file; tfds: data_dir"),
-    "data.split": Str("to train on"),
-    "data.eval_split": Str("held out; empty: the source's validation split, or `holdout`"),
-    "data.holdout": Int("training images held out without an evaluation split; at most half"),
-    "data.num_train": Int("shapes: images to train on", 1, 10**8),
-    "data.num_eval": Int("shapes: held-out images", 0, 10**8),
-    "data.augment": Choice("crops of training images", ("crop", "crop_once", "crop_fixed", "none")),
-    "data.crop_scale": Floats("share of the area", 0, 1, above=True, lengths=(2,), ordered=True),
-    "data.crop_ratio": Floats("width / height", 0.01, 100, lengths=(2,), ordered=True),
-    "data.hflip": Bool("mirror half of the training images"),
-    "data.color_jitter": Float("strength; 0: off", 0, 10),
-    "data.randaug_magnitude": Float("RandAugment; 0: off", 0, 10),
-    "data.randaug_std": Float("deviation of the magnitude", 0, 10),
-    "data.mean": Floats("of the pixels, for each channel", -1e30, 1e30),
-    "data.std": Floats("of the pixels, for each channel", 1e-30, 1e30),
-    "data.resizer": Choice("auto: pillow to evaluate, fast to train", ("auto", "pillow", "fast")),
-    "data.resize_antialias": Bool("False is visibly aliased"),
-    "data.exif_transpose": Bool("turn photos as their EXIF says"),
-    "data.dtype": Choice("of the pixels; float32: in their own units", ("uint8", "float32")),
-    "data.max_bad_fraction": Float("unreadable share that stops the run (more than 10)", 0, 1),
-    "data.storage_wait": Float("seconds to wait for unreadable storage, then save, stop", 0, 1e7),
-    "data.workers": Int("decoding threads; 0: all cores", 0, 1024),
-    "data.prefetch": Int("batches prepared ahead", 1, 1024),
-    "data.cache": Choice("what stays in memory", ("none", "encoded", "decoded")),
-    "data.cache_gb": Float("of each host; 0: half of what is available", 0, 1e6),
-    "data.resident": Bool("keep small sets on the devices"),
-    "checkpoint.every_steps": Int("steps between saves; 0: not by steps"),
-    "checkpoint.every_minutes": Float("minutes between saves; 0: not by time", 0, 1e6),
-    "checkpoint.keep": Int("newest checkpoints that are kept", 1),
-    "checkpoint.keep_every": Int("steps whose multiples are kept for ever; 0: none"),
-    "checkpoint.max_failures": Int("failed saves in a row that end the run", 1),
-    "nan_guard.max_skips": Int("skipped updates in a row that end the run", 1),
-    "watchdog.seconds": Float("without a step that show all threads; 0: never", 0, 1e7),
-    "watchdog.start_seconds": Float("the same until the first step; 0: never", 0, 1e7),
-    "watchdog.abort": Bool("then also end the process"),
-    "log_every": Int("steps between lines", 1),
-    "eval_every": Int(f"evaluations: {STEPS}"),
-    "eval_images": Int("held-out images of an evaluation; 0: all"),
-    "picture_every": Int(f"pictures: {STEPS}"),
-    "picture_images": Int("images of a picture", 1, 1024),
-    "mesh.data": Int("devices that share a batch; -1: all that are left", 1, 2**20, (-1,)),
-    "mesh.fsdp": Int("devices that share the parameters; -1: all left", 1, 2**20, (-1,)),
-}
-OPTIM: dict[str, Rule] = {
-    "optim.name": Choice("the optimiser", ("adamw", "lars")),
-    "optim.base_lr": Float("learning rate per 256 images", 0, 1e6),
-    "optim.min_lr": Float("learning rate at the end", 0, 1e6),
-    "optim.warmup_epochs": Float("a tenth of the run if not shorter than it"),
-    "optim.weight_decay": Float("decoupled", 0, 1e3),
-    "optim.b1": Float("adamw: decay of the first moment", 0, 1, below=True),
-    "optim.b2": Float("adamw: decay of the second moment", 0, 1, below=True),
-    "optim.mu_dtype": Choice("adamw: type of the first moment", ("float32", "bfloat16")),
-    "optim.momentum": Float("lars", 0, 1, below=True),
-    "optim.grad_clip": Float("largest norm of the gradient; 0: off"),
-}
-MONITOR: dict[str, Rule] = {
-    "eval.knn_every": Int(f"kNN: {STEPS}"),
-    "eval.probe_every": Int(f"linear classifier: {STEPS}"),
-    "eval.feature": Choice("class token, or mean of the patch tokens", ("cls", "mean")),
-    "eval.knn_k": Int("neighbours, at most as many as images", 1),
-    "eval.train_images": Int("labelled images to learn from; 0: all"),
-}
-PRETRAIN: dict[str, Rule] = {
-    "model.decoder_embed_dim": Int("width of the decoder", 1, 2**14),
-    "model.decoder_depth": Int("blocks of the decoder; 0: a linear head", 0, 1000),
-    "model.decoder_num_heads": Int("of the decoder", 1, 2**14),
-    "model.encoder_mask_tokens": Bool("the encoder sees hidden patches too, as a learned token"),
-    "mask.ratio": Float("share of hidden patches; some must be hidden", 0, 1, below=True),
-    "mask.kind": Choice(
-        "which patches are hidden", ("random", "block", "grid", "checkerboard"), extensible=True
-    ),
-    "target.kind": Choice("what is predicted", ("pixel", "pca", "tokens", "hog"), extensible=True),
-    "target.normalize": Bool("pixel: each patch by its own mean and deviation"),
-    "target.components": Int("pca: coefficients, at most as many as numbers of a patch", 1),
-    "target.fit_images": Int("pca: training images that it is learnt from", 1),
-    "target.loss_on": Choice("patches that the loss is taken on", ("masked", "all")),
-    "target.tokenizer": Place("tokens: a run of task tokenizer, or DALL-E's encoder.pkl"),
-}
-TOKENIZER: dict[str, Rule] = {
-    "tokenizer.vocab_size": Int("number of codes", 2, 2**16),
-    "tokenizer.hidden_dim": Int("width of the first group, doubled in each", 4, 2**12),
-    "tokenizer.groups": Int("a code stands for 2^(groups - 1) pixels of a side", 1, 8),
-    "tokenizer.blocks_per_group": Int("residual blocks", 1, 32),
-    "tokenizer.temperature": Floats("of relaxed codes: first, last", 1e-3, 100, lengths=(2,)),
-    "tokenizer.kl_weight": Float("of the divergence from uniform codes; 1: the bound", 0, 1e3),
-}
-CLASSIFY: dict[str, Rule] = {
-    "trainable": Choice("what is trained", ("all", "head", "last")),
-    "trainable_blocks": Float("of `last`: 0.5, or 1 to the number of blocks", 0, 1000),
-    "model.num_classes": Int("checked against the data; 0: as the data"),
-    "model.drop_path": Float("stochastic depth of the last block", 0, 1, below=True),
-    "head.pool": Choice("class token, or mean of the patch tokens", ("cls", "mean")),
-    "head.init_std": Float("deviation of the head's weights", 0, 1e3),
-    "head.batch_norm": Bool("normalise features before the head"),
-    "head.batch_norm_group": Int("rows sharing statistics, lowered to a divisor; 0: all", 0, 2**24),
-    "label_smoothing": Float("share of the target for all classes", 0, 1, below=True),
-    "erase_prob": Float("share of images with an erased box", 0, 1, below=True),
-    "mix.mixup": Float("parameter of Beta; 0: off", 0, 1e3),
-    "mix.cutmix": Float("parameter of Beta; 0: off", 0, 1e3),
-    "mix.prob": Float("share of groups that are mixed", 0, 1),
-    "mix.switch_prob": Float("share of CutMix where both are on", 0, 1),
-    "mix.group": Int("rows sharing one draw, lowered to an even divisor of the batch", 1, 2**24),
-    "optim.layer_decay": Float("of the learning rate, block by block downwards", 0, 1),
-    "optim.ema": Float("decay of an average of the weights; 0: none", 0, 1, below=True),
-}
-# The keys of each task; a recipe may have those of another, too.
-NEEDED: dict[str, dict[str, Rule]] = {
-    "pretrain": COMMON | PRETRAIN | OPTIM | MONITOR,
-    "classify": COMMON | CLASSIFY | OPTIM,
-    "knn": COMMON | MONITOR,
-    "tokenizer": COMMON | TOKENIZER | OPTIM,
-}
-# What people type who come from other programs: the official code, timm, Hugging Face, Lightning.
-OTHER_NAMES = {
-    "accum_iter": "grad_accum",
-    "accumulate_grad_batches": "grad_accum",
-    "arch": "model.size",
-    "aspect_ratio": "data.crop_ratio",
-    "bf16": "model.dtype",
-    "blr": "optim.base_lr",
-    "bs": "batch_size",
-    "checkpoint": "init_from",
-    "ckpt": "init_from",
-    "classes": "model.num_classes",
-    "clip_grad": "optim.grad_clip",
-    "crop_size": "model.image_size",
-    "data_dir": "data.root",
-    "data_path": "data.root",
-    "dataset": "data.name",
-    "decoder_dim": "model.decoder_embed_dim",
-    "decoder_heads": "model.decoder_num_heads",
-    "dim": "model.embed_dim",
-    "dir": "data.root",
-    "drop_path_rate": "model.drop_path",
-    "ema_decay": "optim.ema",
-    "eval_freq": "eval_every",
-    "eval_steps": "eval_every",
-    "finetune": "init_from",
-    "folder": "data.root",
-    "fp16": "model.dtype",
-    "gradient_accumulation_steps": "grad_accum",
-    "gradient_checkpointing": "model.remat",
-    "heads": "model.num_heads",
-    "hidden_size": "model.embed_dim",
-    "image_dir": "data.root",
-    "images": "data.root",
-    "img_size": "model.image_size",
-    "in_chans": "model.channels",
-    "input_size": "model.image_size",
-    "layers": "model.depth",
-    "learning_rate": "optim.base_lr",
-    "log_freq": "log_every",
-    "logging_steps": "log_every",
-    "lr": "optim.base_lr",
-    "max_epochs": "epochs",
-    "max_grad_norm": "optim.grad_clip",
-    "max_steps": "steps",
-    "model_size": "model.size",
-    "nb_classes": "model.num_classes",
-    "norm_pix_loss": "target.normalize",
-    "num_channels": "model.channels",
-    "num_epochs": "epochs",
-    "num_layers": "model.depth",
-    "num_steps": "steps",
-    "num_train_epochs": "epochs",
-    "num_workers": "data.workers",
-    "opt": "optim.name",
-    "optimizer": "optim.name",
-    "path": "data.root",
-    "per_device_train_batch_size": "batch_size",
-    "precision": "model.dtype",
-    "pretrained": "init_from",
-    "random_seed": "seed",
-    "reprob": "erase_prob",
-    "save_every": "checkpoint.every_steps",
-    "save_freq": "checkpoint.every_steps",
-    "save_steps": "checkpoint.every_steps",
-    "smoothing": "label_smoothing",
-    "total_steps": "steps",
-    "train_batch_size": "batch_size",
-    "val_split": "data.eval_split",
-    "validation_split": "data.eval_split",
-    "warmup": "optim.warmup_epochs",
-    "warmup_steps": "optim.warmup_epochs",
-    "wd": "optim.weight_decay",
-    "weights": "init_from",
-    "width": "model.embed_dim",
-}
-RULES: dict[str, Rule] = COMMON | PRETRAIN | OPTIM | MONITOR | CLASSIFY | TOKENIZER
-GROUPS = sorted({key.split(".")[0] for key in RULES if "." in key})
-# Keys that may differ when a run continues: they change what is written, not what is computed.
-HARMLESS = (
-    "checkpoint",
-    "nan_guard",
-    "watchdog",
-    "log_every",
-    "eval_every",
-    "eval_images",
-    "eval",
-    "picture_every",
-    "picture_images",
-    "mesh",
-    "grad_accum",
-    "model.remat",
-    "resume",
-    "init_from",
-    "init_channels",
-    "data.root",
-    "data.workers",
-    "data.prefetch",
-    "data.cache",
-    "data.cache_gb",
-    "data.max_bad_fraction",
-    "data.storage_wait",
+
+# One row a key: name, rule, meaning, then what is special about it.
+# fmt: off
+ROWS = (
+    # The run.
+    Key("task", Choice(TASKS), "what is done"),
+    Key("seed", Int(0, 2**32 - 1), "decides every random draw", aliases="random_seed"),
+    Key("epochs", Float(), "length of the run", aliases="max_epochs num_epochs num_train_epochs"),
+    Key("steps", Int(), "length of the run in updates; 0: by `epochs`",
+        aliases="max_steps num_steps total_steps"),
+    Key("batch_size", Int(1, 2**24), "images of an update, on all devices; lowered for small sets",
+        aliases="bs per_device_train_batch_size train_batch_size"),
+    Key("grad_accum", Int(1, 2**24), "parts that a batch is worked through in", resume="harmless",
+        aliases="accum_iter accumulate_grad_batches gradient_accumulation_steps"),
+    Key("resume", Place(), "another run, or one of its steps, to continue in a new workdir",
+        resume="harmless"),
+    Key("init_from", Place(), "a run, or other weights, to begin with",
+        resume="harmless", aliases="checkpoint ckpt finetune pretrained weights"),
+    Key("init_channels", Str(CHANNELS, "error, mean, repeat or select:I,J,..."),
+        "weights of other channels", resume="harmless", added="error"),
+    Key("trainable", Choice(("all", "head", "last")), "what is trained", tasks=CLASSIFY),
+    Key("trainable_blocks", Float(0, 1000), "of `last`: 0.5, or 1 to the number of blocks",
+        tasks=CLASSIFY),
+    Key("label_smoothing", Float(0, 1, below=True), "share of the target for all classes",
+        tasks=CLASSIFY, aliases="smoothing"),
+    Key("erase_prob", Float(0, 1, below=True), "share of images with an erased box",
+        tasks=CLASSIFY, aliases="reprob"),
+    # The network.
+    Key("model.size", Choice(("Ti", "S", "B", "L", "H", "2B")), "of the encoder",
+        aliases="arch model_size"),
+    Key("model.image_size", Floats(1, 2**14, lengths=(2, 1), whole=True), "height and width",
+        aliases="crop_size img_size input_size"),
+    Key("model.patch_size", Floats(1, 2**14, lengths=(2, 1), whole=True), "height and width"),
+    Key("model.channels", Int(1, 1024), "of the images", aliases="in_chans num_channels"),
+    Key("model.embed_dim", Int(0, 2**14), "width; 0: by `size`", aliases="dim hidden_size width"),
+    Key("model.depth", Int(0, 1000), "blocks; 0: by `size`", aliases="layers num_layers"),
+    Key("model.num_heads", Int(0, 2**14), "of attention; 0: by `size`", aliases="heads"),
+    Key("model.mlp_ratio", Float(0, 64, above=True), "hidden width of the MLPs, in widths"),
+    Key("model.dtype", Choice(("auto", "float32", "bfloat16")), "of the arithmetic",
+        aliases="bf16 fp16 precision"),
+    Key("model.attention", Choice(("xla", "cudnn")), "what computes it; cudnn: NVIDIA, bfloat16"),
+    Key("model.remat", Choice(("none", "dots", "blocks")), "what is computed again to save memory",
+        resume="harmless", added="none", aliases="gradient_checkpointing"),
+    Key("model.decoder_embed_dim", Int(1, 2**14), "width of the decoder",
+        tasks=PRETRAIN, aliases="decoder_dim"),
+    Key("model.decoder_depth", Int(0, 1000), "blocks of the decoder; 0: a linear head",
+        tasks=PRETRAIN),
+    Key("model.decoder_num_heads", Int(1, 2**14), "of the decoder",
+        tasks=PRETRAIN, aliases="decoder_heads"),
+    Key("model.encoder_mask_tokens", Bool(),
+        "the encoder sees hidden patches too, as a learned token", tasks=PRETRAIN, added=False),
+    Key("model.num_classes", Int(), "checked against the data; 0: as the data",
+        tasks=CLASSIFY, aliases="classes nb_classes"),
+    Key("model.drop_path", Float(0, 1, below=True), "stochastic depth of the last block",
+        tasks=CLASSIFY, aliases="drop_path_rate"),
+    Key("head.pool", Choice(("cls", "mean")), "class token, or mean of the patch tokens",
+        tasks=CLASSIFY),
+    Key("head.init_std", Float(0, 1e3), "deviation of the head's weights", tasks=CLASSIFY),
+    Key("head.batch_norm", Bool(), "normalize features before the head", tasks=CLASSIFY),
+    Key("head.batch_norm_group", Int(0, 2**24),
+        "rows sharing statistics, lowered to a divisor; 0: all", tasks=CLASSIFY),
+    # What it learns.
+    Key("mask.ratio", Float(0, 1, below=True), "share of hidden patches; some must be hidden",
+        tasks=PRETRAIN),
+    Key("mask.kind", Choice(("random", "block", "grid", "checkerboard"), extensible=True),
+        "which patches are hidden", tasks=PRETRAIN),
+    Key("target.kind", Choice(("pixel", "pca", "tokens", "hog"), extensible=True),
+        "what is predicted", tasks=PRETRAIN),
+    Key("target.normalize", Bool(), "pixel: each patch by its own mean and deviation",
+        tasks=PRETRAIN, aliases="norm_pix_loss"),
+    Key("target.components", Int(1), "pca: coefficients, at most as many as numbers of a patch",
+        tasks=PRETRAIN, added=96, only_with=("target.kind", "pca")),
+    Key("target.fit_images", Int(1), "pca: training images that it is learned from",
+        tasks=PRETRAIN, added=4096, only_with=("target.kind", "pca")),
+    Key("target.loss_on", Choice(("masked", "all")), "patches that the loss is taken on",
+        tasks=PRETRAIN, added="masked"),
+    Key("target.tokenizer", Place(), "tokens: a run of task tokenizer, or DALL-E's encoder.pkl",
+        tasks=PRETRAIN, added="", only_with=("target.kind", "tokens")),
+    Key("mix.mixup", Float(0, 1e3), "parameter of Beta; 0: off", tasks=CLASSIFY),
+    Key("mix.cutmix", Float(0, 1e3), "parameter of Beta; 0: off", tasks=CLASSIFY),
+    Key("mix.prob", Float(0, 1), "share of groups that are mixed", tasks=CLASSIFY),
+    Key("mix.switch_prob", Float(0, 1), "share of CutMix where both are on", tasks=CLASSIFY),
+    Key("mix.group", Int(1, 2**24),
+        "rows sharing one draw, lowered to an even divisor of the batch", tasks=CLASSIFY),
+    Key("tokenizer.vocab_size", Int(2, 2**16), "number of codes", tasks=TOKENIZER),
+    Key("tokenizer.hidden_dim", Int(4, 2**12), "width of the first group, doubled in each",
+        tasks=TOKENIZER),
+    Key("tokenizer.groups", Int(1, 8), "a code stands for 2^(groups - 1) pixels of a side",
+        tasks=TOKENIZER),
+    Key("tokenizer.blocks_per_group", Int(1, 32), "residual blocks", tasks=TOKENIZER),
+    Key("tokenizer.temperature", Floats(1e-3, 100, lengths=(2,)), "of relaxed codes: first, last",
+        tasks=TOKENIZER),
+    Key("tokenizer.kl_weight", Float(0, 1e3), "of the divergence from uniform codes; 1: the bound",
+        tasks=TOKENIZER),
+    # The images.
+    Key("data.source", Choice(("shapes", "folder", "tfds")), "kind of data set"),
+    Key("data.name", Str(), "tfds: the data set", aliases="dataset"),
+    Key("data.root", Place(), "folder: directory or list file; tfds: data_dir",
+        resume="harmless", aliases="data_dir data_path dir folder image_dir images path"),
+    Key("data.split", Str(), "to train on"),
+    Key("data.eval_split", Str(), "held out; empty: the source's validation split, or `holdout`",
+        aliases="val_split validation_split"),
+    Key("data.holdout", Int(),
+        "training images held out without an evaluation split; at most half"),
+    Key("data.num_train", Int(1, 10**8), "shapes: images to train on"),
+    Key("data.num_eval", Int(0, 10**8), "shapes: held-out images"),
+    Key("data.augment", Choice(("crop", "crop_once", "crop_fixed", "none")),
+        "crops of training images"),
+    Key("data.crop_scale", Floats(0, 1, above=True, lengths=(2,), ordered=True),
+        "share of the area"),
+    Key("data.crop_ratio", Floats(0.01, 100, lengths=(2,), ordered=True), "width / height",
+        aliases="aspect_ratio"),
+    Key("data.hflip", Bool(), "mirror half of the training images"),
+    Key("data.color_jitter", Float(0, 10), "strength; 0: off", added=0.0),
+    Key("data.randaug_magnitude", Float(0, 10), "RandAugment; 0: off", added=0.0),
+    Key("data.randaug_std", Float(0, 10), "deviation of the magnitude", added=0.5),
+    Key("data.mean", Floats(-1e30, 1e30), "of the pixels, for each channel"),
+    Key("data.std", Floats(1e-30, 1e30), "of the pixels, for each channel"),
+    Key("data.resizer", Choice(("auto", "pillow", "fast")),
+        "auto: pillow to evaluate, fast to train", added="auto"),
+    Key("data.resize_antialias", Bool(), "False is visibly aliased"),
+    Key("data.exif_transpose", Bool(), "turn photos as their EXIF says"),
+    Key("data.dtype", Choice(("uint8", "float32")), "of the pixels; float32: in their own units"),
+    Key("data.max_bad_fraction", Float(0, 1), "unreadable share that stops the run (more than 10)",
+        resume="harmless"),
+    Key("data.storage_wait", Float(0, 1e7),
+        "seconds to wait for unreadable storage, then save, stop", resume="harmless", added=300.0),
+    Key("data.workers", Int(0, 1024), "decoding threads; 0: all cores",
+        resume="harmless", aliases="num_workers"),
+    Key("data.prefetch", Int(1, 1024), "batches prepared ahead", resume="harmless"),
+    Key("data.cache", Choice(("none", "encoded", "decoded")), "what stays in memory",
+        resume="harmless", added="none"),
+    Key("data.cache_gb", Float(0, 1e6), "of each host; 0: half of what is available",
+        resume="harmless", added=0.0),
+    Key("data.on_device", Bool(), "keep small sets on the devices",
+        added=False, formerly="data.resident"),
+    # The optimizer.
+    Key("optim.name", Choice(("adamw", "lars")), "the optimizer",
+        tasks=TRAINED, added="adamw", aliases="opt optimizer"),
+    Key("optim.base_lr", Float(0, 1e6), "learning rate per 256 images",
+        tasks=TRAINED, aliases="blr learning_rate lr"),
+    Key("optim.min_lr", Float(0, 1e6), "learning rate at the end", tasks=TRAINED),
+    Key("optim.warmup_epochs", Float(), "a tenth of the run if not shorter than it",
+        tasks=TRAINED, aliases="warmup warmup_steps"),
+    Key("optim.weight_decay", Float(0, 1e3), "decoupled", tasks=TRAINED, aliases="wd"),
+    Key("optim.b1", Float(0, 1, below=True), "adamw: decay of the first moment", tasks=TRAINED),
+    Key("optim.b2", Float(0, 1, below=True), "adamw: decay of the second moment", tasks=TRAINED),
+    Key("optim.mu_dtype", Choice(("float32", "bfloat16")), "adamw: type of the first moment",
+        tasks=TRAINED, added="float32"),
+    Key("optim.momentum", Float(0, 1, below=True), "lars", tasks=TRAINED, added=0.9),
+    Key("optim.grad_clip", Float(), "largest norm of the gradient; 0: off",
+        tasks=TRAINED, aliases="clip_grad max_grad_norm"),
+    Key("optim.layer_decay", Float(0, 1), "of the learning rate, block by block downwards",
+        tasks=CLASSIFY),
+    Key("optim.ema", Float(0, 1, below=True), "decay of an average of the weights; 0: none",
+        tasks=CLASSIFY, aliases="ema_decay"),
+    # What is measured and shown.
+    Key("log_every", Int(1), "steps between lines",
+        resume="harmless", aliases="log_freq logging_steps"),
+    Key("eval_every", Int(), f"evaluations: {STEPS}",
+        resume="harmless", aliases="eval_freq eval_steps"),
+    Key("eval_images", Int(), "held-out images of an evaluation; 0: all", resume="harmless"),
+    Key("figure_every", Int(), f"figures: {STEPS}", resume="harmless", formerly="picture_every"),
+    Key("figure_images", Int(1, 1024), "images of a figure",
+        resume="harmless", formerly="picture_images"),
+    Key("eval.knn_every", Int(), f"kNN: {STEPS}", tasks=MONITORED, resume="harmless"),
+    Key("eval.probe_every", Int(), f"linear classifier: {STEPS}",
+        tasks=MONITORED, resume="harmless"),
+    Key("eval.feature", Choice(("cls", "mean")), "class token, or mean of the patch tokens",
+        tasks=MONITORED, resume="harmless"),
+    Key("eval.knn_k", Int(1), "neighbors, at most as many as images",
+        tasks=MONITORED, resume="harmless"),
+    Key("eval.train_images", Int(), "labeled images to learn from; 0: all",
+        tasks=MONITORED, resume="harmless"),
+    # What is saved, and when a run ends early.
+    Key("checkpoint.every_steps", Int(), "steps between saves; 0: not by steps",
+        resume="harmless", aliases="save_every save_freq save_steps"),
+    Key("checkpoint.every_minutes", Float(0, 1e6), "minutes between saves; 0: not by time",
+        resume="harmless"),
+    Key("checkpoint.keep", Int(1), "newest checkpoints that are kept", resume="harmless"),
+    Key("checkpoint.keep_every", Int(), "steps whose multiples are kept permanently; 0: none",
+        resume="harmless"),
+    Key("checkpoint.max_failures", Int(1), "failed saves in a row that end the run",
+        resume="harmless"),
+    Key("nan_guard.max_skips", Int(1), "skipped updates in a row that end the run",
+        resume="harmless"),
+    Key("watchdog.seconds", Float(0, 1e7), "without a step that show all threads; 0: never",
+        resume="harmless"),
+    Key("watchdog.start_seconds", Float(0, 1e7), "the same until the first step; 0: never",
+        resume="harmless"),
+    Key("watchdog.abort", Bool(), "then also end the process", resume="harmless"),
+    # The devices.
+    Key("mesh.data", Int(1, 2**20, also=(-1,)), "devices that share a batch; -1: all that are left",
+        resume="harmless"),
+    Key("mesh.fsdp", Int(1, 2**20, also=(-1,)), "devices that share the parameters; -1: all left",
+        resume="harmless"),
 )
-# Keys that came with later versions, and the value that does what was done without them.
-LATER = {
-    "data.cache": "none",
-    "data.cache_gb": 0.0,
-    "data.color_jitter": 0.0,
-    "data.randaug_magnitude": 0.0,
-    "data.randaug_std": 0.5,
-    "data.resizer": "auto",
-    "data.storage_wait": 300.0,
-    "data.resident": False,  # not harmless: sums are rounded otherwise, so pixels may differ by 1
-    "init_channels": "error",
-    "model.encoder_mask_tokens": False,
-    "model.remat": "none",
-    "optim.mu_dtype": "float32",
-    "optim.name": "adamw",
-    "optim.momentum": 0.9,
-    "target.components": 96,
-    "target.fit_images": 4096,
-    "target.loss_on": "masked",
-    "target.tokenizer": "",
-}
-# Keys that mean something beside one value of another alone.
-ONLY_WITH = {
-    "target.components": ("target.kind", "pca"),
-    "target.fit_images": ("target.kind", "pca"),
-    "target.tokenizer": ("target.kind", "tokens"),
-}
+# fmt: on
+KEYS = {key.name: key for key in ROWS}
+GROUPS = sorted({name.split(".")[0] for name in KEYS if "." in name})
+ADDED = {key.name: key.added for key in ROWS if key.added is not None}
+FORMER_NAMES = {key.formerly: key.name for key in ROWS if key.formerly}
+ALIASES = {alias: key.name for key in ROWS for alias in key.aliases.split()}
+
+
+def current_name(key: str) -> str:
+    """The present name of a key of this or an earlier version."""
+    return FORMER_NAMES.get(key, key)
+
+
+def keys_of(task: str) -> dict[str, Key]:
+    """The keys that a configuration of `task` must have."""
+    return {key.name: key for key in ROWS if task in key.tasks}
 
 
 def markdown() -> str:
-    """The table for people."""
+    """The table of docs/configuration.md."""
     lines = ["| key | may be | what it does | tasks |", "|---|---|---|---|"]
-    for key in sorted(RULES, key=lambda key: ("." in key, key)):
-        rule = RULES[key]
-        tasks = [task for task, keys in NEEDED.items() if key in keys]
-        where = "all" if len(tasks) == len(NEEDED) else ", ".join(tasks)
-        allowed = rule.allowed().replace(str(LARGEST), "2^31 - 1")
-        lines.append(f"| `{key}` | {allowed} | {rule.meaning} | {where} |")
+    for key in sorted(ROWS, key=lambda key: ("." in key.name, key.name)):
+        where = "all" if key.tasks == TASKS else ", ".join(key.tasks)
+        allowed = key.rule.allowed().replace(str(LARGEST), "2^31 - 1")
+        lines.append(f"| `{key.name}` | {allowed} | {key.meaning} | {where} |")
     return "\n".join(lines)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mae_jax.config.diff import flatten, pair
-from mae_jax.config.rules import Choice, Rule, Str, closest
-from mae_jax.config.schema import GROUPS, NEEDED, OTHER_NAMES, RULES
+from mae_jax.config.rules import Choice, Str, closest
+from mae_jax.config.schema import ALIASES, GROUPS, KEYS, keys_of
 from mae_jax.runtime.errors import UsageError, all_of, require
 
 LONGEST = 80  # characters of a value in a message
@@ -22,10 +22,10 @@ MOST_PATCHES = 2**16  # attention among them would take tables of 2**32
 
 def check_name(key: str) -> None:
     """Raises UsageError unless `key` is that of a value, with what was perhaps meant."""
-    if key in RULES:
+    if key in KEYS:
         return
     if key in GROUPS:
-        first = next(name for name in RULES if name.startswith(f"{key}."))
+        first = next(name for name in KEYS if name.startswith(f"{key}."))
         raise UsageError(f"--config.{key} is a group of keys: set them singly, as --config.{first}")
     raise UsageError(
         f"--config.{shorten(key)}: there is no such key{_meant(key)} (docs/configuration.md)"
@@ -40,18 +40,18 @@ def shorten(text: str) -> str:
 def _meant(key: str) -> str:
     """The key that is called so elsewhere, or is written nearly so, or whose last part is."""
     last = key.split(".")[-1]
-    if other := OTHER_NAMES.get(last.lower().replace("-", "_")):
+    if other := ALIASES.get(last.lower().replace("-", "_")):
         return f"; did you mean --config.{other}?"
-    parts = {name.split(".")[-1]: name for name in RULES}
+    parts = {name.split(".")[-1]: name for name in KEYS}
     close = difflib.get_close_matches(last, parts, n=1)
-    if hint := closest(key, RULES):
+    if hint := closest(key, KEYS):
         return hint.replace("mean ", "mean --config.")
     return f"; did you mean --config.{parts[close[0]]}?" if close else ""
 
 
 def check_value(key: str, value: Any) -> None:
     """Raises UsageError unless `value` is what the key's rule allows."""
-    rule = RULES[key]
+    rule = KEYS[key].rule
     if rule.accepts(value):
         return
     plain = isinstance(value, str) and value.isprintable() and isinstance(rule, (Choice, Str))
@@ -71,7 +71,8 @@ def check_values(config: Any) -> None:
     flat = flatten(config)
     all_of(*(functools.partial(_check_key, key, value) for key, value in flat.items()))
     require("task" in flat, "the recipe has no config.task: derive it from configs/vit_l.py")
-    lacking = [f"config.{key} ({r.allowed()})" for key, r in _needed(flat).items()]
+    needed = keys_of(flat["task"]).items()
+    lacking = [f"config.{key} ({row.rule.allowed()})" for key, row in needed if key not in flat]
     require(
         not lacking,
         f"the recipe has no {', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}, which "
@@ -82,11 +83,6 @@ def check_values(config: Any) -> None:
 def _check_key(key: str, value: Any) -> None:
     check_name(key)
     check_value(key, value)
-
-
-def _needed(flat: dict[str, Any]) -> dict[str, Rule]:
-    """Rules of the keys that a configuration's task needs and that it lacks."""
-    return {key: rule for key, rule in NEEDED[flat["task"]].items() if key not in flat}
 
 
 def check_combinations(config: Any, num_devices: int, *more: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from mae_jax.checkpoint import layout, reader
+from mae_jax.config.diff import update_names
 from mae_jax.convert import param_names, readers, surgery
 from mae_jax.convert.hints import Hints
 from mae_jax.convert.infer_architecture import TABLES, add_hints, describe
@@ -42,6 +43,7 @@ def load(
         found = readers.read(path, ema=ema)
         if found.metadata is None:
             return _foreign(path, found, hints, decoder, license)
+        update_names(found.metadata.get("config"))
         try:
             model = _own_file(found)
         except UsageError as error:

@@ -98,12 +98,12 @@ class OnDeviceImages:
 
     def __init__(self, source: Source, options: DataOptions, *, channels: int, mesh: Mesh):
         began = time.perf_counter()
-        log.info("data.resident: decoding the %s images of %s", f"{len(source):,}", source.name)
+        log.info("data.on_device: decoding the %s images of %s", f"{len(source):,}", source.name)
         check = functools.partial(_check_room, options=options, room=free_bytes(mesh))
         images, self.examples = read_whole(source, options, channels=channels, check_shape=check)
         pixels = self.examples.sizes.prod(axis=1).sum() / images[..., 0].size
         log.info(
-            "data.resident: %s on each device for images of up to %d x %d (%.0f %% of it pixels, "
+            "data.on_device: %s on each device for images of up to %d x %d (%.0f %% of it pixels, "
             "the rest fills up smaller images), read in %.1f s",
             _size(images.nbytes), *images.shape[1:3], 100 * pixels, time.perf_counter() - began,
         )  # fmt: skip
@@ -224,7 +224,7 @@ def _check_room(shape: tuple[int, int, int, int], *, options: DataOptions, room:
     needed = math.prod(shape) * np.dtype(options.dtype).itemsize
     if needed > room:
         raise UsageError(
-            f"--config.data.resident=True: {shape[0]:,} images of up to {shape[1]} x {shape[2]} "
+            f"--config.data.on_device=True: {shape[0]:,} images of up to {shape[1]} x {shape[2]} "
             f"take {_size(needed)} on each device, where there is room for {_size(room)}; leave it "
             "False, or make the images smaller beforehand"
         )

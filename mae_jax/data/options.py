@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from mae_jax.config.schema import current_name
 from mae_jax.config.validate import check_name, check_value
 from mae_jax.runtime import host
 from mae_jax.runtime.errors import UsageError
@@ -47,7 +48,7 @@ class DataOptions:
         (their pixels before cropping: several times larger, and spares the decoding).
       cache_gb: GiB that it may take on each host, divided among the host's processes; 0 = half of
         what is available at the start.
-      resident: keep all images decoded on the devices and crop them there: small sets, no changes
+      on_device: keep all images decoded on the devices and crop them there: small sets, no changes
         of colour. Pixels may differ by 1, rarely 2, of 255.
     """
 
@@ -77,7 +78,7 @@ class DataOptions:
     prefetch: int = 2
     cache: str = "none"
     cache_gb: float = 0.0
-    resident: bool = False
+    on_device: bool = False
 
     @classmethod
     def from_config(cls, data_config: Any) -> "DataOptions":
@@ -91,6 +92,7 @@ class DataOptions:
         known = {field.name for field in dataclasses.fields(cls)}
         values = {}
         for key, value in data_config.items():
+            key = current_name(f"data.{key}").removeprefix("data.")
             if key in known:
                 values[key] = tuple(value) if isinstance(value, (list, tuple)) else value
             else:
@@ -105,11 +107,11 @@ class DataOptions:
                 "--config.data.randaug_magnitude and color_jitter need 8-bit colour images: set "
                 "them to 0 with --config.data.dtype=float32"
             )
-        if self.changes_colors and self.resident:
+        if self.changes_colors and self.on_device:
             raise UsageError(
-                "--config.data.resident=True crops and mirrors on the devices but changes no "
+                "--config.data.on_device=True crops and mirrors on the devices but changes no "
                 "colours: set --config.data.randaug_magnitude=0 and --config.data.color_jitter=0, "
-                "or --config.data.resident=False"
+                "or --config.data.on_device=False"
             )
 
     @property

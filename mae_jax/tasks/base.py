@@ -88,7 +88,7 @@ class ImageTask:
             holdout=found.holdout,
             num_devices=jax.device_count(),
         )
-        on_devices = DataOptions.from_config(config.data).resident
+        on_devices = DataOptions.from_config(config.data).on_device
         self._feed: Any = (
             on_device.OnDeviceLoader(sharding.make_mesh(**config.mesh)) if on_devices else pipeline
         )
@@ -139,11 +139,11 @@ class ImageTask:
 
     def require_held_out(self) -> None:
         """Refuses to look at held-out images where there are none."""
-        every = self.config.eval_every, self.config.picture_every
+        every = self.config.eval_every, self.config.figure_every
         require(
             len(self.held_out) > 0 or not any(every),
             "no held-out images: set --config.data.holdout (or both --config.eval_every=0 and "
-            "--config.picture_every=0)",
+            "--config.figure_every=0)",
         )
 
     def train_batches(self, start_step: int) -> Any:

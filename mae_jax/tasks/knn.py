@@ -44,8 +44,8 @@ class Knn(ImageTask):
             "nothing to measure: set --config.eval.knn_every=1 or --config.eval.probe_every=1",
         )
         require(
-            config.epochs == 0 and config.steps == 0 and config.picture_every == 0,
-            "nothing is trained or drawn here: leave epochs, steps and picture_every at 0",
+            config.epochs == 0 and config.steps == 0 and config.figure_every == 0,
+            "nothing is trained or drawn here: leave epochs, steps and figure_every at 0",
         )
         self.fields = factory.encoder_fields(config.model) | {"num_classes": 0}
         self.model = factory.build_vit(

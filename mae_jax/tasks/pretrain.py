@@ -164,7 +164,7 @@ class Pretrain(ImageTask):
         if self._picture_step is None:
             # Every process draws the same few images, so nothing has to be split or collected.
             self._picture_step = evaluation.compile_eval_step(self._reconstruct, mesh)
-            batch = self.first_held_out(self.config.picture_images)
+            batch = self.first_held_out(self.config.figure_images)
             self._picture_batch = {key: batch[key] for key in ("image", "index")}
         views = jax.device_get(self._picture_step(_variables(state), self._picture_batch))
         return figures.reconstruction_grid(views, self.target.caption)

@@ -147,7 +147,7 @@ class Tokenizer(ImageTask):
         """Held-out images, and what the decoder draws of their likeliest codes."""
         if self._picture_step is None:
             self._picture_step = evaluation.compile_eval_step(self._drawn, mesh)
-            batch = self.first_held_out(self.config.picture_images)
+            batch = self.first_held_out(self.config.figure_images)
             self._picture_batch = {"image": batch["image"]}
         original = self._picture_batch["image"] / np.float32(255)
         drawn = np.asarray(self._picture_step(state.params, self._picture_batch))

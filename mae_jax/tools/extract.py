@@ -33,6 +33,7 @@ import numpy as np
 import tqdm
 
 from mae_jax import inference
+from mae_jax.config.diff import update_names
 from mae_jax.data import Source, eval_batches, image_source, storage
 from mae_jax.distributed import sharding
 from mae_jax.runtime import disk, filesystem, text
@@ -78,6 +79,7 @@ class Partial:
             try:
                 with open(path, encoding="utf-8") as file:
                     old = json.load(file)
+                update_names({"data": old.get("pixels")})
             except ValueError as error:
                 raise UsageError(f"{path} is damaged: remove {folder}") from error
             other = [f"{k}: {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v]

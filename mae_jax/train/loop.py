@@ -276,7 +276,7 @@ class _Loop:
 
     def _look_due(self, step: int) -> bool:
         every = [evaluator.every for evaluator in self.task.evaluators.values()]
-        return any(self._due(n, step) for n in [*every, self.config.picture_every])
+        return any(self._due(n, step) for n in [*every, self.config.figure_every])
 
     def _look(self, state: TrainState, step: int) -> bool:
         """Held-out metrics and a picture, whichever is due.
@@ -289,7 +289,7 @@ class _Loop:
         try:
             with watchdog.phase("evaluate"), self.task.between_batches(self._heard):
                 found = self._measure(state, step)
-            if self._due(self.config.picture_every, step):
+            if self._due(self.config.figure_every, step):
                 with watchdog.phase("picture"):
                     image = self.task.picture(state, self.mesh)
         except Interrupted:

@@ -10,7 +10,7 @@ WORSE = 0.2  # more of the time than when it was last said
 MIN_STEPS = 10  # fewer say little: one slow batch is no bottleneck
 REMEDIES = (
     "more --config.data.workers or --config.data.prefetch, --config.data.cache=encoded, "
-    "--config.data.resident=True (small sets), smaller images on disk; "
+    "--config.data.on_device=True (small sets), smaller images on disk; "
     "`python -m mae_jax.tools.bench data` measures the input alone"
 )
 # Peak dense bf16 FLOP/s of a device, by jax's `device_kind`. NVIDIA: data sheets. TPU: the system

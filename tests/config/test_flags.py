@@ -12,6 +12,20 @@ from mae_jax.runtime.errors import UsageError
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 
 
+@pytest.fixture(autouse=True)
+def own_modules():
+    """Recipes of a test bring modules called `configs`, which are not those of other tests."""
+
+    def known():
+        return {name: x for name, x in sys.modules.items() if name.split(".")[0] == "configs"}
+
+    before = known()
+    yield
+    for name in known():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
 def parse(*argv):
     sys.modules.pop("config_config", None)  # ml_collections loads the next recipe over the last
     values = flags.FlagValues()
@@ -55,12 +69,12 @@ def test_help_has_what_the_program_says_and_every_flag():
 def test_values_of_every_type_are_read():
     config = parse(
         *("--config=configs/finetune/demo.py", "--config.batch_size=32", "--config.epochs", "3"),
-        *("--config.model.image_size=32,48", "--noconfig.data.hflip", "--config.data.resident"),
+        *("--config.model.image_size=32,48", "--noconfig.data.hflip", "--config.data.on_device"),
         *("--config.data.mean=(0.1,0.2,0.3)", "-config.data.root=a b/100%=Füße"),
     )
     assert (config.batch_size, config.epochs) == (32, 3.0)
     assert config.model.image_size == (32, 48) and config.data.mean == (0.1, 0.2, 0.3)
-    assert (config.data.hflip, config.data.resident) == (False, True)
+    assert (config.data.hflip, config.data.on_device) == (False, True)
     assert config.data.root == "a b/100%=Füße"
 
 
@@ -77,7 +91,7 @@ def test_values_of_every_type_are_read():
         ("--config.mix.group=2", "the recipe has no key --config.mix.group"),
         (
             "--config.mask.kind=randm",
-            "=randm is not one of random, block, grid, checkerboard or your own module:attribute",
+            "or your own module:attribute; did you mean random?",
         ),
         ("--config.batch_size=many", "batch_size='many' must be a whole number from 1 to 16777216"),
         ("--config.batch_size=1e3", "batch_size='1e3' must be a whole number"),
@@ -226,3 +240,44 @@ def test_a_recipe_in_the_current_folder_wins(tmp_path, monkeypatch):
     text = "from configs import folder\ndef get_config():\n  c = folder.get_config()\n"
     (tmp_path / "configs" / "demo.py").write_text(text + "  c.steps = 5\n  return c")
     assert parse("--config=configs/demo.py").steps == 5
+
+
+def test_keys_of_earlier_versions_are_taken_and_told_about(tmp_path, caplog):
+    command_line._tell_once.cache_clear()
+    (tmp_path / "mine.py").write_text(
+        "from configs import demo\ndef get_config():\n  c = demo.get_config()\n"
+        "  c.data.resident = True\n  c.picture_every = 7\n  c.picture_images = 5\n  return c"
+    )
+    mine = f"--config={tmp_path}/mine.py"
+    for config in (
+        parse(mine, "--config.picture_every=8", "--config.figure_images", "9"),
+        parse(mine, "--config.figure_every=8", "-config.picture_images", "9"),
+    ):
+        assert (config.data.on_device, config.figure_every, config.figure_images) == (True, 8, 9)
+        assert "resident" not in config.data and "picture_every" not in config
+    assert not parse(mine, "--noconfig.data.resident").data.on_device
+    assert not parse(mine, "--config.data.resident=False").data.on_device
+    assert parse("--config=configs/demo.py", "--config.data.resident").data.on_device
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "data.resident is now called data.on_device; the old name still works",
+        "picture_every is now called figure_every; the old name still works",
+        "picture_images is now called figure_images; the old name still works",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("c.picture_every = -1", "--config.figure_every=-1 must be a whole number from 0"),
+        ("c.picture_every = 1.5", "--config.figure_every=1.5 must be a whole number from 0"),
+        ("c.steps = c.picture_every", "(picture_every is now called figure_every)"),
+        ("del c.data.resident", "(data.resident is now called data.on_device)"),
+    ],
+)
+def test_mistakes_with_keys_of_earlier_versions_name_the_present_ones(tmp_path, line, message):
+    (tmp_path / "mine.py").write_text(f"{HEAD}{line}\n  return c")
+    with pytest.raises(UsageError) as caught:
+        parse(f"--config={tmp_path}/mine.py")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="figure_every=-1 must be a whole number"):
+        parse("--config=configs/demo.py", "--config.picture_every=-1")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mae_jax.config import flags as command_line
 from mae_jax.config import validate
 from mae_jax.config.rules import Bool, Choice, Float, Floats, Int, Str
-from mae_jax.config.schema import RULES
+from mae_jax.config.schema import KEYS
 from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks import TASKS
@@ -67,7 +67,7 @@ NASTY = [
 
 def texts(key):
     """Words for the command line: good, just good, just bad, and of other types."""
-    rule = RULES[key]
+    rule = KEYS[key].rule
     costly = key.endswith(COSTLY)
     values = []
     if isinstance(rule, Int):
@@ -94,7 +94,7 @@ def texts(key):
 @st.composite
 def command_lines(draw):
     recipe = draw(st.sampled_from(sorted(RECIPES)))
-    keys = draw(st.lists(st.sampled_from(sorted(RULES)), min_size=1, max_size=4, unique=True))
+    keys = draw(st.lists(st.sampled_from(sorted(KEYS)), min_size=1, max_size=4, unique=True))
     return recipe, {key: draw(texts(key)) for key in keys}
 
 
@@ -205,7 +205,7 @@ def test_any_object_as_any_value_is_taken_or_refused():
         object,
     ]
     draw = random.Random(0)
-    for key in RULES:
+    for key in KEYS:
         for value in [*objects, draw.random(), "\0", (math.inf, 1), "\ud800"]:
             try:
                 validate.check_value(key, value)

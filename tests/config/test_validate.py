@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from configs import demo, vit_l
+from configs import common, demo, vit_l
 from mae_jax.config import rules, schema, validate
-from mae_jax.config.diff import changes, flatten
+from mae_jax.config.diff import changes, flatten, update_names
 from mae_jax.data.options import DataOptions
-from mae_jax.data.sources import folder
+from mae_jax.data.sources import build, folder
 from mae_jax.data.sources.shapes import ShapesSource
 from mae_jax.data.transforms import crop
 from mae_jax.models import layers, targets, vit
@@ -37,7 +37,7 @@ def test_the_table_has_the_keys_of_the_recipes_and_no_others():
             else ("-",)
         )
         mine = {key for key in flatten(config) if not key.startswith(others)}
-        assert mine == schema.NEEDED[task].keys()
+        assert mine == schema.keys_of(task).keys()
 
 
 def test_the_table_has_the_names_that_code_looks_up():
@@ -48,11 +48,12 @@ def test_the_table_has_the_names_that_code_looks_up():
         "model.remat": layers.REMAT,
         "mask.kind": masking.MASKS,
         "data.augment": crop.AUGMENTS,
+        "data.source": build.SOURCES,
         "target.kind": targets.TARGETS,
     }.items():
-        rule = schema.RULES[key]
+        rule = schema.KEYS[key].rule
         assert isinstance(rule, rules.Choice) and set(rule.options) == set(names)
-    data = {key.removeprefix("data.") for key in schema.RULES if key.startswith("data.")}
+    data = {key.removeprefix("data.") for key in schema.KEYS if key.startswith("data.")}
     assert data == {field.name for field in dataclasses.fields(DataOptions)} | {"std"}
 
 
@@ -92,7 +93,7 @@ def test_values_out_of_range_are_refused_in_one_line_with_the_range(key, bad):
             validate.check_value(key, value)
         text = str(caught.value)
         assert text.startswith(f"--config.{key}=") and "\n" not in text and len(text) < 250
-        assert schema.RULES[key].allowed() in text
+        assert schema.KEYS[key].rule.allowed() in text
         if isinstance(value, int) and abs(value) < 2**40:
             assert f"={value} " in text
 
@@ -141,8 +142,8 @@ def test_unknown_keys_are_refused_with_what_was_meant(key, meant):
 
 
 def test_other_names_lead_to_keys_and_are_none_themselves():
-    assert set(schema.OTHER_NAMES.values()) <= schema.RULES.keys()
-    assert not schema.OTHER_NAMES.keys() & {key.split(".")[-1] for key in schema.RULES}
+    assert set(schema.ALIASES.values()) <= schema.KEYS.keys()
+    assert not schema.ALIASES.keys() & {key.split(".")[-1] for key in schema.KEYS}
 
 
 def test_problems_of_one_start_are_reported_together(tmp_path):
@@ -283,3 +284,45 @@ def test_what_means_nothing_beside_another_value_may_change():
         old, new = tiny_configs.config(target__kind=kind), tiny_configs.config(target__kind=kind)
         new.update_from_flattened_dict({key: {"tokens": "x", "pca": 5}[kind]})
         assert [line.split(":")[0] for line in changes(old, new)] == [key]
+
+
+def test_a_key_that_was_renamed_is_compared_under_its_present_name():
+    old, new = tiny_configs.config().to_dict(), tiny_configs.config(data__on_device=True)
+    old["picture_every"], old["data"]["resident"] = 9, True
+    del old["figure_every"], old["data"]["on_device"]
+    assert changes(old, new) == changes(new, old) == []
+    old["data"]["resident"] = False
+    assert changes(old, new) == ["data.on_device: False -> True"]
+    assert update_names(old) == ["data.resident", "picture_every"]
+    assert (old["figure_every"], old["data"]["on_device"]) == (9, False)
+    assert "picture_every" not in old and "resident" not in old["data"]
+    assert update_names(old) == []
+    for broken in (None, [], {}, {"data": None}, {"data": "resident"}):
+        assert update_names(broken) == []
+
+
+def test_common_has_every_key_and_what_earlier_runs_did_as_its_default():
+    pretraining, classification, knn, tokens = (common.pretrain() for _ in range(4))
+    common.classify(classification)
+    common.knn(knn)
+    common.tokenizer(tokens)
+    for config in (pretraining, classification, knn, tokens):
+        validate.check_values(config)
+        later = {k: v for k, v in flatten(config).items() if k in schema.ADDED}
+        assert later.items() <= schema.ADDED.items()
+    keys = [flatten(x).keys() for x in (pretraining, classification, tokens)]
+    assert keys[0] | keys[1] | keys[2] == schema.KEYS.keys()
+    data = flatten(dataclasses.asdict(DataOptions()))
+    assert {k: v for k, v in flatten(pretraining.data).items() if k in data} == data
+
+
+def test_every_row_is_whole():
+    names = [*schema.KEYS, *schema.FORMER_NAMES]
+    assert len(set(names)) == len(schema.ROWS) + len(schema.FORMER_NAMES)
+    for row in schema.ROWS:
+        assert set(row.tasks) <= set(schema.TASKS) == TASKS.keys()
+        assert row.resume in ("compared", "harmless") and row.meaning
+        assert row.added is None or row.rule.accepts(row.added), row.name
+        if row.only_with:
+            other, value = row.only_with
+            assert schema.KEYS[other].rule.accepts(value)

@@ -447,3 +447,14 @@ def test_what_is_no_weights_is_said_so(tmp_path):
     ):
         with pytest.raises(UsageError, match=error):
             convert.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["folder", "file.safetensors"])
+def test_keys_of_an_earlier_version_have_their_present_names(tmp_path, name):
+    model = convert.load(official.path("mae_tiny.safetensors"), hints=TINY)
+    model.metadata["config"] |= {"picture_every": 5}
+    model.metadata["config"]["data"]["resident"] = False
+    convert.save(model, str(tmp_path / name))
+    config = convert.load(str(tmp_path / name)).metadata["config"]
+    assert config["figure_every"] == 5 and "picture_every" not in config
+    assert config["data"]["on_device"] is False and "resident" not in config["data"]

@@ -241,20 +241,20 @@ def test_the_log_says_how_large_the_set_is(caplog):
 
 
 def test_colours_cannot_change_on_the_devices():
-    with pytest.raises(UsageError, match="resident=True .* --config.data.randaug_magnitude=0"):
-        train(OnDeviceLoader(mesh()), MemorySource(ARRAYS), resident=True, randaug_magnitude=9.0)
+    with pytest.raises(UsageError, match="on_device=True .* --config.data.randaug_magnitude=0"):
+        train(OnDeviceLoader(mesh()), MemorySource(ARRAYS), on_device=True, randaug_magnitude=9.0)
 
 
 def test_a_run_does_not_change_sides_unnoticed():
-    old, new = tiny_configs.config(), tiny_configs.config(data__resident=True)
-    assert changes(old, new) == ["data.resident: False -> True"]
-    del old.data.resident  # a run of before
+    old, new = tiny_configs.config(), tiny_configs.config(data__on_device=True)
+    assert changes(old, new) == ["data.on_device: False -> True"]
+    del old.data.on_device  # a run of before
     assert changes(old, tiny_configs.config()) == []
 
 
 def test_the_pictures_show_the_same_images(tmp_path):
     ours, theirs = (
-        Pretrain(tiny_configs.config(data__resident=resident), str(tmp_path)).first_held_out(3)
+        Pretrain(tiny_configs.config(data__on_device=resident), str(tmp_path)).first_held_out(3)
         for resident in (True, False)
     )
     assert len(ours["image"]) == 3  # though the four devices make four
@@ -278,7 +278,7 @@ from mae_jax.train import loop
 from mae_jax.tasks.pretrain import Pretrain
 from tests.helpers import tiny_configs
 
-config = tiny_configs.config(steps=2, data__resident=True, eval_every=1, picture_every=2)
+config = tiny_configs.config(steps=2, data__on_device=True, eval_every=1, figure_every=2)
 assert loop.run(Pretrain(config, sys.argv[1]), config, sys.argv[1])
 assert not set(HIDDEN) & set(sys.modules)
 print([line["count"] for line in tiny_configs.metric_lines(sys.argv[1], "eval")])

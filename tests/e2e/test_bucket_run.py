@@ -19,7 +19,7 @@ RUN = "gs://bucket/run"
 
 
 def start(workdir):
-    flags = tiny_configs.flags(steps=10, checkpoint__every_steps=5, eval_every=5, picture_every=5)
+    flags = tiny_configs.flags(steps=10, checkpoint__every_steps=5, eval_every=5, figure_every=5)
     command = [sys.executable, "-m", "mae_jax.main", *flags, f"--workdir={workdir}"]
     return subprocess.Popen(
         command, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -119,7 +119,7 @@ def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path
 def test_control_c_saves_too_in_a_folder_of_any_name(tmp_path):
     folder = tmp_path / "mit Leerzeichen, 100 %s, 模型"
     folder.mkdir()
-    process = start(*tiny_configs.flags(steps=100, log_every=1, picture_every=2), cwd=folder)
+    process = start(*tiny_configs.flags(steps=100, log_every=1, figure_every=2), cwd=folder)
     printed = signal_after_step_three(process, signal.SIGINT)
     status, rest = finish(process)
     assert status == 75, printed + rest
@@ -161,7 +161,7 @@ def test_two_processes_stop_at_the_same_step_when_one_is_told_to(tmp_path):
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_two_processes_with_two_devices_equal_one_with_four(tmp_path, resident):
-    changes = {"eval_every": 3, "picture_every": 6, "data__resident": resident}
+    changes = {"eval_every": 3, "figure_every": 6, "data__on_device": resident}
     flags = tiny_configs.flags(steps=6, log_every=1, **changes)
     assert finish(start(*flags, "--workdir=one", cwd=tmp_path, devices=4))[0] == 0
     for status, output in map(finish, start_two([*flags, "--workdir=two"], tmp_path)):

@@ -35,8 +35,8 @@ CHANGES: dict[str, Any] = {
     "checkpoint.every_minutes": 0.0,
     "log_every": 5,
     "eval_every": 0,
-    "picture_every": 0,
-    "picture_images": 3,
+    "figure_every": 0,
+    "figure_images": 3,
 }
 # Arguments of mae_jax.tools.study: two rows, pre-training alone, of sixty steps.
 STUDY = [
@@ -54,7 +54,7 @@ STUDY = [
     "--config.model.depth=1",
     "--config.model.decoder_depth=1",
     "--config.eval_every=60",
-    "--config.picture_every=0",
+    "--config.figure_every=0",
     "--config.log_every=1",
     "--config.checkpoint.every_steps=10",
 ]

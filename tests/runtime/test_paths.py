@@ -6,7 +6,7 @@ import pytest
 
 from mae_jax import inference
 from mae_jax.config.rules import Place
-from mae_jax.config.schema import RULES
+from mae_jax.config.schema import KEYS
 from mae_jax.data import image_source, load_images, make_sources
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import UsageError
@@ -60,8 +60,8 @@ def test_flags_of_tools(tool, flags):
 
 @pytest.mark.filterwarnings("ignore:the load_module")
 def test_configurations(home):
-    keys = [key for key, rule in RULES.items() if isinstance(rule, Place)]
-    assert keys == ["resume", "init_from", "data.root", "target.tokenizer"]
+    keys = [key for key, row in KEYS.items() if isinstance(row.rule, Place)]
+    assert sorted(keys) == ["data.root", "init_from", "resume", "target.tokenizer"]
     with open("configs/demo.py", encoding="utf-8") as file:
         (home / "demo.py").write_text(file.read(), encoding="utf-8")
     config = parse("--config=~/demo.py", *(f"--config.{key}=~/{key}" for key in keys))

@@ -53,7 +53,7 @@ def soak(workdir: str, minutes: float) -> list[tuple[float, float, int]]:
         optim__warmup_epochs=1.0,
         log_every=20,
         eval_every=100,
-        picture_every=200,
+        figure_every=200,
         checkpoint__every_steps=50,
     )
     samples: list[tuple[float, float, int]] = []

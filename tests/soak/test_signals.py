@@ -39,7 +39,7 @@ def wait_for(process, pattern):
 def test_a_run_stops_in_good_order_at_any_stage(tmp_path, stage, processes, number):
     changes = {"checkpoint__every_steps": 1} if stage == "saving" else {}
     flags = tiny_configs.flags(
-        steps=STEPS, log_every=1, eval_every=5, picture_every=5, data__num_eval=3000, **changes
+        steps=STEPS, log_every=1, eval_every=5, figure_every=5, data__num_eval=3000, **changes
     )
     flags.append("--workdir=w")
     run = [start(*flags, cwd=tmp_path)] if processes == 1 else start_two(flags, tmp_path)

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         model__encoder_mask_tokens=True,
         model__decoder_depth=0,
         eval_every=4,
-        picture_every=4,
+        figure_every=4,
         eval__knn_every=4,
     )
     assert run(folder, config, Pretrain)

@@ -48,7 +48,7 @@ def test_divergence_from_uniform():
 
 def test_it_learns_and_resumes_bit_equal_and_can_be_used(tmp_path, monkeypatch):
     config = tiny_configs.tokenizer_config(
-        steps=60, eval_every=30, picture_every=60, data__num_train=64
+        steps=60, eval_every=30, figure_every=60, data__num_train=64
     )
 
     def run(name, **options):

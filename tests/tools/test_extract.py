@@ -237,3 +237,12 @@ def test_images_by_list_and_bad_arguments(folder, weights, tmp_path):
     with pytest.raises(UsageError, match="layer 7 is none"):
         command(weights, folder, tmp_path / "out.npz", "--layer", "7")
     shutil.rmtree(tmp_path)
+
+
+def test_what_an_earlier_version_began_is_continued(tmp_path):
+    """It wrote other names of keys; other values are still refused."""
+    kind = {"shape": (2,), "dtype": np.dtype(np.float32)}
+    extract.Partial(str(tmp_path), {"pixels": {"resident": False}}, **kind)
+    extract.Partial(str(tmp_path), {"pixels": {"on_device": False}}, **kind)
+    with pytest.raises(UsageError, match="was begun with other settings"):
+        extract.Partial(str(tmp_path), {"pixels": {"on_device": True}}, **kind)

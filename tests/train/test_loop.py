@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 from mae_jax.checkpoint import checkpointer, layout
 from mae_jax.checkpoint import reader as checkpoint
 from mae_jax.config.diff import flatten
-from mae_jax.config.schema import LATER
+from mae_jax.config.schema import ADDED
 from mae_jax.distributed import sharding
 from mae_jax.ops import rng
 from mae_jax.runtime.errors import UsageError
@@ -193,7 +193,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     def earlier(self, step):
         """Without the keys that came later."""
         found = metadata(self, step)
-        known = {k: v for k, v in flatten(found["config"]).items() if k not in LATER}
+        known = {k: v for k, v in flatten(found["config"]).items() if k not in ADDED}
         return found | {"config": unflatten_dict(known, sep=".")}
 
     monkeypatch.setattr(Pretrain, "metadata", earlier)
@@ -242,7 +242,7 @@ def test_resume_continues_another_run_in_a_new_workdir(tmp_path, monkeypatch):
 def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     tmp_path, monkeypatch, caplog
 ):
-    config = tiny_configs.config(steps=5, eval_every=4, picture_every=4)
+    config = tiny_configs.config(steps=5, eval_every=4, figure_every=4)
     request, evaluate = StopRequest(), evaluation.evaluate
 
     def asked(step, params, batches, mesh):
@@ -283,7 +283,7 @@ def test_a_signal_in_the_last_evaluation_does_not_make_a_run_done(tmp_path, monk
 
 
 def test_what_a_run_leaves_behind(tmp_path):
-    config = tiny_configs.config(steps=4, eval_every=2, picture_every=2, checkpoint__every_steps=2)
+    config = tiny_configs.config(steps=4, eval_every=2, figure_every=2, checkpoint__every_steps=2)
     run(tmp_path, config)
     names = set(os.listdir(tmp_path))
     assert {"config.json", "env.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names

@@ -1,8 +1,8 @@
 """Picks and builds the sources that `config.data` asks for."""
 
 import dataclasses
-import functools
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -12,7 +12,7 @@ from mae_jax.data.sampler import fitting_holdout, holdout_split
 from mae_jax.data.sources.base import Record, Source, Subset
 from mae_jax.data.sources.cache import Budget, Cached
 from mae_jax.data.sources.folder import files_source, make_folder_sources
-from mae_jax.data.sources.shapes import _shapes
+from mae_jax.data.sources.shapes import make_shapes_sources
 from mae_jax.data.sources.tfds import make_tfds_sources
 from mae_jax.data.storage import patiently
 from mae_jax.data.transforms import decode, resize
@@ -24,6 +24,14 @@ from mae_jax.runtime.host import available_memory
 log = logging.getLogger(__name__)
 # What does part of the work faster than Pillow, and whether it is installed.
 FAST = {"simplejpeg": decode.SIMPLEJPEG, "cykooz-resizer": resize.SIMD}
+# What `config.data.source` names: functions that take the checked `DataOptions` and those of the
+# arguments image_size, channels, workdir and resuming of `make_sources` that they need (the others
+# as **_), and that return the training source and the evaluation source, or None for the latter.
+SOURCES: dict[str, Callable[..., tuple[Source, Source | None]]] = {
+    "shapes": make_shapes_sources,
+    "folder": make_folder_sources,
+    "tfds": make_tfds_sources,
+}
 KEPT = ("listing_*.jsonl", "records_*.npz")  # in <workdir>/data
 
 
@@ -74,18 +82,14 @@ def make_sources(
                 path.unlink(missing_ok=True)  # the other processes of a run do the same
     options = DataOptions.from_config(data_config)
     options = dataclasses.replace(options, root=filesystem.expand(options.root))
-    if options.source == "shapes":
-        train, evaluation = _shapes(options, image_size=image_size, channels=channels)
-    else:
-        make: Any = make_tfds_sources
-        if options.source == "folder":
-            make = functools.partial(make_folder_sources, resuming=resuming)
-        train, evaluation = patiently(
-            lambda: make(options, workdir=workdir),
-            what="the images",
-            limit=options.storage_wait,
-            was_there=was_there,
-        )
+    context = {"image_size": image_size, "channels": channels}
+    context |= {"workdir": workdir, "resuming": resuming}
+    train, evaluation = patiently(
+        lambda: SOURCES[options.source](options, **context),
+        what="the images",
+        limit=options.storage_wait,
+        was_there=was_there,
+    )
     if evaluation is None and options.holdout:
         holdout = fitting_holdout(len(train), options.holdout)
         kept, held = holdout_split(len(train), holdout)

@@ -61,7 +61,7 @@ class FolderSource:
 
 
 def make_folder_sources(
-    options: DataOptions, *, workdir: str | None, resuming: bool = True
+    options: DataOptions, *, workdir: str | None, resuming: bool = True, **_: Any
 ) -> tuple[FolderSource, FolderSource | None]:
     """The training source and, where there is an evaluation split, the evaluation source.
 

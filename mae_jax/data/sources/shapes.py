@@ -58,9 +58,14 @@ class ShapesSource:
         }
 
 
-def _shapes(
-    options: DataOptions, *, image_size: tuple[int, int], channels: int
+def make_shapes_sources(
+    options: DataOptions, *, image_size: tuple[int, int], channels: int, **_: Any
 ) -> tuple[ShapesSource, ShapesSource | None]:
+    """The training source and, where `num_eval` is not 0, the evaluation source.
+
+    Raises:
+      UsageError: `num_train` is too large.
+    """
     if options.num_train > ShapesSource.EVAL_START:
         raise UsageError(f"--config.data.num_train={options.num_train} is too large")
     common: dict[str, Any] = {"image_size": image_size, "channels": channels}

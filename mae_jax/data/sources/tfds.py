@@ -99,7 +99,7 @@ class ArrayRecords:
 
 
 def make_tfds_sources(
-    options: DataOptions, *, workdir: str | None
+    options: DataOptions, *, workdir: str | None, **_: Any
 ) -> tuple[TfdsSource, TfdsSource | None]:
     """The training source and, where the set has a split for it, the evaluation source.
 

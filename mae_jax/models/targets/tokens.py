@@ -66,9 +66,9 @@ class TokenTarget(Target):
         tokenizer = load_tokenizer()
         target = cls(spec, tokenizer.metadata(), tokenizer.arrays, dtype=dtype)
         require(
-            target.draws or config.picture_every == 0,
-            f"--config.picture_every={config.picture_every}: the tokenizer has no decoder to draw "
-            "its tokens with: set --config.picture_every=0, or put decoder.pkl beside encoder.pkl "
+            target.draws or config.figure_every == 0,
+            f"--config.figure_every={config.figure_every}: the tokenizer has no decoder to draw "
+            "its tokens with: set --config.figure_every=0, or put decoder.pkl beside encoder.pkl "
             "and give their folder",
         )
         return target

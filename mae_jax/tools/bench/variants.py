@@ -3,6 +3,7 @@
 import statistics
 from typing import Any
 
+from mae_jax.config.schema import current_name
 from mae_jax.runtime.errors import UsageError
 from mae_jax.tools.bench.step import TimedStep, make_task, numbers_of, take_turns
 
@@ -28,7 +29,7 @@ def bench_rows(config: Any, rows: dict[str, dict[str, Any]], repeats: int) -> di
     for name, changes in rows.items():
         changed = config.copy_and_resolve_references()
         try:
-            changed.update_from_flattened_dict(changes)
+            changed.update_from_flattened_dict({current_name(k): x for k, x in changes.items()})
         except KeyError as error:
             raise UsageError(f"--rows: the recipe lacks a key of row {name}: {error}") from error
         task = make_task(changed)

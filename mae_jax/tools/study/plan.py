@@ -17,7 +17,7 @@ from absl import flags
 from mae_jax.config import flags as command_line
 from mae_jax.config import recipe_file
 from mae_jax.config.diff import flatten
-from mae_jax.config.schema import NEEDED
+from mae_jax.config.schema import current_name, keys_of
 from mae_jax.config.validate import check_name, check_value
 from mae_jax.runtime.errors import UsageError
 
@@ -96,8 +96,8 @@ def load(path: str, flag: str = "--study") -> Study:
         )
     for changes in rows.values():
         for key, value in changes.items():
-            check_name(key)
-            check_value(key, value)
+            check_name(current_name(key))
+            check_value(current_name(key), value)
     title = (declared.get("__doc__") or path).strip().splitlines()[0].rstrip(".")
     recipes = STAGES | declared.get("RECIPES", {})
     name = os.path.splitext(os.path.basename(path))[0]
@@ -151,9 +151,11 @@ def cells(
     for row, changes in rows.items():
         of_row = {s: r if isinstance(r, str) else r[row] for s, r in recipes.items()}
         base = flatten(_parse(of_row["pretrain"], overrides["pretrain"]))
-        of_pretrain = {k: v for k, v in changes.items() if k in NEEDED["pretrain"]}
+        known = keys_of("pretrain")
+        of_pretrain = {k: v for k, v in changes.items() if current_name(k) in known}
         rest = {k: v for k, v in changes.items() if k not in of_pretrain}
-        of_pretrain = {k: v for k, v in of_pretrain.items() if base.get(k) != _plain(v)}
+        same = [k for k, v in of_pretrain.items() if base.get(current_name(k)) == _plain(v)]
+        of_pretrain = {k: v for k, v in of_pretrain.items() if k not in same}
         encoder = {k: v for k, v in of_pretrain.items() if _ENCODER.match(k)}
         folder = os.path.join(workdir, _label(of_pretrain) or "base")
         own = {"pretrain": of_pretrain, "linprobe": encoder, "finetune": encoder | rest}

@@ -163,7 +163,7 @@ def test_a_step_trains_the_autoencoder_and_leaves_the_tokenizer(path):
 
 def test_a_run_goes_on_without_the_folder_of_its_tokenizer(tmp_path, monkeypatch):
     path = save(tmp_path / "weights")
-    settings = config(path, steps=8, eval_every=4, picture_every=8)
+    settings = config(path, steps=8, eval_every=4, figure_every=8)
 
     def run(name, **options):
         folder = str(tmp_path / name)
@@ -217,8 +217,8 @@ def test_what_does_not_fit_is_refused(path, changes, message):
 def test_without_a_decoder_nothing_is_drawn(tmp_path):
     theirs = dall_e.state_dict(np.random.default_rng(0), part="encoder", groups=2, blocks=1)
     file = dall_e.write(tmp_path / "encoder.pkl", theirs, "encoder")
-    with pytest.raises(UsageError, match="set --config.picture_every=0"):
-        Pretrain(config(file, picture_every=5), "")
+    with pytest.raises(UsageError, match="set --config.figure_every=0"):
+        Pretrain(config(file, figure_every=5), "")
     assert Pretrain(config(file), "").model.pred_dim == 24
 
 

@@ -103,3 +103,21 @@ def test_studies_are_files_that_declare_rows(tmp_path):
     broken.write_text("1 / 0")
     with pytest.raises(UsageError, match="ZeroDivisionError: division by zero"):
         plan.load(str(broken))
+
+
+def test_keys_of_earlier_versions_work_and_find_the_runs_they_named(tmp_path):
+    (tmp_path / "mine.py").write_text('ROWS = {"a": {"picture_every": 7}, "b": {"epochs": 24.0}}')
+    study = plan.load(str(tmp_path / "mine.py"))
+    recipes = {"pretrain": "configs/cifar10.py:laptop"}
+    one, other = plan.cells(
+        study.rows,
+        recipes=recipes,
+        overrides={"pretrain": ["--config.data.resident"]},
+        workdir="/w",
+    )
+    assert folders([one, other]) == [["picture_every=7/pretrain"], ["base/pretrain"]]
+    config = one.stages[0].config
+    assert config.figure_every == 7 and config.data.on_device
+    (tmp_path / "mine.py").write_text('ROWS = {"a": {"picture_every": -7}}')
+    with pytest.raises(UsageError, match="figure_every=-7 must be a whole number"):
+        plan.load(str(tmp_path / "mine.py"))
