@@ -59,9 +59,9 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
 
     compilation_cache.enable(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     initialize.start(FLAGS.distributed, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    stop.several = jax.process_count() > 1
-    if not stop.several:
-        stop.listen_again()
+    stop.multiprocess = jax.process_count() > 1
+    if not stop.multiprocess:
+        stop.reinstall()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     process = jax.process_index()

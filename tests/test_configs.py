@@ -47,7 +47,7 @@ def test_recipe_builds_and_its_step_traces(name, tmp_path):
     state, values = jax.eval_shape(step, abstract, batch)
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, abstract)
     assert values["loss"].shape == () and values["loss"].dtype == jnp.float32
-    assert task.facts()
+    assert task.summary()
     assert task.num_steps > 0 or config.task == "knn"
 
 

@@ -54,7 +54,7 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
     def _look_around(self) -> None:
         """While there is no batch."""
         if storage.is_waited_for():
-            watchdog.beat()
+            watchdog.heartbeat()
         # From then on all batches are empty: one that came late would be taken for a later one.
         self._ended = storage.stop_requested()
 

@@ -28,32 +28,32 @@ class Interrupted(BaseException):
 class StopRequest:
     """Whether somebody asked the run to stop.
 
-    Until `working` is called there is nothing to save and a signal ends the program: by
+    Until `mark_savable` is called there is nothing to save and a signal ends the program: by
     `Interrupted`, or after a few seconds, when the main thread is busy compiling, without it. From
     then on a signal is answered at once and remembered, and `poll` says so. A second signal leaves
     at once, wherever the main thread may hang. With several processes jax's own SIGTERM handler
     makes all of them agree, wherever the signal arrived; the other signals are passed on to it.
 
     Attributes:
-      several: whether the run has several processes; set it when that is known.
+      multiprocess: whether the run has several processes; set it when that is known.
       before_leaving: called before the program is ended without the main thread.
-      answer: printed when the first signal comes while `working`.
+      answer: printed when the first signal comes after `mark_savable`.
     """
 
     def __init__(self) -> None:
-        self.several = False
+        self.multiprocess = False
         self.answer = "finishing this step, then saving; press again to leave without saving"
         self.before_leaving: list[Callable[[], None]] = []
         self._asked = self._heard = False
         self._next_question = 0.0
-        self._working = self._answered = False
+        self._savable = self._answered = False
         self._polls = 0
 
-    def working(self) -> None:
+    def mark_savable(self) -> None:
         """From now on there is something to save."""
-        self._working = True
+        self._savable = True
 
-    def listen_again(self) -> None:
+    def reinstall(self) -> None:
         """After `jax.distributed` took SIGTERM: with one process nobody would ask it."""
         signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -62,7 +62,7 @@ class StopRequest:
 
         Every process of a run must call this equally often: they agree on the call, not the time.
         """
-        if self.several and not self._asked:
+        if self.multiprocess and not self._asked:
             from jax.experimental import multihost_utils  # takes a second to import
 
             self._polls += 1
@@ -84,7 +84,7 @@ class StopRequest:
         before = self._asked
         for _ in range(math.ceil(seconds / SLICE)):
             time.sleep(min(seconds, SLICE))
-            watchdog.beat()
+            watchdog.heartbeat()
             if self.poll() and not before:
                 return
 
@@ -95,17 +95,17 @@ class StopRequest:
         process agree to anything.
         """
         now = time.monotonic()
-        if self.several and not self._heard and now >= self._next_question:
+        if self.multiprocess and not self._heard and now >= self._next_question:
             self._next_question = now + 1.0
             self._heard = _preemption_noticed()
         return self._asked or self._heard
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.several and number != signal.SIGTERM:
+        if self.multiprocess and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         first, self._asked = not self._asked, True
-        if first and not self._working:
+        if first and not self._savable:
             raise Interrupted
 
     def _watch(self, pipe: int) -> None:
@@ -124,9 +124,9 @@ class StopRequest:
             self._heard = True
             if first is None:
                 first = now
-                if self._working:
+                if self._savable:
                     self._answer()
-                elif not self.several:
+                elif not self.multiprocess:
                     deadline = now + START_GRACE
             elif now - first >= REPEAT:
                 self._leave(128 + number, "second signal: leaving at once, without saving")

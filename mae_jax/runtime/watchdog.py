@@ -87,7 +87,7 @@ class Watchdog:
         finally:
             self._mark = before._replace(at=time.monotonic(), step=self._mark.step)
 
-    def beat(self, step: int | None = None) -> None:
+    def heartbeat(self, step: int | None = None) -> None:
         """A sign of life; from the thread that goes through the phases.
 
         Args:
@@ -176,10 +176,10 @@ class Watchdog:
 _running: Watchdog | None = None
 
 
-def beat(step: int | None = None) -> None:
-    """`Watchdog.beat` of the one that watches this process, if any."""
+def heartbeat(step: int | None = None) -> None:
+    """`Watchdog.heartbeat` of the one that watches this process, if any."""
     if _running:
-        _running.beat(step)
+        _running.heartbeat(step)
 
 
 def phase(name: str, *, starting: bool = False) -> contextlib.AbstractContextManager[None]:

@@ -25,8 +25,10 @@ from mae_jax.tasks.adaptation import mixes
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.classification_eval import Predictions, Predictor
 from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
+from mae_jax.tasks.image_data import ImageData
+from mae_jax.tasks.training_plan import TrainingPlan
 from mae_jax.train import run_info
-from mae_jax.train.task import Batch, Evaluator, PretrainedParams
+from mae_jax.train.task import Batch, Evaluator, OnBatch, PretrainedParams, ignore_batch
 
 
 class Classify(ImageTask):
@@ -48,9 +50,9 @@ class Classify(ImageTask):
             lambda: factory.check_vit(config),
         )
         encoder = factory.encoder_fields(config.model)
-        super().__init__(config, workdir, image_size=encoder["image_size"])
-        self.require_held_out()
-        self.classes = self._check_classes()
+        data = ImageData(config, workdir, image_size=encoder["image_size"])
+        data.require_held_out()
+        self.classes = _check_classes(data, config.model.num_classes)
         self.fields = encoder | {
             "num_classes": len(self.classes),
             "pool": config.head.pool,
@@ -71,12 +73,14 @@ class Classify(ImageTask):
             f"--config.trainable_blocks={blocks} must be 0.5 or a whole number from 1 to {depth}",
         )
         self._last_blocks = param_groups.last_blocks(depth, blocks)
-        self.set_length()
         decay = config.optim.layer_decay
-        self.set_recipe(
+        plan = TrainingPlan(
+            config,
+            len(data.train_source),
             exempt=param_groups.TOKENS_AND_POSITIONS,
             scale=None if decay == 1 else lambda n: param_groups.layer_scale(n, depth, decay),
         )
+        super().__init__(config, workdir, data, plan)
         self.ema_decay = config.optim.ema
         self.mixing = MixConfig(**config.mix)
         self.mixes = mixes(config)
@@ -90,25 +94,6 @@ class Classify(ImageTask):
         self._predictor = Predictor(self.model, self.classes, **self.pixels)
         self._answers: tuple[int, Predictions] | None = None  # and the step they belong to
 
-    def _check_classes(self) -> list[str]:
-        """Names of the classes, the same in the training and the held-out images."""
-        train, held_out, wanted = self.train_source, self.held_out, self.config.model.num_classes
-        _require_labels(train)
-        classes = list(train.classes or ())
-        require(
-            wanted in (0, len(classes)),
-            f"{train.name} has {len(classes)} classes where --config.model.num_classes={wanted}: "
-            "wrong folder? (0 takes what the data have)",
-        )
-        if len(held_out):
-            require(
-                held_out.classes == train.classes,
-                f"the held-out images ({held_out.name}) do not have the classes of {train.name} "
-                f"({len(classes)}: {', '.join(classes[:3])}, ...): wrong folder?",
-            )
-            _require_labels(held_out)
-        return classes
-
     # The model.
 
     def init_variables(self) -> tuple[Any, Any]:
@@ -120,7 +105,9 @@ class Classify(ImageTask):
             return self._last_blocks(name)
         return which == "all" or name.startswith("head/")
 
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
+    def load_pretrained(
+        self, weights: dict[str, np.ndarray], metadata: dict[str, Any]
+    ) -> PretrainedParams:
         warn_of_other_pixels(metadata["data"], self.pixels)
         return adopt_encoder(self.model, self.classes, weights, metadata)
 
@@ -161,19 +148,23 @@ class Classify(ImageTask):
 
     # What the user sees.
 
-    def evaluate(self, state: Any, mesh: Mesh) -> dict[str, float]:
+    def evaluate(
+        self, state: Any, mesh: Mesh, on_batch: OnBatch = ignore_batch
+    ) -> dict[str, float]:
         """Accuracy and loss on the held-out images; of the average of the weights too, if kept."""
-        answers = self._predict(state.params, state, mesh)
+        answers = self._predict(state.params, state, mesh, on_batch)
         metrics = answers.metrics()
         if self.ema_decay:
-            answers = self._predict(combine(state.params, state.ema), state, mesh)
+            answers = self._predict(combine(state.params, state.ema), state, mesh, on_batch)
             average = answers.metrics()
             metrics |= {f"ema_{key}": average[key] for key in ("top1", "top5", "loss")}
         self._answers = (int(state.step), answers)
         return metrics
 
-    def _predict(self, params: Any, state: Any, mesh: Mesh) -> Predictions:
-        batches = self.eval_batches(self.held_out, limit=self.config.eval_images)
+    def _predict(self, params: Any, state: Any, mesh: Mesh, on_batch: OnBatch) -> Predictions:
+        batches = self.data.eval_batches(
+            self.data.eval_source, limit=self.config.eval_images, on_batch=on_batch
+        )
         return self._predictor({"params": params, **state.model_state}, batches, mesh)
 
     def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
@@ -190,7 +181,7 @@ class Classify(ImageTask):
             "classes": self.classes,
         }
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What a person checks before a long run."""
         config, depth = self.config, self.model.depth
         params, _ = jax.eval_shape(self.init_variables)
@@ -202,10 +193,34 @@ class Classify(ImageTask):
             "trained": run_info.parameter_counts(trained, decay, exempt),
             "frozen": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
             "start": config.init_from or "from scratch",
-            **self.data_facts(),
-            **self.length_facts(),
+            **super().summary(),
             "layer scales": f"{' '.join(f'{s:.3g}' for s in scales)} (embeddings, blocks, head)",
         }
+
+
+def _check_classes(data: ImageData, wanted: int) -> list[str]:
+    """Names of the classes, the same in the training and the held-out images.
+
+    Args:
+      data: the images.
+      wanted: `config.model.num_classes`: their number, or 0 for any.
+    """
+    train, held_out = data.train_source, data.eval_source
+    _require_labels(train)
+    classes = list(train.classes or ())
+    require(
+        wanted in (0, len(classes)),
+        f"{train.name} has {len(classes)} classes where --config.model.num_classes={wanted}: "
+        "wrong folder? (0 takes what the data have)",
+    )
+    if len(held_out):
+        require(
+            held_out.classes == train.classes,
+            f"the held-out images ({held_out.name}) do not have the classes of {train.name} "
+            f"({len(classes)}: {', '.join(classes[:3])}, ...): wrong folder?",
+        )
+        _require_labels(held_out)
+    return classes
 
 
 def _require_labels(source: Any) -> None:

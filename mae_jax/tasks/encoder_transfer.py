@@ -80,4 +80,4 @@ def adopt_encoder(
             log.info("position table resized from %s to %s patches", old_grid, model.grid)
         arrays["pos_embed"] = resize_table(table, old_grid, model.grid)
     unused = tuple(sorted(weights.keys() - arrays.keys()))
-    return PretrainedParams(arrays, fresh=tuple(fresh), unused=unused)
+    return PretrainedParams(arrays, reinitialized=tuple(fresh), unused=unused)

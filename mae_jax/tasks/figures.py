@@ -2,10 +2,12 @@
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -14,11 +16,37 @@ from mae_jax.models.reconstruct import Reconstruction
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.text import printable
+from mae_jax.train.evaluate import compile_eval_step
 
 MIN_CELL = 96  # small images are enlarged to at least this many pixels
 GAP = 4
 TEXT = 18
 NAMED = 40  # with more classes than this their names are not written
+
+
+class HeldOutFigure:
+    """What a figure shows of a few held-out images, always the same.
+
+    Every process computes it of the same images, so nothing has to be split or collected.
+
+    Args:
+      images: returns the batch; called once, when it is first needed.
+      step: function (variables, batch) -> what to show.
+    """
+
+    def __init__(
+        self, images: Callable[[], dict[str, np.ndarray]], step: Callable[[Any, Any], Any]
+    ):
+        self._images, self._uncompiled = images, step
+        self._step: Any = None
+
+    def compute(self, variables: Any, mesh: Mesh) -> tuple[dict[str, np.ndarray], Any]:
+        """(`image` and `index` of the images, what the step returns for them), in NumPy."""
+        if self._step is None:
+            self._step = compile_eval_step(self._uncompiled, mesh)
+            batch = self._images()
+            self._batch = {key: batch[key] for key in ("image", "index")}
+        return self._batch, jax.device_get(self._step(variables, self._batch))
 
 
 def to_display(images: np.ndarray, reference: np.ndarray) -> np.ndarray:

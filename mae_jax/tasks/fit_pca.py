@@ -68,10 +68,10 @@ def _arrays(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
 def _about(task: ImageTask, spec: PatchSpec) -> dict[str, Any]:
     """What the numbers depend on, as JSON has it."""
     options = task.config.target
-    source = task.train_source.fingerprint()
+    source = task.data.train_source.fingerprint()
     about = {
         "components": options.components,
-        "images": min(options.fit_images, len(task.train_source)),
+        "images": min(options.fit_images, len(task.data.train_source)),
         "image_size": spec.image_size,
         "patch_size": spec.patch_size,
         "channels": spec.channels,
@@ -84,7 +84,9 @@ def _about(task: ImageTask, spec: PatchSpec) -> dict[str, Any]:
 
 def _patches(task: ImageTask, spec: PatchSpec, number: int) -> Iterator[np.ndarray]:
     """Normalised pixels float32 [n, P] of all patches of so many images that can be read."""
-    with contextlib.closing(task.own_batches(task.train_source, number, BATCH)) as batches:
+    with contextlib.closing(
+        task.data.replicated_batches(task.data.train_source, number, BATCH)
+    ) as batches:
         for batch in batches:
             images = np.asarray(batch["image"])[np.asarray(batch["valid"])]
             patches = patchify(jnp.asarray(images), spec.patch_size)

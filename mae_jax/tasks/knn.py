@@ -3,10 +3,7 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from mae_jax.config.validate import check_combinations
 from mae_jax.models import factory, vit
@@ -15,8 +12,9 @@ from mae_jax.ops.patches import patchify, to_float
 from mae_jax.runtime.errors import require
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
+from mae_jax.tasks.image_data import ImageData
 from mae_jax.tasks.online_probes import Monitor
-from mae_jax.train.task import Batch, PretrainedParams
+from mae_jax.train.task import PretrainedParams
 
 
 class Knn(ImageTask):
@@ -29,8 +27,6 @@ class Knn(ImageTask):
     Raises:
       UsageError: the configuration or its data cannot work.
     """
-
-    num_steps = 0
 
     def __init__(self, config: Any, workdir: str):
         check_combinations(
@@ -51,15 +47,17 @@ class Knn(ImageTask):
         self.model = factory.build_vit(
             self.fields, dtype=config.model.dtype, attention=config.model.attention
         )
-        super().__init__(config, workdir, image_size=self.model.image_size)
+        data = ImageData(config, workdir, image_size=self.model.image_size)
+        super().__init__(config, workdir, data)
         self.flops_per_image = 2 * vit.forward_macs(self.model)
-        self.tx, self.schedule = optax.identity(), lambda step: jnp.zeros(())
-        self.evaluators = Monitor(self, self._encode).evaluators()
+        self.evaluators = Monitor(data, config.eval, self._encode).evaluators()
 
     def init_variables(self) -> tuple[Any, Any]:
         return vit.init_variables(self.model, rng.stream_key(self.config.seed, "init"))
 
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
+    def load_pretrained(
+        self, weights: dict[str, np.ndarray], metadata: dict[str, Any]
+    ) -> PretrainedParams:
         warn_of_other_pixels(metadata["data"], self.pixels)
         return adopt_encoder(self.model, None, weights, metadata)
 
@@ -69,22 +67,9 @@ class Knn(ImageTask):
         tokens: Any = self.model.apply(variables, patches, method=self.model.encode)
         return tokens
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         return {
             "model": f"{self.config.model.size} {self.fields}",
             "start": self.config.init_from or "from scratch",
-            **self.data_facts(),
+            **super().summary(),
         }
-
-    # There are no steps, so nothing of what follows is ever asked for.
-
-    def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
-        return batch
-
-    def loss(
-        self, params: Any, model_state: Any, batch: Batch
-    ) -> tuple[jax.Array, tuple[Batch, Any]]:
-        return jnp.zeros(()), ({}, model_state)
-
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
-        raise ValueError("a run without steps draws no pictures")

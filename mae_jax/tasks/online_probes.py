@@ -15,16 +15,17 @@ from jax.sharding import Mesh
 
 from mae_jax.ops import probes
 from mae_jax.runtime.errors import require
-from mae_jax.tasks.base import ImageTask
+from mae_jax.tasks.image_data import ImageData
 from mae_jax.train import evaluate as evaluation
-from mae_jax.train.task import Batch, Evaluator
+from mae_jax.train.task import Batch, Evaluator, OnBatch
 
 
 class Monitor:
-    """Evaluators "knn" and "probe" of a task.
+    """The evaluators "knn" and "probe".
 
     Args:
-      task: gives the images; its `config.eval` says what is wanted.
+      data: the images.
+      options: `config.eval`.
       encode: function (state, images [B, H, W, C]) -> tokens [B, 1 + L, D], class token first,
         after the final norm.
 
@@ -32,16 +33,20 @@ class Monitor:
       UsageError: something is wanted that needs labels, and there are none.
     """
 
-    def __init__(self, task: ImageTask, encode: Callable[[Any, jax.Array], jax.Array]):
-        self.task, self.options = task, task.config.eval
+    def __init__(
+        self, data: ImageData, options: Any, encode: Callable[[Any, jax.Array], jax.Array]
+    ):
+        self._data, self.options = data, options
         self._encode = encode
         self._step: Any = None
         self._cached: tuple[int, Any] = (-1, None)
         if not (self.options.knn_every or self.options.probe_every):
             return
-        classes = task.train_source.classes
+        classes = data.train_source.classes
         require(
-            classes is not None and len(task.held_out) > 0 and task.held_out.classes == classes,
+            classes is not None
+            and len(data.eval_source) > 0
+            and data.eval_source.classes == classes,
             "--config.eval.knn_every and probe_every need labelled training and held-out images "
             "of the same classes: set both to 0, or see docs/data.md",
         )
@@ -55,7 +60,7 @@ class Monitor:
     def evaluators(self) -> dict[str, Evaluator]:
         """By the name of their lines in the metrics."""
         options = self.options
-        num_classes = len(self.task.train_source.classes or ())
+        num_classes = len(self._data.train_source.classes or ())
         knn = functools.partial(probes.knn_scores, k=options.knn_k, num_classes=num_classes)
         probe = functools.partial(probes.logistic_regression, num_classes=num_classes)
         return {
@@ -64,25 +69,25 @@ class Monitor:
         }
 
     def _number_of_training_images(self) -> int:
-        total = len(self.task.train_source)
+        total = len(self._data.train_source)
         return min(self.options.train_images or total, total)
 
-    def _run(self, scores: Any, state: Any, mesh: Mesh) -> dict[str, float]:
-        (train, labels), (held_out, answers) = self._features(state, mesh)
+    def _run(self, scores: Any, state: Any, mesh: Mesh, on_batch: OnBatch) -> dict[str, float]:
+        (train, labels), (held_out, answers) = self._features(state, mesh, on_batch)
         guessed = np.asarray(scores(train, labels, held_out)).argmax(axis=1)
         right = float(np.mean(guessed == answers))
         return {"top1": right, "count": float(len(answers)), "train_count": float(len(labels))}
 
-    def _features(self, state: Any, mesh: Mesh) -> Any:
+    def _features(self, state: Any, mesh: Mesh, on_batch: OnBatch) -> Any:
         """(features, labels) of training and held-out images; kept, for both evaluators ask."""
         step = int(state.step)
         if self._cached[0] != step:
             if self._step is None:
                 self._step = evaluation.compile_eval_step(self._rows, mesh)
-            task, number = self.task, self._number_of_training_images()
+            data, number = self._data, self._number_of_training_images()
             found = []
-            for source, limit in ((task.train_source, number), (task.held_out, 0)):
-                batches = task.eval_batches(source, limit=limit)
+            for source, limit in ((data.train_source, number), (data.eval_source, 0)):
+                batches = data.eval_batches(source, limit=limit, on_batch=on_batch)
                 rows = evaluation.collect(self._step, state, batches, mesh)
                 found.append((rows["feature"], rows["label"]))
             self._cached = (step, found)

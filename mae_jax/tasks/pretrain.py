@@ -18,11 +18,13 @@ from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks import figures, fit_pca
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import check_same_heads, warn_of_other_pixels
+from mae_jax.tasks.image_data import ImageData
 from mae_jax.tasks.online_probes import Monitor
 from mae_jax.tasks.pretrain_targets import make_target
+from mae_jax.tasks.training_plan import TrainingPlan
 from mae_jax.train import evaluate as evaluation
 from mae_jax.train import run_info
-from mae_jax.train.task import Batch, Evaluator, PretrainedParams
+from mae_jax.train.task import Batch, Evaluator, OnBatch, PretrainedParams, ignore_batch
 
 _LAST = "decoder_pred/"
 
@@ -59,16 +61,17 @@ class Pretrain(ImageTask):
             remat=config.model.remat,
         )
         self.num_keep = factory.visible_patches(self.model, config.mask)
-        super().__init__(config, workdir, image_size=self.model.image_size)
-        self.require_held_out()
-        self.set_length()
-        self.set_recipe()
+        data = ImageData(config, workdir, image_size=self.model.image_size)
+        data.require_held_out()
+        super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = train_flops(self.model, self.num_keep)
-        monitor = Monitor(self, self._encode)
+        monitor = Monitor(data, config.eval, self._encode)
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
         self.evaluators |= monitor.evaluators()
         self._eval_step: Any = None
-        self._picture_step: Any = None
+        self._figure = figures.HeldOutFigure(
+            lambda: data.first_held_out(config.figure_images), self._reconstruct
+        )
 
     # The model.
 
@@ -77,12 +80,14 @@ class Pretrain(ImageTask):
         arrays = {name: jnp.zeros(x.shape, x.dtype) for name, x in self.target.arrays.items()}
         return params, {"target": unflatten(arrays)} if arrays else {}
 
-    def given(self) -> dict[str, np.ndarray]:
+    def initial_model_state(self) -> dict[str, np.ndarray]:
         target = self.target
         arrays = fit_pca.learn(self, target.spec) if target.learned else target.arrays
         return {f"target/{name}": x for name, x in arrays.items()}
 
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
+    def load_pretrained(
+        self, weights: dict[str, np.ndarray], metadata: dict[str, Any]
+    ) -> PretrainedParams:
         if metadata["model"]["kind"] != "mae":
             raise UsageError(
                 f"--config.init_from holds a {metadata['model']['kind']} without a decoder: "
@@ -96,7 +101,7 @@ class Pretrain(ImageTask):
         # What the last layer says is of use with its own target alone.
         kept = {name: x for name, x in weights.items() if not name.startswith(_LAST)}
         unused = tuple(sorted(weights.keys() - kept.keys()))
-        return PretrainedParams(kept, fresh=(_LAST,), unused=unused)
+        return PretrainedParams(kept, reinitialized=(_LAST,), unused=unused)
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         noise = self._sample_noise(key, batch["image"].shape[0], self.model.grid, self.num_keep)
@@ -136,11 +141,15 @@ class Pretrain(ImageTask):
 
     # What the user sees.
 
-    def evaluate(self, state: Any, mesh: Mesh) -> dict[str, float]:
+    def evaluate(
+        self, state: Any, mesh: Mesh, on_batch: OnBatch = ignore_batch
+    ) -> dict[str, float]:
         """Reconstruction loss on held-out images, each with a mask that never changes."""
         if self._eval_step is None:
             self._eval_step = evaluation.compile_eval_step(self._eval_sums, mesh)
-        batches = self.eval_batches(self.held_out, limit=self.config.eval_images)
+        batches = self.data.eval_batches(
+            self.data.eval_source, limit=self.config.eval_images, on_batch=on_batch
+        )
         return evaluation.evaluate(self._eval_step, _variables(state), batches, mesh)
 
     def _eval_sums(self, variables: tuple[Any, Any], batch: Batch) -> evaluation.Sums:
@@ -161,12 +170,7 @@ class Pretrain(ImageTask):
 
     def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images with masks that never change, and what the model makes of them."""
-        if self._picture_step is None:
-            # Every process draws the same few images, so nothing has to be split or collected.
-            self._picture_step = evaluation.compile_eval_step(self._reconstruct, mesh)
-            batch = self.first_held_out(self.config.figure_images)
-            self._picture_batch = {key: batch[key] for key in ("image", "index")}
-        views = jax.device_get(self._picture_step(_variables(state), self._picture_batch))
+        _, views = self._figure.compute(_variables(state), mesh)
         return figures.reconstruction_grid(views, self.target.caption)
 
     def _reconstruct(self, variables: Any, batch: Batch) -> Reconstruction:
@@ -184,15 +188,14 @@ class Pretrain(ImageTask):
             "target": {"kind": config.target.kind, **self.target.metadata()},
         }
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What a person checks before a long run."""
         params, _ = jax.eval_shape(self.init_variables)
         return {
             "model": f"{self.config.model.size} {self.fields}",
             "parameters": run_info.parameter_counts(params, self.config.optim.weight_decay),
             "patches": f"{self.num_keep} of {self.model.grid[0] * self.model.grid[1]} visible",
-            **self.data_facts(),
-            **self.length_facts(),
+            **super().summary(),
         }
 
 

@@ -12,12 +12,14 @@ from mae_jax.config.diff import pair
 from mae_jax.config.validate import check_combinations
 from mae_jax.models import dvae, factory
 from mae_jax.ops import rng
-from mae_jax.runtime.errors import UsageError, require
+from mae_jax.runtime.errors import require
 from mae_jax.tasks import figures
 from mae_jax.tasks.base import ImageTask, check_places
+from mae_jax.tasks.image_data import ImageData
+from mae_jax.tasks.training_plan import TrainingPlan
 from mae_jax.train import evaluate as evaluation
 from mae_jax.train import run_info
-from mae_jax.train.task import Batch, Evaluator, PretrainedParams
+from mae_jax.train.task import Batch, Evaluator, OnBatch, ignore_batch
 
 _FROM_SCRATCH = (
     "a tokenizer begins from scratch: leave --config.init_from empty (--config.resume continues "
@@ -51,20 +53,18 @@ class Tokenizer(ImageTask):
         self.model = dvae.DiscreteVAE(
             **self.fields, dtype=factory.compute_dtype(config.model.dtype)
         )
-        super().__init__(config, workdir, image_size=self.model.image_size)
-        self.require_held_out()
-        self.set_length()
-        self.set_recipe()
+        data = ImageData(config, workdir, image_size=self.model.image_size)
+        data.require_held_out()
+        super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = 6 * dvae.forward_macs(self.model)
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
         self._eval_step: Any = None
-        self._picture_step: Any = None
+        self._figure = figures.HeldOutFigure(
+            lambda: data.first_held_out(config.figure_images), self._drawn
+        )
 
     def init_variables(self) -> tuple[Any, Any]:
         return dvae.init_params(self.model, rng.stream_key(self.config.seed, "init")), {}
-
-    def adopt(self, weights: dict[str, np.ndarray], metadata: dict[str, Any]) -> PretrainedParams:
-        raise UsageError(_FROM_SCRATCH)
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
         # Seeds in place of the noise itself, which takes more room than the images.
@@ -108,11 +108,15 @@ class Tokenizer(ImageTask):
 
     # What the user sees.
 
-    def evaluate(self, state: Any, mesh: Mesh) -> dict[str, float]:
+    def evaluate(
+        self, state: Any, mesh: Mesh, on_batch: OnBatch = ignore_batch
+    ) -> dict[str, float]:
         """How well the likeliest codes describe held-out images, and how many codes that takes."""
         if self._eval_step is None:
             self._eval_step = evaluation.compile_eval_step(self._rows, mesh)
-        batches = self.eval_batches(self.held_out, limit=self.config.eval_images)
+        batches = self.data.eval_batches(
+            self.data.eval_source, limit=self.config.eval_images, on_batch=on_batch
+        )
         counts, sums = np.zeros(self.model.vocab_size), {}
         for rows in evaluation.stream(self._eval_step, state.params, batches, mesh):
             valid = rows.pop("valid")
@@ -145,12 +149,8 @@ class Tokenizer(ImageTask):
 
     def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images, and what the decoder draws of their likeliest codes."""
-        if self._picture_step is None:
-            self._picture_step = evaluation.compile_eval_step(self._drawn, mesh)
-            batch = self.first_held_out(self.config.figure_images)
-            self._picture_batch = {"image": batch["image"]}
-        original = self._picture_batch["image"] / np.float32(255)
-        drawn = np.asarray(self._picture_step(state.params, self._picture_batch))
+        batch, drawn = self._figure.compute(state.params, mesh)
+        original = batch["image"] / np.float32(255)
         columns = [("original", original), ("reconstruction", drawn)]
         return figures.image_grid([(t, figures.to_display(x, original)) for t, x in columns])
 
@@ -161,7 +161,7 @@ class Tokenizer(ImageTask):
     def metadata(self, step: int) -> dict[str, Any]:
         return {**super().metadata(step), "model": {"kind": "dvae", **self.fields}}
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What a person checks before a long run."""
         params, _ = jax.eval_shape(self.init_variables)
         factor, (rows, columns) = self.model.factor, self.model.grid
@@ -170,8 +170,7 @@ class Tokenizer(ImageTask):
             "parameters": run_info.parameter_counts(params, self.config.optim.weight_decay),
             "codes": f"{rows} x {columns} of {self.model.vocab_size}, each for {factor} x {factor} "
             "pixels",
-            **self.data_facts(),
-            **self.length_facts(),
+            **super().summary(),
         }
 
 

@@ -177,7 +177,7 @@ def extract(
     progress = tqdm.tqdm(total=total, initial=initial, unit="image")
     with stop_on_signals() as stop, storage.ends_when(stop.noticed), progress as bar:
         stop.answer = "finishing this batch, which is kept; press again to leave at once"
-        stop.working()
+        stop.mark_savable()
         for rows in _rows(model, function, source, batch_size, begin):
             inside = rows.pop("index") >= 0
             rows = {name: x[inside] for name, x in rows.items()}

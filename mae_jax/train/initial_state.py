@@ -34,16 +34,20 @@ class Start(NamedTuple):
     Attributes:
       state: to begin with.
       provenance: what the weights began with, or {}.
-      said: where that is, for a person.
-      look_again: whether an evaluation at this step was cut short.
-      account: of every parameter, where they are another run's: matched, fresh or unused.
+      summary: where that is, in one line.
+      rerun_eval: whether an evaluation at this step was cut short.
+      param_report: of every parameter, where they are another run's: matched, fresh or unused.
     """
 
     state: TrainState
     provenance: dict[str, Any]
-    said: str
-    look_again: bool = False
-    account: dict[str, Any] | None = None
+    summary: str
+    rerun_eval: bool = False
+    param_report: dict[str, Any] | None = None
+
+    def metadata(self) -> dict[str, Any]:
+        """What the metadata of later checkpoints say of it."""
+        return {"provenance": self.provenance} if self.provenance else {}
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -136,7 +140,7 @@ def _resumed(
     layout.require_run(path, found)
     with contextlib.closing(checkpointer.Checkpointer(found.run, read_only=True)) as other:
         start = _continued(task, other, found.step, abstract, allow_change)
-    return start._replace(said=f"{start.said}, of {found.run} in a new workdir")
+    return start._replace(summary=f"{start.summary}, of {found.run} in a new workdir")
 
 
 def _initialized(task: Task, config: Any, abstract: TrainState) -> Start:
@@ -153,8 +157,8 @@ def _initialized(task: Task, config: Any, abstract: TrainState) -> Start:
         initial = reader.read_one(path, lambda found: read(found.folder), find=find)
     state, account = load_initial(initial, task, create_state(task, abstract), path=path)
     matched, fresh = len(account["matched"]), len(account["fresh"])
-    said = f"weights from {path}: {matched} of {matched + fresh} arrays"
-    return Start(state, origin(initial, path), said, account=account)
+    summary = f"weights from {path}: {matched} of {matched + fresh} arrays"
+    return Start(state, origin(initial, path), summary, param_report=account)
 
 
 def _continued(
@@ -168,8 +172,10 @@ def _continued(
     check_same_run(old, new, allow_change)
     state = saver.restore(step, abstract)
     changed = f", changed: {'; '.join(changes(old, new))}" if changes(old, new) else ""
-    said = f"continuing after step {step} of {task.num_steps}{changed}"
-    return Start(state, old.get("provenance", {}), said, old.get("look_again", False))
+    summary = f"continuing after step {step} of {task.num_steps}{changed}"
+    # Under its earlier name too: runs that were stopped by an earlier version.
+    rerun_eval = old.get("rerun_eval", old.get("look_again", False))
+    return Start(state, old.get("provenance", {}), summary, rerun_eval)
 
 
 def check_there(path: str) -> None:
@@ -224,15 +230,15 @@ def load_initial(
 
     Args:
       initial: from `read_initial`.
-      task: says what of them it can use, and what starts anew (`Task.adopt`).
+      task: says what of them it can use, and what starts anew (`Task.load_pretrained`).
       state: a fresh state; what the weights do not give stays as it is.
       path: where the weights are, for messages.
 
     Raises:
       UsageError: a parameter is missing, has another shape, or would be left behind.
     """
-    adopted = task.adopt(initial.params, initial.metadata)
-    may_begin = (*adopted.fresh, *initial.metadata.get("missing", ()))
+    adopted = task.load_pretrained(initial.params, initial.metadata)
+    may_begin = (*adopted.reinitialized, *initial.metadata.get("missing", ()))
     arrays, fresh, missing, wrong = [], [], [], []
     wanted = flatten(state.params)
     for name, old in wanted.items():

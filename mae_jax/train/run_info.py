@@ -25,19 +25,19 @@ def parameter_counts(params: Any, weight_decay: float, exempt: tuple[str, ...] =
 
 
 def log_and_write(
-    workdir: str, config: Any, facts: dict[str, Any], account: dict[str, Any] | None = None
+    workdir: str, config: Any, facts: dict[str, Any], param_report: dict[str, Any] | None = None
 ) -> None:
     """Process 0 writes config.json and env.json and prints the facts of the run.
 
-    An account of the parameters that it began with becomes init_from.json.
+    A report on the parameters that the run began with becomes init_from.json.
     """
     if jax.process_index() != 0:
         return
     env = describe()
     write_json(os.path.join(workdir, "config.json"), config.to_dict())
     write_json(os.path.join(workdir, "env.json"), env)
-    if account:
-        write_json(os.path.join(workdir, "init_from.json"), account)
+    if param_report:
+        write_json(os.path.join(workdir, "init_from.json"), param_report)
     packages = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
     kinds = f"{jax.device_count()} x {env['devices'][0]} in {env['processes']} process(es)"
     for name, value in {

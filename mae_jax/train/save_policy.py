@@ -40,7 +40,7 @@ class SavePolicy:
         self._again_at: float | None = None  # when to save again, whatever else is due
         self._saved_at = time.monotonic()
 
-    def due(self, step: int) -> bool:
+    def should_save(self, step: int) -> bool:
         """Whether to save after this step; asked at every step, on every process.
 
         Raises:
@@ -58,17 +58,17 @@ class SavePolicy:
             return False
         return self._past(self._saved_at + 60 * options.every_minutes)
 
-    def postpone(self) -> None:
+    def defer(self) -> None:
         """Saves as soon as possible instead of now."""
         self._again_at = -math.inf
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts a checkpoint. A failure shows at a later `due`, or at `finish`."""
+        """Starts a checkpoint. A failure shows at a later `should_save`, or at `save_final`."""
         self._again_at = None
         self._saver.save(state, metadata)
         self._saved_at = time.monotonic()
 
-    def finish(self, save: Callable[[], None]) -> None:
+    def save_final(self, save: Callable[[], None]) -> None:
         """Waits for the checkpoint under way; as long as that fails, calls `save` again.
 
         Raises:

@@ -48,7 +48,7 @@ def create_state(task: "Task", abstract: TrainState) -> TrainState:
     """A new state, created where it belongs: no device ever holds the whole of a sharded one."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.jit(lambda: _build(task), out_shardings=shardings)()
-    given = task.given()
+    given = task.initial_model_state()
     leaves = [
         _placed(given[name], x.sharding) if name in given else x
         for name, x in flatten(state.model_state).items()

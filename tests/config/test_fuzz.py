@@ -115,7 +115,7 @@ def start(config):
     task = TASKS[config.task](config, "")
     abstract = abstract_state(task, mesh)
     step = make_train_step(task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum)
-    shape = (config.batch_size, *task.image_size, config.model.channels)
+    shape = (config.batch_size, *task.data.image_size, config.model.channels)
     batch = {
         "image": jax.ShapeDtypeStruct(shape, config.data.dtype),
         "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
@@ -123,7 +123,7 @@ def start(config):
     }
     jax.eval_shape(step, abstract, batch)
     json.dumps(task.metadata(0), allow_nan=False)
-    assert all(str(value) for value in task.facts().values())
+    assert all(str(value) for value in task.summary().values())
     for at in (0, task.num_steps // 2, task.num_steps):
         assert math.isfinite(float(task.schedule(at)))
     return task
@@ -177,7 +177,7 @@ def test_every_command_line_starts_or_is_refused_thousands():
         if task.num_steps:
             batches = task.train_batches(0)
             try:
-                assert next(batches)["image"].shape[1:3] == task.image_size
+                assert next(batches)["image"].shape[1:3] == task.data.image_size
             finally:
                 batches.close()
 

@@ -254,7 +254,9 @@ def test_a_run_does_not_change_sides_unnoticed():
 
 def test_the_pictures_show_the_same_images(tmp_path):
     ours, theirs = (
-        Pretrain(tiny_configs.config(data__on_device=resident), str(tmp_path)).first_held_out(3)
+        Pretrain(tiny_configs.config(data__on_device=resident), str(tmp_path)).data.first_held_out(
+            3
+        )
         for resident in (True, False)
     )
     assert len(ours["image"]) == 3  # though the four devices make four

@@ -141,13 +141,15 @@ def test_one_process_compares_nothing(tmp_path, monkeypatch):
 def test_what_a_process_says_of_itself(tmp_path):
     config = tiny_configs.config()
     task = Pretrain(config, str(tmp_path))
-    say = consistency.describe(config, str(tmp_path), {"data": task.train_source.fingerprint()})
+    say = consistency.describe(
+        config, str(tmp_path), {"data": task.data.train_source.fingerprint()}
+    )
     assert say["versions"]["jax"] == jax.__version__
     assert say["devices"] == {"devices": "4 x cpu"}
     assert say["config"]["--config.optim.base_lr"] == config.optim.base_lr
     assert say["facts"]["data.count"] == 96
     moved = tiny_configs.config(data__root="/elsewhere", data__workers=3, data__cache_gb=1.0)
-    facts = {"data": task.train_source.fingerprint() | {"root": "/elsewhere"}}
+    facts = {"data": task.data.train_source.fingerprint() | {"root": "/elsewhere"}}
     again = consistency.describe(moved, str(tmp_path), facts)
     assert disagreement([say, again]) is None
     other = consistency.describe(tiny_configs.config(optim__b1=0.8), str(tmp_path), facts)

@@ -81,6 +81,7 @@ def test_a_process_that_is_alone_lets_exceptions_pass(monkeypatch):
 
 # Its arguments: coordinator, index, flags. In process 1 the third step fails.
 TRAINS = """
+import functools
 import sys
 
 address, index, *words = sys.argv[1:]
@@ -91,15 +92,12 @@ from mae_jax.train import loop
 from mae_jax.runtime.cli import run_command
 from mae_jax.runtime.errors import UsageError
 
-step = loop._Loop._step
-
-def failing_step(self, state, number):
-    if number == 3:
+def fail(step):
+    if step == 3:
         raise UsageError("all images are bad")
-    return step(self, state, number)
 
 if index == "1":
-    loop._Loop._step = failing_step
+    loop.run = functools.partial(loop.run, before_step=fail)
 sys.exit(run_command(main.main))
 """
 

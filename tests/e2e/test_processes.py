@@ -47,7 +47,7 @@ def hang():
             if step == 4 and index == "1":
                 time.sleep(60)
             multihost_utils.sync_global_devices("step")
-            dog.beat(step)
+            dog.heartbeat(step)
 
 try:
     main()

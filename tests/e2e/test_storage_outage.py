@@ -11,7 +11,7 @@ from mae_jax.checkpoint import layout
 from mae_jax.runtime.errors import StorageUnavailable, UsageError
 from mae_jax.runtime.preemption import StopRequest
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.train import loop
+from mae_jax.train import loop, reading_errors
 from tests.data.helpers import jpeg, picture
 from tests.e2e.test_main import finish, start_two
 from tests.helpers import tiny_configs
@@ -49,39 +49,33 @@ def lines(folder):
     return [tiny_configs.metric_lines(folder, split) for split in ("train", "eval")]
 
 
-def move_away(monkeypatch, folder, step=AWAY_AT, then=lambda: None):
-    """Moves a folder away when a step begins."""
-    inner = loop._Loop._step
+def move_away(folder, step=AWAY_AT, then=lambda: None):
+    """A `before_step` that moves a folder away."""
 
-    def moving(self, state, now):
+    def before_step(now):
         if now == step:
             os.rename(folder, f"{folder}.away")
             then()
-        return inner(self, state, now)
 
-    monkeypatch.setattr(loop._Loop, "_step", moving)
+    return before_step
 
 
 def move_back(folder):
     os.rename(f"{folder}.away", folder)
 
 
-def test_an_outage_changes_nothing(data, undisturbed, tmp_path, monkeypatch):
+def test_an_outage_changes_nothing(data, undisturbed, tmp_path):
     back = threading.Timer(0.5, move_back, [data])
-    move_away(monkeypatch, data, then=back.start)
-    assert run(tmp_path, config(data))
+    assert run(tmp_path, config(data), before_step=move_away(data, then=back.start))
     assert lines(tmp_path) == undisturbed
 
 
 @pytest.mark.parametrize("part, step", [("", AWAY_AT), ("val", 20)])
-def test_a_run_saves_before_it_gives_up_and_then_continues(
-    part, step, data, undisturbed, tmp_path, monkeypatch
-):
+def test_a_run_saves_before_it_gives_up_and_then_continues(part, step, data, undisturbed, tmp_path):
     folder = data / part if part else data
-    move_away(monkeypatch, folder, step)
+    away = move_away(folder, step)
     with pytest.raises(StorageUnavailable, match="did not come back within 0 s: .*jpg"):
-        run(tmp_path, config(data, data__storage_wait=0.4))
-    monkeypatch.undo()
+        run(tmp_path, config(data, data__storage_wait=0.4), before_step=away)
     move_back(folder)
     saved, last = layout.find(str(tmp_path)).step, lines(tmp_path)[0][-1]["step"]
     assert step <= saved == last
@@ -91,15 +85,14 @@ def test_a_run_saves_before_it_gives_up_and_then_continues(
     assert lines(tmp_path) == undisturbed
 
 
-def test_a_signal_ends_the_wait_and_the_step_is_saved(data, undisturbed, tmp_path, monkeypatch):
+def test_a_signal_ends_the_wait_and_the_step_is_saved(data, undisturbed, tmp_path):
     stop = StopRequest()
     signal = threading.Timer(1.0, setattr, [stop, "_asked", True])
-    move_away(monkeypatch, data, then=signal.start)
+    away = move_away(data, then=signal.start)
     began = time.monotonic()
     with pytest.raises(StorageUnavailable, match="stopped while waiting for storage"):
-        run(tmp_path, config(data), stop=stop)
+        run(tmp_path, config(data), stop=stop, before_step=away)
     assert time.monotonic() - began < 100  # of 300
-    monkeypatch.undo()
     move_back(data)
     assert layout.find(str(tmp_path)).step == lines(tmp_path)[0][-1]["step"] < 24
     assert run(tmp_path, config(data))
@@ -108,41 +101,34 @@ def test_a_signal_ends_the_wait_and_the_step_is_saved(data, undisturbed, tmp_pat
 
 def test_a_read_that_hangs_does_not_keep_a_signal_from_saving(data, tmp_path, monkeypatch):
     """As on a disk that is mounted `hard`: no error, and no end."""
-    stop, hanging = StopRequest(), threading.Event()
-    inner, stopped = loop._Loop._step, loop._Loop._stopped
+    stop, over = StopRequest(), threading.Event()
 
     def hang(self, indices):
         stop._asked = True
-        assert hanging.wait(100)
+        assert over.wait(100)
         raise OSError(5, "was hanging")
 
-    def step(self, state, now):
+    def before_step(now):
         if now == AWAY_AT:
             monkeypatch.setattr("mae_jax.data.sources.folder.FolderSource.read", hang)
-        return inner(self, state, now)
 
-    def saved(self, now):
-        hanging.set()
-        return stopped(self, now)
+    def raise_on_all_hosts(error):  # called after the save
+        over.set()
+        assert error is None
 
-    monkeypatch.setattr(loop._Loop, "_step", step)
-    monkeypatch.setattr(loop._Loop, "_stopped", saved)
-    assert not run(tmp_path, config(data), stop=stop)
+    monkeypatch.setattr(reading_errors, "raise_on_all_hosts", raise_on_all_hosts)
+    assert not run(tmp_path, config(data), stop=stop, before_step=before_step)
     assert layout.find(str(tmp_path)).step >= AWAY_AT
 
 
 def test_bad_images_end_a_run_after_a_save(data, tmp_path, monkeypatch):
-    inner = loop._Loop._step
-
-    def spoil(self, state, now):
+    def spoil(now):
         if now == AWAY_AT:
             decode = "mae_jax.data.loader.Loader.decode"
             monkeypatch.setattr(decode, lambda *_: (_ for _ in ()).throw(ValueError("broken")))
-        return inner(self, state, now)
 
-    monkeypatch.setattr(loop._Loop, "_step", spoil)
     with pytest.raises(UsageError, match="cannot be (used|read)"):
-        run(tmp_path, config(data))
+        run(tmp_path, config(data), before_step=spoil)
     assert layout.find(str(tmp_path)).step == lines(tmp_path)[0][-1]["step"] >= AWAY_AT
 
 

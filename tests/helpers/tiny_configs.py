@@ -11,7 +11,6 @@ import ml_collections
 from configs import demo, tokenizer
 from mae_jax.distributed import sharding
 from mae_jax.runtime import preemption
-from mae_jax.train import loop
 from mae_jax.train.state import abstract_state, create_state
 from mae_jax.train.step import make_train_step
 
@@ -113,20 +112,20 @@ def one_step(kind: Any, config: Any) -> tuple[Any, Any]:
     return state, jax.device_get(values)
 
 
-def stop_in_step(monkeypatch: Any, step: int) -> preemption.StopRequest:
-    """A request to stop, to be given to `train.run`, that is made while a step is under way."""
-    request, inner = preemption.StopRequest(), loop._Loop._step
+def stop_in_step(step: int) -> dict[str, Any]:
+    """Arguments of `loop.run` with a request to stop that is made while a step is under way."""
+    request = preemption.StopRequest()
 
-    def asked(self: Any, state: Any, now: int) -> Any:
+    def before_step(now: int) -> None:
         request._asked |= now == step
-        return inner(self, state, now)
 
-    monkeypatch.setattr(loop._Loop, "_step", asked)
-    return request
+    return {"stop": request, "before_step": before_step}
 
 
 def metric_lines(workdir: Any, split: str = "train") -> list[dict[str, Any]]:
-    """What a run logged, without what depends on the clock."""
+    """What a run has logged by now, without what depends on the clock."""
+    if not os.path.exists(os.path.join(workdir, "metrics.jsonl")):
+        return []
     with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     return [

@@ -32,8 +32,8 @@ with preemption.stop_on_signals() as stop:
     [
         ("", IN_PYTHON, [0], 1, "Interrupted"),
         ("", IN_C, [0.3], 75, "stopped before the first step"),  # by then it has begun
-        ("stop.working()", POLLING, [0], 1, "finishing this step, then saving; press again"),
-        ("stop.working()", IN_C, [0.3, 0.05, 0.7], None, "second signal"),
+        ("stop.mark_savable()", POLLING, [0], 1, "finishing this step, then saving; press again"),
+        ("stop.mark_savable()", IN_C, [0.3, 0.05, 0.7], None, "second signal"),
     ],
     ids=["starting", "compiling", "working", "hanging"],
 )
@@ -64,8 +64,8 @@ import jax
 from mae_jax.runtime.preemption import stop_on_signals
 with stop_on_signals() as stop:
     jax.distributed.initialize("{free_address()}", 1, 0)
-    stop.listen_again()
-    stop.working()
+    stop.reinstall()
+    stop.mark_savable()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.2)
     print("asked", stop.poll())
@@ -88,7 +88,7 @@ os.dup2(full, 2)  # nobody reads it
 
 
 def test_a_terminal_that_hangs_delays_no_request():
-    program = HANGING + PROGRAM.format(before="stop.working()", body=POLLING)
+    program = HANGING + PROGRAM.format(before="stop.mark_savable()", body=POLLING)
     process = subprocess.Popen(
         [sys.executable, "-c", program.replace("'heard'", "3")],
         env=os.environ | {"PYTHONPATH": REPO},

@@ -78,7 +78,7 @@ def test_signs_of_life_keep_it_quiet(tmp_path, clock):
     with watching(tmp_path) as dog, dog.phase("train"):
         for step in range(20):
             assert looks(dog, clock, tmp_path, 590) == []
-            dog.beat(step)
+            dog.heartbeat(step)
 
 
 @pytest.mark.parametrize("limits", [(0.0, 0.0), (0.0, 3600.0)])
@@ -91,11 +91,11 @@ def test_zero_is_never(tmp_path, clock, limits):
 
 def test_the_log_says_who_where_and_when_it_goes_on(tmp_path, clock, caplog):
     with watching(tmp_path, process=3) as dog, dog.phase("evaluate"):
-        dog.beat(120)
+        dog.heartbeat(120)
         clock.seconds += 700
         dog._look()
         clock.seconds += 50
-        dog.beat(121)
+        dog.heartbeat(121)
         dog._look()
     stuck, moves = [record.getMessage() for record in caplog.records]
     assert stuck.startswith("process 3 (")
@@ -145,15 +145,15 @@ def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, cap
 
 
 def test_code_far_below_reaches_the_one_that_runs(tmp_path, clock):
-    watchdog.beat(1)  # nobody watches
+    watchdog.heartbeat(1)  # nobody watches
     with watchdog.phase("train"):
         pass
     with watching(tmp_path) as dog:
         with watchdog.phase("evaluate"):
-            watchdog.beat(7)
+            watchdog.heartbeat(7)
             assert dog._mark[1:] == ("evaluate", False, 7)
         assert dog._mark[1:] == ("start", True, 7)
-    watchdog.beat(8)
+    watchdog.heartbeat(8)
     assert dog._mark.step == 7
 
 
@@ -186,7 +186,7 @@ with dog.phase("train"):
             if step == 5:
                 print("pause", flush=True)
             time.sleep(0.1)
-            dog.beat(step)
+            dog.heartbeat(step)
         sys.exit()
     {"lock": lock, "held": held, "compiled": lambda: ctypes.CDLL(None).sleep(60)}[sys.argv[2]]()
 """

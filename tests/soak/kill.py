@@ -73,14 +73,8 @@ def _train(workdir: str, steps: int) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(workdir), "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     config = tiny_configs.config(steps=steps, log_every=1, checkpoint__every_steps=EVERY)
-    inner = loop._Loop._step
-
-    def slowly(self: Any, state: Any, step: int) -> Any:
-        time.sleep(PACE)
-        return inner(self, state, step)
-
-    loop._Loop._step = slowly
-    assert loop.run(Pretrain(config, workdir), config, workdir)
+    task = Pretrain(config, workdir)
+    assert loop.run(task, config, workdir, before_step=lambda _: time.sleep(PACE))
 
 
 def _start(context: Any, workdir: str, steps: int) -> Any:

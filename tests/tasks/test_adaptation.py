@@ -86,7 +86,7 @@ def test_a_small_folder_is_trained_on_with_one_line(tmp_path, caplog, number, ho
     config = tiny_configs.config(batch_size=64, steps=200, **place)
     task = TASKS["pretrain"](config, "")
     train = number - holdout
-    assert (len(task.train_source), len(task.held_out)) == (train, holdout)
+    assert (len(task.data.train_source), len(task.data.eval_source)) == (train, holdout)
     assert (config.data.holdout, config.batch_size) == (holdout, batch)
     lines = [line for line in caplog.messages if "adapted" in line]
     said, changed = lines[0].split(": ")
@@ -102,7 +102,7 @@ def test_a_small_folder_is_trained_on_with_one_line(tmp_path, caplog, number, ho
 
 def test_a_split_of_its_own_leaves_the_holdout_alone():
     config = tiny_configs.config(data__holdout=1000)
-    assert len(TASKS["pretrain"](config, "").held_out) == 20 and config.data.holdout == 1000
+    assert len(TASKS["pretrain"](config, "").data.eval_source) == 20 and config.data.holdout == 1000
 
 
 def test_one_photo_has_nothing_to_hold_out(tmp_path):

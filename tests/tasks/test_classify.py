@@ -71,11 +71,10 @@ EVERYTHING = {
     [("finetune", EVERYTHING), ("linprobe", {"grad_accum": 2, "mesh__fsdp": 2})],
     ids=["fine-tuning with all that is random", "probe in two parts"],
 )
-def test_a_restart_changes_no_bit(tmp_path, monkeypatch, pretrained, kind, settings):
+def test_a_restart_changes_no_bit(tmp_path, pretrained, kind, settings):
     config = classify(kind, steps=12, eval_every=6, init_from=pretrained, **settings)
     assert run(tmp_path / "whole", config)
-    assert not run(tmp_path / "parts", config, stop=tiny_configs.stop_in_step(monkeypatch, 7))
-    monkeypatch.undo()
+    assert not run(tmp_path / "parts", config, **tiny_configs.stop_in_step(7))
     assert run(tmp_path / "parts", config)
     for split in ("train", "eval"):
         whole, parts = (tiny_configs.metric_lines(tmp_path / n, split) for n in ("whole", "parts"))
@@ -241,7 +240,7 @@ def test_four_hosts_count_every_one_of_1003_examples_once():
     state = create_state(task, abstract_state(task, mesh))
     hosts = [
         pipeline.eval_batches(
-            task.held_out, **task._data_options(64), process_index=i, process_count=4
+            task.data.eval_source, **task.data.options(64), process_index=i, process_count=4
         )
         for i in range(4)
     ]

@@ -50,7 +50,7 @@ def test_both_ways_to_encode_are_the_same_features():
     mesh = sharding.make_mesh(**pre.mesh)
     state = create_state(ours, abstract_state(ours, mesh))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)), jnp.uint8)
-    adopted = theirs.adopt(flatten(state.params), ours.metadata(0)).arrays
+    adopted = theirs.load_pretrained(flatten(state.params), ours.metadata(0)).arrays
     params, _ = theirs.init_variables()
     params = map_with_names(params, lambda name, old: adopted.get(name, old))
     other = state.replace(params=params)

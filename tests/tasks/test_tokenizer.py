@@ -46,7 +46,7 @@ def test_divergence_from_uniform():
     np.testing.assert_allclose(kl_to_uniform(logits), expected, rtol=1e-4)
 
 
-def test_it_learns_and_resumes_bit_equal_and_can_be_used(tmp_path, monkeypatch):
+def test_it_learns_and_resumes_bit_equal_and_can_be_used(tmp_path):
     config = tiny_configs.tokenizer_config(
         steps=60, eval_every=30, figure_every=60, data__num_train=64
     )
@@ -56,8 +56,7 @@ def test_it_learns_and_resumes_bit_equal_and_can_be_used(tmp_path, monkeypatch):
         return loop.run(Tokenizer(config, folder), config, folder, **options)
 
     assert run("whole")
-    assert not run("parts", stop=tiny_configs.stop_in_step(monkeypatch, 31))
-    monkeypatch.undo()
+    assert not run("parts", **tiny_configs.stop_in_step(31))
     assert run("parts")
     for split in ("train", "eval"):
         lines = [tiny_configs.metric_lines(tmp_path / name, split) for name in ("whole", "parts")]

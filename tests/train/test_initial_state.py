@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -150,3 +152,19 @@ def test_an_older_step_with_another_configuration_is_refused(copied, monkeypatch
     damage(copied, 6)
     with pytest.raises(UsageError, match=r"seed: 0 -> 9.*--allow_config_change"):
         run(copied)
+
+
+@pytest.mark.parametrize(
+    "mark, expected", [("rerun_eval", True), ("look_again", True), ("", False)]
+)
+def test_an_evaluation_that_was_cut_short_is_repeated(mark, expected):
+    """`look_again` is the mark's name in checkpoints of earlier versions."""
+    config = tiny_configs.config()
+    task = Pretrain(config, "")
+    saver: Any = SimpleNamespace(
+        steps=lambda: [4],
+        metadata=lambda step: task.metadata(step) | ({mark: True} if mark else {}),
+        restore=lambda step, abstract: abstract,
+    )
+    start = initial_state.start_state(task, config, "", saver, cast(Any, None), False)
+    assert start.rerun_eval == expected and start.summary == "continuing after step 4 of 20"

@@ -46,13 +46,12 @@ def assert_same_params(a, b, **tolerance):
     [({}, 10), ({"grad_accum": 2, "mesh__fsdp": 2, "optim__grad_clip": 0.5}, 7)],
     ids=["plain", "accumulating, sharded, clipped"],
 )
-def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, monkeypatch, changes, stop):
+def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, changes, stop):
     # Six steps are an epoch: the restart falls inside the second one, the run crosses three.
     config = tiny_configs.config(eval_every=10, **changes)
     assert run(tmp_path / "whole", config)
-    assert not run(tmp_path / "parts", config, stop=tiny_configs.stop_in_step(monkeypatch, stop))
+    assert not run(tmp_path / "parts", config, **tiny_configs.stop_in_step(stop))
     assert layout.find(str(tmp_path / "parts")).step == stop
-    monkeypatch.undo()
     assert run(tmp_path / "parts", config)
     assert tiny_configs.metric_lines(tmp_path / "whole") == tiny_configs.metric_lines(
         tmp_path / "parts"
@@ -229,14 +228,17 @@ def test_weights_of_another_run_are_taken_whole_or_not_at_all(tmp_path, caplog):
         run(tmp_path / "fourth", wider)
 
 
-def test_resume_continues_another_run_in_a_new_workdir(tmp_path, monkeypatch):
+def test_resume_continues_another_run_in_a_new_workdir(tmp_path):
     config = tiny_configs.config()
     run(tmp_path / "whole", config)
-    run(tmp_path / "first", config, stop=tiny_configs.stop_in_step(monkeypatch, 10))
-    monkeypatch.undo()
+    run(tmp_path / "first", config, **tiny_configs.stop_in_step(10))
     run(tmp_path / "second", tiny_configs.config(resume=str(tmp_path / "first")))
     assert_same_params(tmp_path / "whole", tmp_path / "second")
     assert layout.find(str(tmp_path / "first")).step == 10
+
+
+def step_zero_is_done(workdir):
+    return len(tiny_configs.metric_lines(workdir, "eval")) == 1
 
 
 def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
@@ -246,9 +248,7 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     request, evaluate = StopRequest(), evaluation.evaluate
 
     def asked(step, params, batches, mesh):
-        request._asked |= (
-            len(tiny_configs.metric_lines(tmp_path / "parts", "eval")) == 1
-        )  # of step 0
+        request._asked |= step_zero_is_done(tmp_path / "parts")
         return evaluate(step, params, batches, mesh)
 
     monkeypatch.setattr(evaluation, "evaluate", asked)
@@ -272,7 +272,7 @@ def test_a_signal_in_the_last_evaluation_does_not_make_a_run_done(tmp_path, monk
     request, evaluate = StopRequest(), evaluation.evaluate
 
     def asked(step, params, batches, mesh):
-        request._asked |= len(tiny_configs.metric_lines(tmp_path, "eval")) == 1  # of step 0
+        request._asked |= step_zero_is_done(tmp_path)
         return evaluate(step, params, batches, mesh)
 
     monkeypatch.setattr(evaluation, "evaluate", asked)

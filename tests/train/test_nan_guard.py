@@ -134,7 +134,7 @@ def test_too_many_in_a_row_end_the_run_before_anything_is_saved(tmp_path):
         report = json.load(file)
     assert [bad["step"] for bad in report] == [4, 5]
     batches = Pretrain(config, "").train_batches(3)
-    expected = [task.train_source.describe(int(i)) for i in next(batches)["index"]]
+    expected = [task.data.train_source.describe(int(i)) for i in next(batches)["index"]]
     batches.close()
     assert report[0]["examples"] == expected
 

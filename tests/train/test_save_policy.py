@@ -78,7 +78,7 @@ def test_failed_saves_are_made_again_by_time_and_not_at_every_step(clock):
     runs = make(saver, every_steps=1)
     for step in range(1, 200):
         clock.now += 1
-        if runs.due(step):
+        if runs.should_save(step):
             tries.append(step)
             runs.save(step, {})
     assert tries[:5] == [1, 12, 33, 74, 155]  # 10, 20, 40 and 80 s after a failure was noticed
@@ -91,7 +91,7 @@ def test_pauses_stop_growing(clock):
     with pytest.raises(RunError, match="12 saves in a row failed"):
         for step in range(1, 10000):
             clock.now += 1
-            if runs.due(step):
+            if runs.should_save(step):
                 tries.append(clock.now)
                 runs.save(step, {})
     pauses = [round(b - a) - 1 for a, b in zip(tries, tries[1:], strict=False)]
@@ -103,14 +103,14 @@ def test_too_many_failures_in_a_row_end_the_run(clock):
     runs = make(saver, every_steps=1, max_failures=3)
     for step in range(1, 7):
         clock.now += 60
-        if runs.due(step):
+        if runs.should_save(step):
             runs.save(step, {})
     assert saver.saved == [5, 6]  # 1 and 3 failed, as the step after each noticed
     saver.bad = 9  # a new row: the first two do not count any more
     with pytest.raises(RunError, match=r"3 saves in a row failed \(disk full\); checkpoint 6 is"):
         for step in range(7, 20):
             clock.now += 60
-            if runs.due(step):
+            if runs.should_save(step):
                 runs.save(step, {})
     assert step == 12
 
@@ -122,7 +122,7 @@ def test_the_last_save_is_waited_for_and_made_again(clock, bad):
     runs.save(7, {})
     refused = pytest.raises(RunError, match="nothing was saved")
     with refused if bad > 3 else contextlib.nullcontext():
-        runs.finish(lambda: runs.save(7, {}))
+        runs.save_final(lambda: runs.save(7, {}))
     assert saver.saved == ([] if bad > 3 else [7])
     assert sum(clock.slept) == 30  # 10, then 20 s
 
@@ -132,12 +132,12 @@ def test_a_run_that_is_to_stop_gets_all_tries_and_short_pauses(clock):
     runs = make(saver, stop, every_steps=1, max_failures=6)
     for step in range(1, 200):
         clock.now += 1
-        if runs.due(step):
+        if runs.should_save(step):
             runs.save(step, {})
     stop._asked = True
     runs.save(200, {})
     with pytest.raises(RunError, match="6 saves in a row failed"):
-        runs.finish(lambda: runs.save(200, {}))
+        runs.save_final(lambda: runs.save(200, {}))
     assert sum(clock.slept) == 10 + 20 + 30 + 30 + 30
 
 
@@ -153,7 +153,7 @@ def test_a_request_to_stop_ends_the_pause_before_the_last_save(clock, monkeypatc
             stop._asked = True
 
     monkeypatch.setattr(preemption.time, "sleep", sleep)
-    runs.finish(lambda: runs.save(7, {}))
+    runs.save_final(lambda: runs.save(7, {}))
     assert saver.saved == [7]
     assert sum(clock.slept) == 157 + 30  # tried at once, and once more after a short pause
 
@@ -167,7 +167,7 @@ def test_a_disk_that_cannot_even_be_listed_ends_no_run(clock, caplog):
 
     saver.latest_step = broken
     runs.save(10, {})
-    assert not runs.due(11) and "failure 1 of" in caplog.text
+    assert not runs.should_save(11) and "failure 1 of" in caplog.text
     assert runs.newest() is None
 
 

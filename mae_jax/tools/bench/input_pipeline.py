@@ -58,7 +58,7 @@ def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
         "batch": lambda turn: (lambda: _drain(task, turn, per_turn), images),
     }
     if against == "pil":  # next to `batch`, with which it is compared
-        loop = pil_images(task.train_source, task.model.image_size, config.data)
+        loop = pil_images(task.data.train_source, task.model.image_size, config.data)
         works["pil"] = lambda turn: (lambda: _take(loop, images), images)
     speeds = _take_turns(works, turns)
     rates = {name: _rates(values) for name, values in speeds.items()}
@@ -150,10 +150,10 @@ class Stages:
 
     def __init__(self, task: Any):
         options = DataOptions.from_config(task.config.data)
-        self._source = task.train_source
+        self._source = task.data.train_source
         self._loader = Loader(self._source, options, channels=task.model.channels)
         self._order = TrainSampler(len(self._source), seed=task.config.seed)
-        self._transform = row_transform(options, image_size=task.image_size, train=True)
+        self._transform = row_transform(options, image_size=task.data.image_size, train=True)
 
     def works(self) -> dict[str, Work]:
         return {"read": self.read, "decode": self.decode, "augment": self.augment}

@@ -70,7 +70,7 @@ def start(
 
 def recipe(task: Task, config: Any) -> Row:
     """What is trained, for how long."""
-    facts = {"task": config.task, **task.facts()}
+    facts = {"task": config.task, **task.summary()}
     names = ("task", "parameters", "trained", "global batch", "steps", "learning rate")
     return Row(OK, "recipe", "; ".join(f"{name} {facts[name]}" for name in names if name in facts))
 

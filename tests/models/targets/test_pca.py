@@ -126,15 +126,17 @@ def test_neither_seed_nor_mesh_nor_where_data_lie_change_it(tmp_path):
     for name, changes in {"a": {}, "b": {"seed": 5, "mesh__fsdp": 4, "batch_size": 32}}.items():
         task = Pretrain(pca_config(**changes), str(tmp_path / name))
         assert not (tmp_path / name / "pca.npz").exists()  # not before it is needed
-        found.append(task.given())
-    found.append(Pretrain(pca_config(), "").given())  # without a folder, as the benchmarks
+        found.append(task.initial_model_state())
+    found.append(
+        Pretrain(pca_config(), "").initial_model_state()
+    )  # without a folder, as the benchmarks
     for other in found[1:]:
         assert other.keys() == {"target/mean", "target/components"}
         for name, x in found[0].items():
             np.testing.assert_array_equal(x, other[name])
     # Independently, from the images themselves.
     task = Pretrain(pca_config(), "")
-    batch = next(iter(task.own_batches(task.train_source, 40, 40)))
+    batch = next(iter(task.data.replicated_batches(task.data.train_source, 40, 40)))
     assert batch["index"].tolist() == [i * 96 // 40 for i in range(40)]
     x = (batch["image"] / 255.0 - 0.5) / 0.25
     flat = x.reshape(40, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 48)
@@ -179,8 +181,7 @@ def test_loss_falls_and_the_start_is_told(trained):
 def test_a_run_that_goes_on_has_the_arrays_of_its_checkpoint(tmp_path, monkeypatch):
     config = pca_config(eval_every=20)
     assert run(tmp_path / "whole", config)
-    assert not run(tmp_path / "parts", config, stop=tiny_configs.stop_in_step(monkeypatch, 7))
-    monkeypatch.undo()
+    assert not run(tmp_path / "parts", config, **tiny_configs.stop_in_step(7))
     before = target_arrays(tmp_path / "parts")
     os.remove(tmp_path / "parts" / "pca.npz")
     monkeypatch.setattr(fit_pca, "learn", lambda *_: 1 / 0)
@@ -200,9 +201,9 @@ def test_a_run_that_goes_on_has_the_arrays_of_its_checkpoint(tmp_path, monkeypat
 
 
 def test_what_an_earlier_start_left_is_used_again_or_refused(tmp_path, monkeypatch):
-    first = Pretrain(pca_config(), str(tmp_path)).given()
+    first = Pretrain(pca_config(), str(tmp_path)).initial_model_state()
     monkeypatch.setattr(pca, "fit", lambda *_: 1 / 0)
-    for name, x in Pretrain(pca_config(seed=3), str(tmp_path)).given().items():
+    for name, x in Pretrain(pca_config(seed=3), str(tmp_path)).initial_model_state().items():
         np.testing.assert_array_equal(x, first[name])
     for changes, text in (
         ({"target__components": 7}, "components: 6 -> 7"),
@@ -211,10 +212,10 @@ def test_what_an_earlier_start_left_is_used_again_or_refused(tmp_path, monkeypat
         ({"data__std": (0.5, 0.5, 0.5)}, "pixels: "),
     ):
         with pytest.raises(UsageError, match=rf"pca.npz is the PCA of something else .*{text}"):
-            Pretrain(pca_config(**changes), str(tmp_path)).given()
+            Pretrain(pca_config(**changes), str(tmp_path)).initial_model_state()
     (tmp_path / "pca.npz").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"pca.npz cannot be read .* remove the file"):
-        Pretrain(pca_config(), str(tmp_path)).given()
+        Pretrain(pca_config(), str(tmp_path)).initial_model_state()
 
 
 def test_other_data_in_the_same_workdir_are_refused(trained):
@@ -237,12 +238,12 @@ def test_what_cannot_work_is_refused_at_once(changes, message):
 def test_too_few_patches_are_refused():
     config = pca_config(target__components=48, target__fit_images=3)
     with pytest.raises(UsageError, match="components=48 need more patches than the 48 of 3 images"):
-        Pretrain(config, "").given()
+        Pretrain(config, "").initial_model_state()
 
 
 def test_pictures_and_reconstructions_show_what_the_components_say(trained):
     model = inference.load(str(trained))
-    images = Pretrain(pca_config(), "").first_held_out(3)["image"]
+    images = Pretrain(pca_config(), "").data.first_held_out(3)["image"]
     views = model.reconstruct(images)
     assert "6 of 48 components" in model.target.caption
     # Predicted patches lie in the plane of the components.
@@ -263,7 +264,7 @@ def test_the_tools_know_it(trained, tmp_path, capsys):
     info = inspect.describe(str(trained))
     assert info["metadata"]["target"] == {"kind": "pca", "components": N}
     assert info["arrays"]["target/components"]["shape"] == [N, 48]
-    images = Pretrain(pca_config(), "").first_held_out(2)["image"]
+    images = Pretrain(pca_config(), "").data.first_held_out(2)["image"]
     expected = inference.load(str(trained)).reconstruct(images)
     for name in ("folder", "file.npz"):
         out = str(tmp_path / name)

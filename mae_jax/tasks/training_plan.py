@@ -1,0 +1,80 @@
+"""The length of a run and its optimizer, from a configuration."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mae_jax.config.rules import LARGEST
+from mae_jax.optim.build import make_recipe
+from mae_jax.optim.schedules import num_steps
+from mae_jax.runtime.errors import require
+
+log = logging.getLogger(__name__)
+
+FEW_STEPS = 100
+
+
+class TrainingPlan:
+    """How long a run is, and its optimizer.
+
+    Args:
+      config: the whole configuration, adapted to the data.
+      num_images: to train on.
+      exempt, scale: see `optim.optimizers.adamw`.
+
+    Attributes:
+      num_steps: from `steps` or `epochs`.
+      steps_per_epoch: may be fractional.
+      tx, schedule: of `config.optim`.
+
+    Raises:
+      UsageError: there is not even one step, or the rates do not make a schedule.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        num_images: int,
+        *,
+        exempt: tuple[str, ...] = (),
+        scale: Callable[[str], float] | None = None,
+    ):
+        self._base_lr = config.optim.base_lr
+        self.num_steps = _num_steps(config, num_images)
+        self.steps_per_epoch = num_images / config.batch_size
+        self._recipe = make_recipe(
+            config.optim,
+            batch_size=config.batch_size,
+            epochs=self.num_steps / self.steps_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            exempt=exempt,
+            scale=scale,
+        )
+        self.tx, self.schedule = self._recipe.tx, self._recipe.schedule
+
+    def summary(self) -> dict[str, Any]:
+        """Lines that are logged at the start of a run, by name."""
+        recipe, per_epoch = self._recipe, self.steps_per_epoch
+        return {
+            "steps": f"{self.num_steps:,} = {self.num_steps / per_epoch:.4g} epochs of "
+            f"{per_epoch:.6g} steps",
+            "learning rate": f"{recipe.lr:.4g} (base {self._base_lr} per 256 images), "
+            f"warm-up {recipe.warmup_epochs * per_epoch:.0f} steps",
+        }
+
+
+def _num_steps(config: Any, num_images: int) -> int:
+    require(
+        config.steps > 0 or config.epochs > 0,
+        "the run has no length: set --config.epochs or --config.steps",
+    )
+    by_epochs = num_steps(config.epochs, num_images, config.batch_size)
+    steps = config.steps or by_epochs
+    require(
+        0 < steps <= LARGEST,
+        f"--config.epochs={config.epochs} of {num_images} images are {steps} batches "
+        f"of {config.batch_size}, where 1 to {LARGEST} can be counted: change --config.epochs",
+    )
+    if steps < FEW_STEPS:
+        log.warning("only %d updates: too few to learn anything", steps)
+    return steps

@@ -1,0 +1,23 @@
+"""Ends a run whose data cannot be read with the same kind of error on every process."""
+
+from mae_jax.distributed import collectives
+from mae_jax.runtime.errors import RunError, StorageUnavailable
+
+
+def raise_on_all_hosts(error: Exception | None) -> None:
+    """Raises this process's error, or says which process has one; all must call it together.
+
+    Args:
+      error: why this process could not read its data; None if it could.
+
+    Raises:
+      StorageUnavailable: only storage that is away was the reason, on whichever processes.
+      RunError: another process failed for another reason.
+    """
+    rank = 0 if error is None else 1 if isinstance(error, StorageUnavailable) else 2
+    ranks = collectives.all_gather(rank)
+    if error:
+        raise error
+    if worst := max(ranks):
+        kind = StorageUnavailable if worst == 1 else RunError
+        raise kind(f"process {ranks.index(worst)} could not read its data: see its log above")
