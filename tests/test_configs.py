@@ -30,7 +30,6 @@ def test_recipe_builds_and_its_step_traces(name, tmp_path):
     config = load(name).get_config()
     config.data.source = "shapes"  # the real data need not be here
     config.model.depth = config.model.depth or 4  # blocks are alike, and each takes time to trace
-    config.init_from = ""  # nor the run of another recipe
     if config.model.get("num_classes"):
         config.model.num_classes = 12
     config.init_from = ""

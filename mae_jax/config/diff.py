@@ -35,9 +35,10 @@ def update_names(config: Any) -> list[str]:
         return found
     for old, new in FORMER_NAMES.items():
         (old_group, old_name), (group, name) = _split(old), _split(new)
-        inside = config.get(old_group) if old_group else config
+        inside: Any = config.get(old_group) if old_group else config
         if isinstance(inside, _MAPPINGS) and old_name in inside:
-            (config[group] if group else config)[name] = inside[old_name]
+            place: Any = config[group] if group else config
+            place[name] = inside[old_name]
             del inside[old_name]
             found.append(old)
     return found

@@ -91,7 +91,7 @@ def test_values_of_every_type_are_read():
         ("--config.mix.group=2", "the recipe has no key --config.mix.group"),
         (
             "--config.mask.kind=randm",
-            "or your own module:attribute; did you mean random?",
+            "=randm is not one of random, block, grid, checkerboard or your own module:attribute",
         ),
         ("--config.batch_size=many", "batch_size='many' must be a whole number from 1 to 16777216"),
         ("--config.batch_size=1e3", "batch_size='1e3' must be a whole number"),
