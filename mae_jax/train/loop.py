@@ -21,7 +21,7 @@ from mae_jax.runtime import watchdog, workdir
 from mae_jax.runtime.errors import StorageUnavailable
 from mae_jax.runtime.preemption import StopRequest
 from mae_jax.train import reading_errors, run_info
-from mae_jax.train.evaluation import Evaluation
+from mae_jax.train.evaluation_runner import EvaluationRunner
 from mae_jax.train.initial_state import Start, check_workdir, start_state
 from mae_jax.train.metric_writer import MetricWriter
 from mae_jax.train.nan_guard import NanGuard
@@ -119,7 +119,7 @@ class LoopServices:
     saves: SavePolicy
     steps: StepMonitor
     train_log: TrainLog
-    evaluation: Evaluation
+    evaluation: EvaluationRunner
     closing: contextlib.ExitStack
 
 
@@ -153,7 +153,7 @@ def make_services(
         saves=saves,
         steps=StepMonitor(guard, progress, saves.newest),
         train_log=TrainLog(**shown, guard=guard, **sizes),
-        evaluation=Evaluation(task, mesh, config.figure_every, stop=stop, **shown),
+        evaluation=EvaluationRunner(task, mesh, config.figure_every, stop=stop, **shown),
         closing=closing,
         **shown,
     )

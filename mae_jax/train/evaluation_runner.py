@@ -15,7 +15,7 @@ from mae_jax.train.task import Task
 from mae_jax.train.throughput import ThroughputMeter
 
 
-class Evaluation:
+class EvaluationRunner:
     """Runs a task's evaluators and draws its figure.
 
     Args:
