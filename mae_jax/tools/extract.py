@@ -13,10 +13,10 @@ final norm, because they are what the decoder reads; pre-training never uses the
 class token (--pool cls). Try both.
 
 FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`,
-`label` (-1: none), `class` (its name, "": none) and `valid` (false, and features
-NaN, where an image could not be read). FILE.parquet has the same columns. To
-continue an interrupted command, run it again; until it is done, its rows are in
-FILE.partial/.
+`label` (-1: none), `class` (its name, "": none) and `valid` (false, with NaN
+features, where an image could not be read). FILE.parquet has the same columns.
+To continue an interrupted command, run it again; until it is done, its rows are
+in FILE.partial/.
 """
 
 import argparse
