@@ -114,6 +114,8 @@ def start(config):
     mesh = sharding.make_mesh(**config.mesh)
     task = TASKS[config.task](config, "")
     abstract = abstract_state(task, mesh)
+    if task.num_steps == 0:  # only measures
+        return task
     step = make_train_step(task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum)
     shape = (config.batch_size, *task.data.image_size, config.model.channels)
     batch = {

@@ -213,15 +213,15 @@ def test_an_official_classifier_is_evaluated(tmp_path, capsys):
     (root / "n0009").rmdir()
     names = tmp_path / "classes.txt"
     order = ["n0009", *(f"n{i:04}" for i in range(9))]
-    param_names.write_text("\n".join(order), encoding="utf-16")
-    assert evaluate.main([*arguments, "--classes", str(param_names)]) == 0
+    names.write_text("\n".join(order), encoding="utf-16")
+    assert evaluate.main([*arguments, "--classes", str(names)]) == 0
     with open(tmp_path / "out" / "predictions.csv", encoding="utf-8") as file:
         assert [row["top1"] for row in csv.DictReader(file)] == [
             order[i] for i in logits[:9].argmax(axis=1)
         ]
-    param_names.write_text("n0000\n")
+    names.write_text("n0000\n")
     with pytest.raises(UsageError, match="--classes has 1 names for the 10 classes"):
-        evaluate.main([*arguments, "--classes", str(param_names)])
+        evaluate.main([*arguments, "--classes", str(names)])
     with pytest.raises(UsageError, match="9 folders of classes where the model has 10"):
         evaluate.main(arguments)
     names = tmp_path / "names.txt"

@@ -91,7 +91,7 @@ def test_nothing_is_saved_in_a_workdir_that_is_lost(tmp_path, monkeypatch, looks
         if len(asked) == looks:
             raise Lost
 
-    monkeypatch.setattr(loop, "ensure_held", ensure_held)
+    monkeypatch.setattr(loop.workdir, "ensure_held", ensure_held)
     with pytest.raises(Lost):
         run(tmp_path, tiny_configs.config(steps=1, log_every=1))
     assert asked == [False, True][:looks]

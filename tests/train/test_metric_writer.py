@@ -71,7 +71,7 @@ def test_peak_of_known_devices(kind, tera):
 
 def test_speed_leaves_pauses_out(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(metric_writer.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
     watch = throughput.ThroughputMeter(batch_size=32, flops_per_image=1.0)
     for _ in range(4):
         clock[0] += 0.5
