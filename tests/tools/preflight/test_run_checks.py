@@ -9,6 +9,7 @@ import pytest
 
 from mae_jax.distributed import sharding
 from mae_jax.runtime import workdir, workdir_lock
+from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools.preflight import run as preflight
@@ -124,8 +125,8 @@ def test_weights_that_do_not_fit_or_are_not_there(run, tmp_path):
     row, step = start(tmp_path / "new", init_from=str(run), model__depth=2)
     assert row.mark == FAILED and step is None
     assert "missing" in row.seen and "blocks_1/attn/qkv/kernel" in row.seen
-    row, _ = start(tmp_path / "new", init_from=str(tmp_path / "nowhere"))
-    assert row.mark == FAILED and "no checkpoint under" in row.seen
+    with pytest.raises(UsageError, match="no checkpoint under"):  # the recipe's row
+        start(tmp_path / "new", init_from=str(tmp_path / "nowhere"))
     damage(run, 6)
     row, _ = start(tmp_path / "new", init_from=str(run))
     assert row.mark == FAILED and "is damaged" in row.seen
