@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from mae_jax.distributed import collectives
 from mae_jax.checkpoint import reader
-from mae_jax.checkpoint import layout
+
 from mae_jax.runtime.errors import UsageError
 from mae_jax.checkpoint.layout import CheckpointPath
 from mae_jax.checkpoint.layout import NoSuchStep
@@ -39,7 +39,7 @@ except UsageError as error:
     print("error", error)
 
 # A run saves while both look, and deletes what one of them reads.
-layout.find = lambda path: CheckpointPath(f"{path}/checkpoints/{3 + index}", path, 3 + index)
+reader.find = lambda path: CheckpointPath(f"{path}/checkpoints/{3 + index}", path, 3 + index)
 print("one", reader.find_one("/run"))
 
 def read():

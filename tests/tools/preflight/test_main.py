@@ -10,9 +10,6 @@ from tests.helpers.processes import run_two
 TWO = """
 import sys, time
 import jax
-from mae_jax.tools.preflight import run
-from mae_jax.train import step
-from mae_jax.tools.preflight import machine_checks
 from mae_jax.tools.preflight import run_checks
 from mae_jax.tools.preflight.__main__ import main
 
@@ -22,9 +19,9 @@ def fail(*_, **__):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
 if index == "1" and fails == "step":
-    step.make_train_step = lambda *_, **__: fail
+    run_checks.make_train_step = lambda *_, **__: fail
 if index == "1" and fails == "reading":
-    machine_checks.timed = fail
+    run_checks.timed = fail
 if index == "1" and fails == "program":
     run_checks.reading = None
 sys.exit(main([*words, f"--coordinator={address}", "--num_processes=2", f"--process_id={index}"]))
