@@ -1,4 +1,4 @@
-"""The exceptions whose text is all that a person needs: no traceback is shown."""
+"""Exceptions whose text is all that a user needs (no traceback is shown), and exit statuses."""
 
 from collections.abc import Callable
 
