@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mae_jax.checkpoint import layout
+from mae_jax.data import storage
 from mae_jax.runtime.errors import StorageUnavailable, UsageError
 from mae_jax.runtime.preemption import StopRequest
 from mae_jax.tasks.pretrain import Pretrain
@@ -27,6 +28,15 @@ def data(tmp_path_factory):
         for i in range(count):
             (root / name / f"{i:02}.jpg").write_bytes(jpeg(picture(i)))
     return root
+
+
+@pytest.fixture(autouse=True)
+def restored(data):
+    """One test that fails must not leave the others without data."""
+    yield
+    for folder in (data, data / "val"):
+        if os.path.exists(f"{folder}.away"):
+            move_back(folder)
 
 
 def config(data, **changes):
@@ -85,13 +95,35 @@ def test_a_run_saves_before_it_gives_up_and_then_continues(part, step, data, und
     assert lines(tmp_path) == undisturbed
 
 
+class Starvation(threading.Thread):
+    """Sets a stop request once the run has used up the batches that were read and waits for more.
+
+    Earlier, the stop would end the run between two steps, with no error at all.
+    """
+
+    def __init__(self, stop, quiet=2.0):
+        super().__init__(daemon=True)
+        self._stop_request, self._quiet = stop, quiet
+        self.last_step = time.monotonic()
+
+    def run(self):
+        while not storage.is_waited_for() or time.monotonic() - self.last_step < self._quiet:
+            time.sleep(0.05)
+        self._stop_request._asked = True
+
+
 def test_a_signal_ends_the_wait_and_the_step_is_saved(data, undisturbed, tmp_path):
     stop = StopRequest()
-    signal = threading.Timer(1.0, setattr, [stop, "_asked", True])
-    away = move_away(data, then=signal.start)
+    starvation = Starvation(stop)
+    away = move_away(data, then=starvation.start)
+
+    def before_step(now):
+        starvation.last_step = time.monotonic()
+        away(now)
+
     began = time.monotonic()
     with pytest.raises(StorageUnavailable, match="stopped while waiting for storage"):
-        run(tmp_path, config(data), stop=stop, before_step=away)
+        run(tmp_path, config(data), stop=stop, before_step=before_step)
     assert time.monotonic() - began < 100  # of 300
     move_back(data)
     assert layout.find(str(tmp_path)).step == lines(tmp_path)[0][-1]["step"] < 24

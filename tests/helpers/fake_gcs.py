@@ -51,8 +51,6 @@ class FakeGcs:
             **dict.fromkeys(("CURL_CA_BUNDLE", "TENSORSTORE_CA_BUNDLE"), certificate),
             "no_proxy": "localhost,127.0.0.1",
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-            # Buckets of the same name come and go.
-            "GCS_STAT_CACHE_MAX_AGE": "0",
         }
         return self
 
