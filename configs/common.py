@@ -137,6 +137,7 @@ def classify(config: ml_collections.ConfigDict) -> None:
     _without_decoder(config)
     del config.mask, config.target, config.eval
     config.task = "classify"
+    config.init_weights = True  # False: only sizes and pixel statistics of `init_from`
     config.trainable = "all"  # or last: `trainable_blocks` of them, final norm and head; or head
     config.trainable_blocks = 0.5  # 0.5: the MLP half of the last block
     config.model.num_classes = 0  # checked against the data; 0: whatever the data have
@@ -181,6 +182,33 @@ def tokenizer(config: ml_collections.ConfigDict) -> None:
     config.tokenizer.blocks_per_group = 2
     config.tokenizer.temperature = (1.0, 1 / 16)  # of the Gumbel-softmax: first, last
     config.tokenizer.kl_weight = 1.0  # of the divergence from uniform codes; 1: the bound
+
+
+def by_images(config: ml_collections.ConfigDict) -> None:
+    """Leaves length, batch and intervals to the number of images (docs/finetuning.md)."""
+    config.epochs = -1.0
+    config.batch_size = -1
+    config.optim.warmup_epochs = -1.0
+    config.data.holdout = -1
+    config.eval_every = -1
+    config.figure_every = -1
+
+
+def as_pretrained(config: ml_collections.ConfigDict) -> None:
+    """Leaves sizes and pixel statistics to the weights of `init_from`."""
+    config.model.size = "init_from"
+    config.model.image_size = (0, 0)
+    config.model.patch_size = (0, 0)
+    config.model.channels = 0
+    config.data.mean = ()
+    config.data.std = ()
+    config.data.dtype = "init_from"
+
+
+def check_setting(setting: str, *known: str) -> None:
+    """Raises ValueError unless a recipe knows this setting (`--config=FILE:SETTING`)."""
+    if setting not in known:
+        raise ValueError(f"unknown setting {setting!r}: {' or '.join(known)}")
 
 
 def _without_decoder(config: ml_collections.ConfigDict) -> None:

@@ -76,6 +76,8 @@ class Pretrained:
       channels: C.
       grid: patches (rows, columns).
       pixels: mean and std, per channel.
+      class_names: of a classifier, in the order of its head; numbers where the weights do not name
+        them; [] for other models.
     """
 
     def __init__(self, model: convert.Weights, path: str, *, dtype: str = "auto"):
@@ -85,6 +87,8 @@ class Pretrained:
         self.channels: int = model.fields["channels"]
         self.grid = grid_size(self.image_size, model.fields["patch_size"])
         self.pixels = {key: tuple(self.metadata["data"][key]) for key in ("mean", "std")}
+        names = self.metadata.get("classes")
+        self.class_names = list(names or map(str, range(model.fields.get("num_classes", 0))))
         self._compiled: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
@@ -182,7 +186,58 @@ class Pretrained:
     def _encoder(self) -> Any:
         return factory.build_vit(surgery.encoder_only(self._model).fields, dtype=self._dtype)
 
+    # Classes.
+
+    def probabilities(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+        """Probability of each of `class_names`: float32 [N, C], rows sum to 1.
+
+        Args:
+          images: see the class.
+          batch_size: images at once.
+
+        Raises:
+          UsageError: the model is no classifier, or images of another shape.
+        """
+        images = self._checked(images)
+        require(batch_size > 0, f"batch_size={batch_size} must be positive")
+        if "probabilities" not in self._compiled:
+            self._compiled["probabilities"] = jax.jit(self.probability_function())
+        starts = range(0, len(images), batch_size)
+        function = self._compiled["probabilities"]
+        parts = [function(self.variables, images[i : i + batch_size]) for i in starts]
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def probability_function(self) -> Callable[[Any, jax.Array], jax.Array]:
+        """`probabilities` as a function of (`variables`, images), to be compiled.
+
+        Raises:
+          UsageError: the model is no classifier.
+        """
+        require(
+            bool(self.class_names),
+            f"{self._path} is not a classifier: fine-tune or probe it first (configs/finetune, "
+            "configs/linprobe)",
+        )
+        classifier = factory.build_vit(self._model.fields, dtype=self._dtype)
+
+        def function(variables: Any, images: jax.Array) -> jax.Array:
+            patches = to_float(patchify(images, classifier.patch_size), **self.pixels)
+            logits: Any = classifier.apply(variables, patches)
+            return jax.nn.softmax(logits.astype(jnp.float32))
+
+        return function
+
+    @functools.cached_property
+    def variables(self) -> Any:
+        """First argument of `probability_function`."""
+        return jax.device_put(self._model.variables())
+
     # Reconstructions.
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether `reconstruct` works."""
+        return self._model.kind == "mae"
 
     def reconstruct(
         self,

@@ -36,8 +36,7 @@ class Int(Rule):
     also: tuple[int, ...] = ()
 
     def allowed(self) -> str:
-        exceptions = "".join(f"{x} or " for x in self.also)
-        return f"{exceptions}a whole number from {self.low} to {self.high}"
+        return f"{_exceptions(self.also)}a whole number from {self.low} to {self.high}"
 
     def accepts(self, value: Any) -> bool:
         return _is_whole(value) and (self.low <= value <= self.high or value in self.also)
@@ -45,18 +44,22 @@ class Int(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Float(Rule):
-    """A finite number between `low` and `high`; `above` and `below` leave out the ends."""
+    """A finite number between `low` and `high`; `above` and `below` leave out the ends.
+
+    `also` are exceptions, such as -1 for "by the number of images".
+    """
 
     low: float = 0.0
     high: float = HUGE
     above: bool = False
     below: bool = False
+    also: tuple[Any, ...] = ()
 
     def allowed(self) -> str:
-        return f"a number in {_interval(self)}"
+        return f"{_exceptions(self.also)}a number in {_interval(self)}"
 
     def accepts(self, value: Any) -> bool:
-        return _is_number(value) and _inside(self, value)
+        return _is_number(value) and (_inside(self, value) or value in self.also)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +80,11 @@ class Floats(Float):
         count = " or ".join(map(str, self.lengths)) or "one or more"
         order = ", in rising order" if self.ordered else ""
         kind = "whole numbers" if self.whole else "numbers"
-        return f"{count} {kind} in {_interval(self)}{order}"
+        return f"{_exceptions(self.also)}{count} {kind} in {_interval(self)}{order}"
 
     def accepts(self, value: Any) -> bool:
+        if isinstance(value, (tuple, list)) and tuple(value) in self.also:
+            return True
         if not isinstance(value, (tuple, list)) and 1 in self.lengths:
             value = (value,)
         if not isinstance(value, (tuple, list)) or not value:
@@ -161,6 +166,10 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _exceptions(values: tuple[Any, ...]) -> str:
+    return "".join(f"{value} or " for value in values)
 
 
 def _interval(rule: Float) -> str:

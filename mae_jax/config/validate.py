@@ -107,6 +107,8 @@ def check_combinations(config: Any, num_devices: int, *more: Callable[[], object
 
 def _check_batch(config: Any, num_devices: int) -> None:
     rows, batch = num_devices * config.grad_accum, config.batch_size
+    if batch < 1:  # to be chosen
+        return
     low = batch // rows * rows
     nearest = f"{low} or {low + rows}" if low else f"{rows}"
     require(

@@ -15,6 +15,7 @@ from mae_jax.runtime.errors import UsageError
 log = logging.getLogger(__name__)
 
 REPLACEMENTS = 8  # tried in turn when an example cannot be read
+MOST_HELD_OUT = 5_000  # where a tenth is held out
 
 
 class Plan(NamedTuple):
@@ -130,8 +131,14 @@ class EvalSampler:
 
 
 def fitting_holdout(num_examples: int, wanted: int) -> int:
-    """`wanted`; a tenth of the set, but at least one, where that would be more than half of it."""
-    return wanted if 2 * wanted <= num_examples else max(1, num_examples // 10)
+    """`wanted` examples, or a tenth of the set if that is more than half of it or -1.
+
+    At least 1 example is held out; of -1 at most MOST_HELD_OUT.
+    """
+    if 0 <= 2 * wanted <= num_examples:
+        return wanted
+    tenth = max(1, num_examples // 10)
+    return min(tenth, MOST_HELD_OUT) if wanted < 0 else tenth
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import Any
 from mae_jax.config.diff import flatten
 from mae_jax.optim.schedules import num_steps
 from mae_jax.runtime.errors import require
+from mae_jax.tasks import presets
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,12 @@ def adapt(config: Any, *, num_images: int, holdout: int, num_devices: int) -> No
     asked = flatten(config)
     if holdout:
         config.data.holdout = holdout
+    presets.fill(config, num_images)
     if "optim" in config:  # it trains
         _adapt_batch(config, num_images, num_devices)
         _adapt_groups(config)
         _adapt_warmup(config, num_images)
+        presets.fill_intervals(config, num_images)
     changed = [f"{k} {asked[k]} -> {v}" for k, v in flatten(config).items() if v != asked[k]]
     if changed:
         log.warning("adapted to %d training images: %s", num_images, ", ".join(changed))

@@ -26,6 +26,7 @@ from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.classification_eval import Predictions, Predictor
 from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
+from mae_jax.tasks.inheritance import inherit
 from mae_jax.tasks.training_plan import TrainingPlan
 from mae_jax.train import run_info
 from mae_jax.train.task import Batch, Evaluator, OnBatch, PretrainedParams, ignore_batch
@@ -43,6 +44,7 @@ class Classify(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
+        inherit(config, workdir)
         check_combinations(
             config,
             jax.device_count(),

@@ -88,6 +88,37 @@ def image_grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> 
     return np.asarray(canvas)
 
 
+def contact_sheet(images: np.ndarray, captions: Sequence[str], *, columns: int = 6) -> np.ndarray:
+    """uint8 [H, W, 3] grid of images [N, h, w, C], each above its caption."""
+    shown = to_display(_to_unit(images), _to_unit(images))
+    rows = -(-len(shown) // columns)
+    zoom = max(1, -(-MIN_CELL // min(shown.shape[1:3])))
+    cell_h, cell_w = (size * zoom + GAP for size in shown.shape[1:3])
+    cell_h += TEXT
+    canvas = Image.new("RGB", (cell_w * columns + GAP, cell_h * rows + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (image, caption) in enumerate(zip(shown, captions, strict=True)):
+        left, top = GAP + i % columns * cell_w, GAP + i // columns * cell_h
+        cell = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)
+        canvas.paste(Image.fromarray(cell), (left, top))
+        draw.text((left, top + cell_h - TEXT - GAP), _fitting(draw, caption, cell_w), fill="black")
+    return np.asarray(canvas)
+
+
+def _to_unit(images: np.ndarray) -> np.ndarray:
+    return images / np.float32(255) if images.dtype == np.uint8 else images
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """As much of a text as fits into a width; what is cut off becomes an ellipsis."""
+    text = printable(text)
+    if draw.textlength(text) <= width:
+        return text
+    while text and draw.textlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
 def save_png(path: str, image: np.ndarray) -> None:
     """Writes a uint8 [H, W, 3] picture; the folder is made when missing.
 

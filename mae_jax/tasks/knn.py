@@ -13,6 +13,7 @@ from mae_jax.runtime.errors import require
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
+from mae_jax.tasks.inheritance import inherit
 from mae_jax.tasks.online_probes import Monitor
 from mae_jax.train.task import PretrainedParams
 
@@ -29,6 +30,7 @@ class Knn(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
+        inherit(config, workdir)
         check_combinations(
             config,
             jax.device_count(),

@@ -19,6 +19,7 @@ from mae_jax.tasks import figures, fit_pca
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
+from mae_jax.tasks.inheritance import inherit
 from mae_jax.tasks.online_probes import Monitor
 from mae_jax.tasks.pretrain_targets import make_target
 from mae_jax.tasks.training_plan import TrainingPlan
@@ -41,6 +42,7 @@ class Pretrain(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
+        inherit(config, workdir)
         check_combinations(
             config,
             jax.device_count(),

@@ -16,6 +16,7 @@ from mae_jax.runtime.errors import require
 from mae_jax.tasks import figures
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.image_data import ImageData
+from mae_jax.tasks.inheritance import inherit
 from mae_jax.tasks.training_plan import TrainingPlan
 from mae_jax.train import evaluate as evaluation
 from mae_jax.train import run_info
@@ -43,6 +44,7 @@ class Tokenizer(ImageTask):
     """
 
     def __init__(self, config: Any, workdir: str):
+        inherit(config, workdir)
         check_combinations(
             config,
             jax.device_count(),

@@ -128,7 +128,7 @@ def start_state(
             lambda found: _resumed(task, config.resume, found, abstract, allow_change),
             find=reader.find_one,
         )
-    if not config.init_from:
+    if not (config.init_from and config.get("init_weights", True)):
         return Start(create_state(task, abstract), {}, "from scratch")
     return _initialized(task, config, abstract)
 

@@ -1,0 +1,51 @@
+"""Fine-tuning on your own labeled images: one folder per class.
+
+    launch/local.sh --config=configs/finetune/folder.py --config.init_from=runs/folder \
+        --config.data.root=DIR
+
+Takes the model's size, image size, mean and deviation from `init_from` (a run, or any weights of
+docs/weights.md), the classes from the folders, and epochs, batch, warm-up and held-out images from
+the number of images. The head reads the class token, so the result exports to Hugging Face and timm.
+
+    launch/local.sh --config=configs/finetune/folder.py:quick --config.init_from=runs/folder_quick \
+        --config.data.root=DIR
+
+`quick` makes 300 updates, without mixing and erasing, which need longer runs.
+
+Hardware: one GPU; `quick` runs on two CPU cores.
+Cost (two CPU cores, measured, 96 pixels): FTCOST.
+Expect: FTEXPECT
+"""
+
+import ml_collections
+
+from configs import common
+from configs.finetune import vit_b
+
+
+def get_config(setting: str = "full") -> ml_collections.ConfigDict:
+    """The recipe; `setting` is "full" or "quick"."""
+    common.check_setting(setting, "full", "quick")
+    config = vit_b.get_config()
+    common.as_pretrained(config)
+    common.by_images(config)
+    config.init_from = "runs/folder" if setting == "full" else "runs/folder_quick"
+    config.model.num_classes = 0
+    config.head.pool = "cls"
+    config.optim.base_lr = 1e-3
+    config.optim.layer_decay = 0.75
+    config.data.source = "folder"
+    config.data.crop_scale = (0.2, 1.0)  # small sets: less distortion than ImageNet's 0.08
+    config.log_every = 10
+    if setting == "quick":
+        config.steps = 300
+        config.batch_size = 64
+        config.model.drop_path = 0.0
+        config.optim.base_lr = 4e-3
+        config.optim.warmup_epochs = 0.5
+        config.data.crop_scale = (0.5, 1.0)
+        config.data.randaug_magnitude = 0.0
+        config.erase_prob = 0.0
+        config.mix.mixup = 0.0
+        config.mix.cutmix = 0.0
+    return config

@@ -1,0 +1,22 @@
+"""Partial fine-tuning on your own labeled images: the last block, final norm and head.
+
+    launch/local.sh --config=configs/partial/folder.py --config.init_from=runs/folder \
+        --config.data.root=DIR
+
+As configs/finetune/folder.py; --config.trainable_blocks=N for more blocks. Frozen blocks need no
+backward pass, so this is about twice as fast as full fine-tuning.
+
+Hardware: anything.
+"""
+
+import ml_collections
+
+from configs.finetune import folder
+
+
+def get_config(setting: str = "full") -> ml_collections.ConfigDict:
+    """The recipe; `setting` is "full" or "quick", as in configs/finetune/folder.py."""
+    config = folder.get_config(setting)
+    config.trainable = "last"
+    config.trainable_blocks = 1.0
+    return config

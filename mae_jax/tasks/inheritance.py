@@ -1,0 +1,81 @@
+"""Takes sizes and pixel statistics from the weights that a run starts with.
+
+A recipe leaves a value to them by `init_from`, (0, 0), 0 or (): see docs/configuration.md.
+"""
+
+import contextlib
+from typing import Any
+
+from mae_jax import convert
+from mae_jax.checkpoint import layout, reader
+from mae_jax.config.schema import INHERIT
+from mae_jax.models.vit import SIZES
+from mae_jax.runtime.errors import UsageError
+from mae_jax.train.initial_state import check_there
+
+_WIDTHS = ("embed_dim", "depth", "num_heads")
+
+
+def inherit(config: Any, workdir: str) -> None:
+    """Fills in, in place, what the configuration leaves to `init_from`.
+
+    A run that continues takes it from its own checkpoint, so `init_from` may be gone by then.
+
+    Args:
+      config: the whole configuration.
+      workdir: folder of the run, or "".
+
+    Raises:
+      UsageError: something is left to `init_from`, and there is none or it cannot be read.
+    """
+    left = _left_open(config)
+    if not left:
+        return
+    metadata = _metadata(config, workdir, left)
+    model, data = config.model, config.data
+    theirs, pixels = metadata["model"], metadata["data"]
+    if model.size == INHERIT:
+        # Weights of any other shape have a name of no meaning here: the numbers below decide.
+        model.size = theirs["size"] if theirs["size"] in SIZES else "B"
+        model.mlp_ratio = float(theirs["mlp_ratio"])
+        for key in _WIDTHS:
+            model[key] = model[key] or theirs[key]
+    for key in ("image_size", "patch_size"):
+        if tuple(model[key]) == (0, 0):
+            model[key] = tuple(theirs[key])
+    model.channels = model.channels or theirs["channels"]
+    for key in ("mean", "std"):
+        data[key] = tuple(data[key]) or tuple(pixels[key])
+    if data.dtype == INHERIT:
+        data.dtype = pixels.get("dtype", "uint8")
+
+
+def _left_open(config: Any) -> list[str]:
+    """Names of the keys whose values are left to `init_from`."""
+    model, data = config.model, config.data
+    values = {
+        "model.size": model.size == INHERIT,
+        "model.image_size": tuple(model.image_size) == (0, 0),
+        "model.patch_size": tuple(model.patch_size) == (0, 0),
+        "model.channels": model.channels == 0,
+        "data.mean": len(data.mean) == 0,
+        "data.std": len(data.std) == 0,
+        "data.dtype": data.dtype == INHERIT,
+    }
+    return [key for key, is_open in values.items() if is_open]
+
+
+def _metadata(config: Any, workdir: str, left: list[str]) -> dict[str, Any]:
+    """Description of the model that the run continues or starts with."""
+    for step in reversed(layout.steps(workdir) if workdir else []):
+        with contextlib.suppress(reader.CorruptCheckpointError):
+            return reader.load_metadata(f"{workdir}/{layout.FOLDER}/{step}")
+    path = config.resume or config.init_from
+    if not path:
+        raise UsageError(
+            f"--config.init_from is empty, but this recipe takes {', '.join(left)} from it: give "
+            "a run or other weights, or set these keys"
+        )
+    if not config.resume:
+        check_there(path)
+    return convert.load(path).metadata if convert.is_file(path) else reader.load_metadata(path)
