@@ -101,7 +101,9 @@ def contact_sheet(images: np.ndarray, captions: Sequence[str], *, columns: int =
         left, top = GAP + i % columns * cell_w, GAP + i // columns * cell_h
         cell = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)
         canvas.paste(Image.fromarray(cell), (left, top))
-        draw.text((left, top + cell_h - TEXT - GAP), _fitting(draw, caption, cell_w), fill="black")
+        draw.text(
+            (left, top + cell_h - TEXT - GAP), _fitting(draw, caption, cell_w - GAP), fill="black"
+        )
     return np.asarray(canvas)
 
 
