@@ -17,27 +17,25 @@ import os
 import sys
 from typing import Any
 
-from absl import flags
+from absl.flags import FLAGS
 
-from mae_jax.config import flags as command_line
+from mae_jax.config import flags
 from mae_jax.runtime import workdir
 from mae_jax.runtime.cli import run_command, setup_logging
 from mae_jax.runtime.errors import STOPPED
 from mae_jax.runtime.preemption import Interrupted, StopRequest, stop_on_signals
 from mae_jax.runtime.watchdog import Watchdog
 
-FLAGS = flags.FLAGS
-
-command_line.define_run(FLAGS, sys.argv)
+flags.define_run(FLAGS, sys.argv)
 
 
 def main() -> int:
     """Runs the command of `sys.argv`; returns the exit status."""
-    if command_line.HELP.intersection(sys.argv[1:]):
-        print(command_line.help_of(__doc__, FLAGS))
+    if flags.HELP.intersection(sys.argv[1:]):
+        print(flags.help_of(__doc__, FLAGS))
         return 0
-    config = command_line.parse(sys.argv[1:], FLAGS)
-    folder = command_line.workdir_of(FLAGS)
+    config = flags.parse(sys.argv[1:], FLAGS)
+    folder = flags.workdir_of(FLAGS)
     setup_logging()
     try:
         with stop_on_signals() as stop:

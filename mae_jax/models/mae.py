@@ -84,20 +84,22 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_norm = layers.layer_norm(self.dtype)
         self.decoder_pred = layers.dense(self.pred_dim or self.patch_dim, self.dtype)
 
-    def __call__(self, visible: jax.Array, masking: Masking, every: bool = False) -> jax.Array:
+    def __call__(
+        self, visible: jax.Array, masking: Masking, predict_all: bool = False
+    ) -> jax.Array:
         """Predictions for the masked patches, or for every patch, in shuffled order.
 
         Args:
           visible: patch vectors [B, K, P] of `masking.ids_keep`, in that order.
           masking: which patches of the grid are visible.
-          every: predict visible patches too.
+          predict_all: predict visible patches too.
 
         Returns:
           [B, L - K, pred_dim] in the order of `masking.ids_masked`, or [B, L, pred_dim] in that of
           `masking.ids_shuffle`.
         """
         hidden = masking.ids_masked if self.encoder_mask_tokens else None
-        return self.decode(self.encode(visible, masking.ids_keep, hidden), masking, every)
+        return self.decode(self.encode(visible, masking.ids_keep, hidden), masking, predict_all)
 
     def encode(
         self, patches: jax.Array, ids: jax.Array, hidden: jax.Array | None = None
@@ -124,13 +126,13 @@ class MaskedAutoencoder(nn.Module):
             x = block(x, None)
         return self.norm(x)
 
-    def decode(self, latent: jax.Array, masking: Masking, every: bool = False) -> jax.Array:
+    def decode(self, latent: jax.Array, masking: Masking, predict_all: bool = False) -> jax.Array:
         """Predictions for the masked patches, or for every patch, in shuffled order.
 
         Args:
           latent: from `encode`: [B, 1 + K, D], or [B, 1 + L, D] with `encoder_mask_tokens`.
           masking: the masking `latent` was made with.
-          every: predict visible patches too (pictures need that, training hardly ever).
+          predict_all: predict visible patches too, as figures and `loss_on=all` need.
 
         Returns:
           [B, L - K, pred_dim], or [B, L, pred_dim], where the first K are the visible ones.
@@ -144,7 +146,7 @@ class MaskedAutoencoder(nn.Module):
             x = jnp.concatenate(
                 [x[:, :1], x[:, 1:] + seen, self.mask_token.astype(x.dtype) + hidden], axis=1
             )
-        wanted = (positions if every else hidden).shape[1]
+        wanted = (positions if predict_all else hidden).shape[1]
         for block in self.decoder_blocks[:-1]:
             x = block(x, None)
         for block in self.decoder_blocks[-1:]:
@@ -153,7 +155,7 @@ class MaskedAutoencoder(nn.Module):
 
     def predict(self, visible: jax.Array, masking: Masking) -> jax.Array:
         """Predictions [B, L, pred_dim] for every patch, in image order."""
-        return gather(self(visible, masking, every=True), masking.ids_restore)
+        return gather(self(visible, masking, predict_all=True), masking.ids_restore)
 
     def positions(self, dim: int, ids: jax.Array) -> jax.Array:
         """Rows of the position table [B, K, dim] for grid indices `ids` [B, K]."""

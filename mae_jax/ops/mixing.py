@@ -37,30 +37,30 @@ def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax
 
 
 def mix(
-    key: jax.Array, images: jax.Array, targets: jax.Array, how: MixConfig
+    key: jax.Array, images: jax.Array, targets: jax.Array, cfg: MixConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes every image and target with those of its partner, the mirrored row of its group.
 
     Args:
       key: of all draws.
-      images: float [B, H, W, C]; B is a multiple of `how.group`.
+      images: float [B, H, W, C]; B is a multiple of `cfg.group`.
       targets: float [B, num_classes].
-      how: see `Mix`.
+      cfg: see `Mix`.
 
     Returns:
       Images and targets of the same shapes.
     """
     height, width = images.shape[1:3]
-    rows = images.reshape(-1, how.group, *images.shape[1:])
-    goals = targets.reshape(-1, how.group, targets.shape[-1])
+    rows = images.reshape(-1, cfg.group, *images.shape[1:])
+    goals = targets.reshape(-1, cfg.group, targets.shape[-1])
     keys = jax.random.split(key, 5)
     groups = rows.shape[0]
-    cut = _use_cutmix(keys[0], groups, how)
-    lam_mixup = jax.random.beta(keys[1], how.mixup or 1.0, how.mixup or 1.0, (groups,))
-    lam_cutmix = jax.random.beta(keys[2], how.cutmix or 1.0, how.cutmix or 1.0, (groups,))
+    cut = _use_cutmix(keys[0], groups, cfg)
+    lam_mixup = jax.random.beta(keys[1], cfg.mixup or 1.0, cfg.mixup or 1.0, (groups,))
+    lam_cutmix = jax.random.beta(keys[2], cfg.cutmix or 1.0, cfg.cutmix or 1.0, (groups,))
     inside = cutmix_box(keys[3], lam_cutmix, height, width)
     kept = 1.0 - inside.mean((1, 2))  # the box may reach over the edge: what it really covers
-    mixed = jax.random.uniform(keys[4], (groups,)) < how.prob
+    mixed = jax.random.uniform(keys[4], (groups,)) < cfg.prob
     lam = jnp.where(mixed, jnp.where(cut, kept, lam_mixup), 1.0)
     # Share of each pixel that stays: the same everywhere for mixup, 0 or 1 for CutMix.
     share = jnp.where((cut & mixed)[:, None, None], 1.0 - inside, lam[:, None, None])
@@ -71,9 +71,9 @@ def mix(
     return rows.reshape(images.shape), goals.reshape(targets.shape)
 
 
-def _use_cutmix(key: jax.Array, groups: int, how: MixConfig) -> jax.Array:
+def _use_cutmix(key: jax.Array, groups: int, cfg: MixConfig) -> jax.Array:
     """bool [groups]."""
-    prob = how.switch_prob if how.mixup > 0 and how.cutmix > 0 else float(how.cutmix > 0)
+    prob = cfg.switch_prob if cfg.mixup > 0 and cfg.cutmix > 0 else float(cfg.cutmix > 0)
     return jax.random.uniform(key, (groups,)) < prob
 
 

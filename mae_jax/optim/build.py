@@ -10,7 +10,7 @@ from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
 from mae_jax.runtime.errors import require
 
 
-class Recipe(NamedTuple):
+class Optimizer(NamedTuple):
     """An optimiser and what there is to say about it."""
 
     tx: optax.GradientTransformation
@@ -19,7 +19,7 @@ class Recipe(NamedTuple):
     warmup_epochs: float
 
 
-def make_recipe(
+def make_optimizer(
     optim: Any,
     *,
     batch_size: int,
@@ -27,7 +27,7 @@ def make_recipe(
     steps_per_epoch: float,
     exempt: tuple[str, ...] = (),
     scale: Callable[[str], float] | None = None,
-) -> Recipe:
+) -> Optimizer:
     """The optimiser of `config.optim` with warm-up and cosine, for a run of so many epochs.
 
     Args:
@@ -78,4 +78,4 @@ def make_recipe(
             weight_decay=optim.weight_decay,
             grad_clip=optim.grad_clip,
         )
-    return Recipe(tx, schedule, lr, warmup)
+    return Optimizer(tx, schedule, lr, warmup)

@@ -15,7 +15,7 @@ from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import require
-from mae_jax.train import evaluate as evaluation
+from mae_jax.train.evaluate import collect, compile_eval_step
 from mae_jax.train.task import Batch
 
 
@@ -122,8 +122,8 @@ class Predictor:
           UsageError: there is no image, or one has no label.
         """
         if self._step is None:
-            self._step = evaluation.compile_eval_step(self._rows, mesh)
-        rows = evaluation.collect(self._step, variables, batches, mesh)
+            self._step = compile_eval_step(self._rows, mesh)
+        rows = collect(self._step, variables, batches, mesh)
         require(len(rows.get("label", ())) > 0, "no held-out image could be read")
         require(rows["label"].min() >= 0, "some of the held-out images have no label")
         return Predictions(self.classes, *(rows[key] for key in ("index", "label", "best", "loss")))

@@ -27,7 +27,7 @@ BATCH = 64  # images at once
 _PIXELS = ("mean", "std", "resize_antialias", "exif_transpose", "dtype")
 
 
-def learn(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
+def fit(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
     """Arrays of a `PcaTarget`, the same on every process; all must call it together.
 
     Learnt by process 0 from evenly spaced training images in the evaluation transform, so that
@@ -37,7 +37,7 @@ def learn(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
     Raises:
       UsageError: too few patches, an image source that fails, or another PCA in the workdir.
     """
-    like = pca.unknown(spec, task.config.target.components)
+    like = pca.placeholders(spec, task.config.target.components)
     return collectives.broadcast_arrays(lambda: _arrays(task, spec), like)
 
 

@@ -13,12 +13,12 @@ from mae_jax.runtime.errors import require
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
-from mae_jax.tasks.online_probes import Monitor
+from mae_jax.tasks.online_probes import OnlineProbes
 from mae_jax.train.task import PretrainedParams
 
 
 class Knn(ImageTask):
-    """A run without steps: `init_from`, then the evaluators of `Monitor`, once.
+    """A run without steps: `init_from`, then the evaluators of `OnlineProbes`, once.
 
     Args:
       config: a configuration of configs/knn.
@@ -50,7 +50,7 @@ class Knn(ImageTask):
         data = ImageData(config, workdir, image_size=self.model.image_size)
         super().__init__(config, workdir, data)
         self.flops_per_image = 2 * vit.forward_macs(self.model)
-        self.evaluators = Monitor(data, config.eval, self._encode).evaluators()
+        self.evaluators = OnlineProbes(data, config.eval, self._encode).evaluators()
 
     def init_variables(self) -> tuple[Any, Any]:
         return vit.init_variables(self.model, rng.stream_key(self.config.seed, "init"))

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from mae_jax.ops import probes
 from mae_jax.runtime.errors import require
 from mae_jax.tasks.image_data import ImageData
-from mae_jax.train import evaluate as evaluation
+from mae_jax.train.evaluate import collect, compile_eval_step
 from mae_jax.train.task import Batch, Evaluator, OnBatch
 
 
-class Monitor:
+class OnlineProbes:
     """The evaluators "knn" and "probe".
 
     Args:
@@ -83,12 +83,12 @@ class Monitor:
         step = int(state.step)
         if self._cached[0] != step:
             if self._step is None:
-                self._step = evaluation.compile_eval_step(self._rows, mesh)
+                self._step = compile_eval_step(self._rows, mesh)
             data, number = self._data, self._number_of_training_images()
             found = []
             for source, limit in ((data.train_source, number), (data.eval_source, 0)):
                 batches = data.eval_batches(source, limit=limit, on_batch=on_batch)
-                rows = evaluation.collect(self._step, state, batches, mesh)
+                rows = collect(self._step, state, batches, mesh)
                 found.append((rows["feature"], rows["label"]))
             self._cached = (step, found)
         return self._cached[1]

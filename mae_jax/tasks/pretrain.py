@@ -19,11 +19,11 @@ from mae_jax.tasks import figures, fit_pca
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
-from mae_jax.tasks.online_probes import Monitor
+from mae_jax.tasks.online_probes import OnlineProbes
 from mae_jax.tasks.pretrain_targets import make_target
 from mae_jax.tasks.training_plan import TrainingPlan
-from mae_jax.train import evaluate as evaluation
 from mae_jax.train import run_info
+from mae_jax.train.evaluate import Sums, compile_eval_step, evaluate
 from mae_jax.train.task import Batch, Evaluator, OnBatch, PretrainedParams, ignore_batch
 
 _LAST = "decoder_pred/"
@@ -65,9 +65,9 @@ class Pretrain(ImageTask):
         data.require_held_out()
         super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = train_flops(self.model, self.num_keep)
-        monitor = Monitor(data, config.eval, self._encode)
+        probes = OnlineProbes(data, config.eval, self._encode)
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
-        self.evaluators |= monitor.evaluators()
+        self.evaluators |= probes.evaluators()
         self._eval_step: Any = None
         self._figure = figures.HeldOutFigure(
             lambda: data.first_held_out(config.figure_images), self._reconstruct
@@ -82,7 +82,7 @@ class Pretrain(ImageTask):
 
     def initial_model_state(self) -> dict[str, np.ndarray]:
         target = self.target
-        arrays = fit_pca.learn(self, target.spec) if target.learned else target.arrays
+        arrays = fit_pca.fit(self, target.spec) if target.learned else target.arrays
         return {f"target/{name}": x for name, x in arrays.items()}
 
     def load_pretrained(
@@ -146,13 +146,13 @@ class Pretrain(ImageTask):
     ) -> dict[str, float]:
         """Reconstruction loss on held-out images, each with a mask that never changes."""
         if self._eval_step is None:
-            self._eval_step = evaluation.compile_eval_step(self._eval_sums, mesh)
+            self._eval_step = compile_eval_step(self._eval_sums, mesh)
         batches = self.data.eval_batches(
             self.data.eval_source, limit=self.config.eval_images, on_batch=on_batch
         )
-        return evaluation.evaluate(self._eval_step, _variables(state), batches, mesh)
+        return evaluate(self._eval_step, _variables(state), batches, mesh)
 
-    def _eval_sums(self, variables: tuple[Any, Any], batch: Batch) -> evaluation.Sums:
+    def _eval_sums(self, variables: tuple[Any, Any], batch: Batch) -> Sums:
         noise = self._fixed_noise(batch["index"])
         valid = batch["valid"].astype(jnp.float32)
         loss, baseline = self._losses(*variables, batch["image"], noise, valid)
@@ -168,7 +168,7 @@ class Pretrain(ImageTask):
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         return jax.vmap(lambda k: sample(k, 1, *shape)[0])(keys)
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images with masks that never change, and what the model makes of them."""
         _, views = self._figure.compute(_variables(state), mesh)
         return figures.reconstruction_grid(views, self.target.caption)

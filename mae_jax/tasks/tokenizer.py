@@ -17,8 +17,8 @@ from mae_jax.tasks import figures
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.image_data import ImageData
 from mae_jax.tasks.training_plan import TrainingPlan
-from mae_jax.train import evaluate as evaluation
 from mae_jax.train import run_info
+from mae_jax.train.evaluate import compile_eval_step, stream
 from mae_jax.train.task import Batch, Evaluator, OnBatch, ignore_batch
 
 _FROM_SCRATCH = (
@@ -113,12 +113,12 @@ class Tokenizer(ImageTask):
     ) -> dict[str, float]:
         """How well the likeliest codes describe held-out images, and how many codes that takes."""
         if self._eval_step is None:
-            self._eval_step = evaluation.compile_eval_step(self._rows, mesh)
+            self._eval_step = compile_eval_step(self._rows, mesh)
         batches = self.data.eval_batches(
             self.data.eval_source, limit=self.config.eval_images, on_batch=on_batch
         )
         counts, sums = np.zeros(self.model.vocab_size), {}
-        for rows in evaluation.stream(self._eval_step, state.params, batches, mesh):
+        for rows in stream(self._eval_step, state.params, batches, mesh):
             valid = rows.pop("valid")
             counts += np.bincount(rows.pop("codes")[valid].ravel(), minlength=len(counts))
             for name, values in rows.items():
@@ -147,7 +147,7 @@ class Tokenizer(ImageTask):
             "valid": batch["valid"],
         }
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images, and what the decoder draws of their likeliest codes."""
         batch, drawn = self._figure.compute(state.params, mesh)
         original = batch["image"] / np.float32(255)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mae_jax.config.rules import LARGEST
-from mae_jax.optim.build import make_recipe
+from mae_jax.optim.build import make_optimizer
 from mae_jax.optim.schedules import num_steps
 from mae_jax.runtime.errors import require
 
@@ -42,7 +42,7 @@ class TrainingPlan:
         self._base_lr = config.optim.base_lr
         self.num_steps = _num_steps(config, num_images)
         self.steps_per_epoch = num_images / config.batch_size
-        self._recipe = make_recipe(
+        self._optimizer = make_optimizer(
             config.optim,
             batch_size=config.batch_size,
             epochs=self.num_steps / self.steps_per_epoch,
@@ -50,16 +50,16 @@ class TrainingPlan:
             exempt=exempt,
             scale=scale,
         )
-        self.tx, self.schedule = self._recipe.tx, self._recipe.schedule
+        self.tx, self.schedule = self._optimizer.tx, self._optimizer.schedule
 
     def summary(self) -> dict[str, Any]:
         """Lines that are logged at the start of a run, by name."""
-        recipe, per_epoch = self._recipe, self.steps_per_epoch
+        optimizer, per_epoch = self._optimizer, self.steps_per_epoch
         return {
             "steps": f"{self.num_steps:,} = {self.num_steps / per_epoch:.4g} epochs of "
             f"{per_epoch:.6g} steps",
-            "learning rate": f"{recipe.lr:.4g} (base {self._base_lr} per 256 images), "
-            f"warm-up {recipe.warmup_epochs * per_epoch:.0f} steps",
+            "learning rate": f"{optimizer.lr:.4g} (base {self._base_lr} per 256 images), "
+            f"warm-up {optimizer.warmup_epochs * per_epoch:.0f} steps",
         }
 
 

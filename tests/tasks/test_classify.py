@@ -260,11 +260,11 @@ def test_a_picture_is_of_the_weights_it_is_asked_for():
     config = classify(init_from="", eval_every=0, data__num_eval=200)
     task, mesh = Classify(config, ""), sharding.make_mesh(**config.mesh)
     state = create_state(task, abstract_state(task, mesh))
-    first = task.picture(state, mesh)
-    np.testing.assert_array_equal(first, task.picture(state, mesh))
+    first = task.figure(state, mesh)
+    np.testing.assert_array_equal(first, task.figure(state, mesh))
     bias = {**state.params["head"], "bias": jnp.eye(12)[3]}  # all are called the fourth class
     later = state.replace(step=state.step + 1, params={**state.params, "head": bias})
-    assert not np.array_equal(first, task.picture(later, mesh))
+    assert not np.array_equal(first, task.figure(later, mesh))
 
 
 def test_parts_and_sharding_give_the_update_of_the_big_batch():

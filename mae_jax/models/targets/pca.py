@@ -42,7 +42,7 @@ class PcaTarget(Target):
         cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
         components = config.target.components
-        return cls(spec, components, unknown(spec, components))
+        return cls(spec, components, placeholders(spec, components))
 
     @classmethod
     def from_metadata(
@@ -73,7 +73,7 @@ class PcaTarget(Target):
         return arrays["mean"] + jnp.matmul(pred, arrays["components"], precision=_EXACT)
 
 
-def unknown(spec: PatchSpec, components: int) -> dict[str, np.ndarray]:
+def placeholders(spec: PatchSpec, components: int) -> dict[str, np.ndarray]:
     """Zeros in the place of arrays that are yet to be learnt, or to be read from a checkpoint."""
     return {n: np.zeros(shape, np.float32) for n, shape in _shapes(spec, components).items()}
 

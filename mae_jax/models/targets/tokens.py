@@ -41,14 +41,14 @@ class TokenTarget(Target):
         *,
         dtype: Any = jnp.float32,
     ):
-        self.spec, self.arrays, self._described = spec, arrays, tokenizer
+        self.spec, self.arrays, self._metadata = spec, arrays, tokenizer
         self.width = tokenizer["vocab_size"]
         sizes: dict[str, Any] = check_sizes({key: tokenizer[key] for key in SIZES})
         self._grid = grid_size(spec.image_size, spec.patch_size)
         factor = 2 ** (sizes["groups"] - 1)
         size = self._grid[0] * factor, self._grid[1] * factor
         self._model = DiscreteVAE(size, **sizes, dtype=dtype)
-        self.draws = "decoder" in tokenizer["parts"]
+        self.has_decoder = "decoder" in tokenizer["parts"]
         wanted = part_shapes(self._model, tuple(tokenizer["parts"]))
         if {k: x.shape for k, x in wanted.items()} != {k: x.shape for k, x in arrays.items()}:
             raise ValueError(f"a tokenizer of {sizes} has other arrays than those that are there")
@@ -66,7 +66,7 @@ class TokenTarget(Target):
         tokenizer = load_tokenizer()
         target = cls(spec, tokenizer.metadata(), tokenizer.arrays, dtype=dtype)
         require(
-            target.draws or config.figure_every == 0,
+            target.has_decoder or config.figure_every == 0,
             f"--config.figure_every={config.figure_every}: the tokenizer has no decoder to draw "
             "its tokens with: set --config.figure_every=0, or put decoder.pkl beside encoder.pkl "
             "and give their folder",
@@ -84,7 +84,7 @@ class TokenTarget(Target):
         return f"{metadata['tokenizer']['vocab_size']} tokens"
 
     def metadata(self) -> dict[str, Any]:
-        return {"tokenizer": self._described}
+        return {"tokenizer": self._metadata}
 
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
         """Tokens int32 [B, M]; no gradient goes through them."""
@@ -108,7 +108,7 @@ class TokenTarget(Target):
         return jnp.where(valid[:, None] > 0, -jnp.log(shares), 0.0).mean(axis=1)
 
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
-        if not self.draws:
+        if not self.has_decoder:
             raise UsageError("this tokenizer has no decoder: its tokens cannot be drawn")
         tokens = pred.argmax(axis=-1).reshape(-1, *self._grid)
         variables = {"params": unflatten(flatten(arrays))}

@@ -129,7 +129,7 @@ def test_coefficients_of_any_patches_are_exact_up_to_rounding(learnt, chosen):
 
 
 def test_arrays_of_another_shape_are_no_target_of_this_spec():
-    good = pca.unknown(SPEC, N)
+    good = pca.placeholders(SPEC, N)
     for bad in ({}, good | {"mean": np.zeros(47)}, good | {"more": np.zeros(1)}):
         with pytest.raises(ValueError, match="a PCA target of .* has arrays"):
             pca.PcaTarget(SPEC, N, bad)
@@ -198,7 +198,7 @@ def test_a_run_that_goes_on_has_the_arrays_of_its_checkpoint(tmp_path, monkeypat
     assert not run(tmp_path / "parts", config, **tiny_configs.stop_in_step(7))
     before = target_arrays(tmp_path / "parts")
     os.remove(tmp_path / "parts" / "pca.npz")
-    monkeypatch.setattr(fit_pca, "learn", lambda *_: 1 / 0)
+    monkeypatch.setattr(fit_pca, "fit", lambda *_: 1 / 0)
     assert run(tmp_path / "parts", config)
     resumed = pca_config(eval_every=20, resume=str(tmp_path / "parts" / "checkpoints" / "7"))
     assert run(tmp_path / "elsewhere", resumed)
@@ -271,7 +271,7 @@ def test_pictures_and_reconstructions_show_what_the_components_say(trained):
     task = Pretrain(pca_config(), "")
     mesh = sharding.make_mesh(**pca_config().mesh)
     state = create_state(task, abstract_state(task, mesh))
-    assert task.picture(state, mesh).dtype == np.uint8
+    assert task.figure(state, mesh).dtype == np.uint8
 
 
 def test_the_tools_know_it(trained, tmp_path, capsys):

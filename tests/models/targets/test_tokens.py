@@ -74,7 +74,7 @@ def test_tokens_are_what_a_plain_encoder_says(tmp_path):
     whole = np.stack([dall_e.forward(theirs, x, "encoder").argmax(axis=0) for x in mapped])
     assert values.dtype == jnp.int32 and len(np.unique(values)) > 3
     np.testing.assert_array_equal(values, np.take_along_axis(whole.reshape(3, 24), ids, axis=1))
-    assert target.width == 24 and not target.draws
+    assert target.width == 24 and not target.has_decoder
     with pytest.raises(UsageError, match="no decoder"):
         target.to_pixels(found.arrays, np.zeros((3, 24, 24)), images)
 
