@@ -196,7 +196,7 @@ class Pretrained:
     ) -> Reconstruction:
         """What the model makes of images with hidden patches: arrays of NumPy.
 
-        A model of normalised pixels is shown with the true mean and deviation of every patch,
+        A model of normalized pixels is shown with the true mean and deviation of every patch,
         which it never knew (`target.caption` says so).
 
         Args:

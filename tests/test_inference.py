@@ -205,7 +205,7 @@ def test_images_of_a_folder_a_pattern_or_a_list(mae, tmp_path):
 def test_what_a_model_shows_of_itself(mae, folder):
     assert repr(mae) == (
         f"<Pretrained {folder}/normalised: ViT-{mae.metadata['model']['size']}: 3 blocks of width "
-        "48, 3 heads, images 32x32x3, patches 4x4; decoder of 2 blocks, target normalised patches>"
+        "48, 3 heads, images 32x32x3, patches 4x4; decoder of 2 blocks, target normalized patches>"
     )
     classifier = repr(inference.load(str(folder / "mean")))
     assert "classes, pool mean>" in classifier and "decoder" not in classifier

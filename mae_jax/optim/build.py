@@ -1,4 +1,4 @@
-"""Turns `config.optim` and the length of a run into an optimiser."""
+"""Builds the optimizer of `config.optim` for a run of a given length."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +11,14 @@ from mae_jax.runtime.errors import require
 
 
 class Optimizer(NamedTuple):
-    """An optimiser and what there is to say about it."""
+    """An optimizer and its schedule.
+
+    Attributes:
+      tx: the optax transformation.
+      schedule: learning rate by step.
+      lr: peak learning rate.
+      warmup_epochs: length of the warm-up.
+    """
 
     tx: optax.GradientTransformation
     schedule: Schedule
@@ -28,17 +35,18 @@ def make_optimizer(
     exempt: tuple[str, ...] = (),
     scale: Callable[[str], float] | None = None,
 ) -> Optimizer:
-    """The optimiser of `config.optim` with warm-up and cosine, for a run of so many epochs.
+    """Builds an optimizer with linear warm-up and cosine decay.
 
     Args:
       optim: `config.optim`.
-      batch_size: global batch.
+      batch_size: global batch size, which scales the learning rate.
       epochs: length of the run.
       steps_per_epoch: may be fractional.
       exempt, scale: see `adamw`.
 
     Raises:
-      UsageError: the rates do not make a schedule.
+      UsageError: the warm-up is too long for the run, the minimum rate is above the peak, or the
+        optimizer does not support an option.
     """
     lr = absolute_lr(optim.base_lr, batch_size)
     warmup = optim.warmup_epochs

@@ -1,7 +1,7 @@
 """Classification: fine-tuning, partial fine-tuning, linear probing, supervised from scratch.
 
 One mechanism for all of them (paper sections 4 and 4.3, tables 9 to 11): the recipes differ in what
-is trained, in the head, in the augmentation and in the optimiser, and all that is configuration.
+is trained, in the head, in the augmentation and in the optimizer, and all that is configuration.
 """
 
 from typing import Any

@@ -25,7 +25,7 @@ def check_same_heads(theirs: dict[str, Any], num_heads: int) -> None:
 
 
 def warn_of_other_pixels(theirs: dict[str, Any], pixels: dict[str, tuple[float, ...]]) -> None:
-    """Warns when `metadata["data"]` of a checkpoint normalises pixels in another way than we do."""
+    """Warns when `metadata["data"]` of a checkpoint normalizes pixels in another way than we do."""
     for key, ours in pixels.items():
         if not np.allclose(theirs[key], ours):
             log.warning(

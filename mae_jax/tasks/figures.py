@@ -53,7 +53,7 @@ def to_display(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3] of images [N, H, W, C] in any units.
 
     Images in [0, 1] are shown as they are; others are scaled, each by the range of the image in
-    `reference`. One channel is shown grey, two or more as red, green (and blue).
+    `reference`. One channel is shown gray, two or more as red, green (and blue).
     """
     images, reference = images.astype(np.float32), reference.astype(np.float32)
     if reference.min() < 0 or reference.max() > 1:

@@ -30,7 +30,7 @@ _PIXELS = ("mean", "std", "resize_antialias", "exif_transpose", "dtype")
 def fit(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
     """Arrays of a `PcaTarget`, the same on every process; all must call it together.
 
-    Learnt by process 0 from evenly spaced training images in the evaluation transform, so that
+    Learned by process 0 from evenly spaced training images in the evaluation transform, so that
     neither seed nor number of processes matters; or read from the workdir, where an earlier start
     left them.
 
@@ -83,7 +83,7 @@ def _about(task: ImageTask, spec: PatchSpec) -> dict[str, Any]:
 
 
 def _patches(task: ImageTask, spec: PatchSpec, number: int) -> Iterator[np.ndarray]:
-    """Normalised pixels float32 [n, P] of all patches of so many images that can be read."""
+    """Normalized pixels float32 [n, P] of all patches of so many images that can be read."""
     with contextlib.closing(
         task.data.replicated_batches(task.data.train_source, number, BATCH)
     ) as batches:

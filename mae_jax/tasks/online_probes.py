@@ -1,4 +1,4 @@
-"""kNN and a linear probe on frozen features of centre crops: cheap signs of what was learnt.
+"""kNN and a linear probe on frozen features of center crops: cheap signs of what was learned.
 
 Not the paper's linear probing, which needs random crops and 90 epochs (`configs/linprobe`). For
 masked autoencoders kNN is low by nature; watch how it grows, and compare it with its own kind.
@@ -47,7 +47,7 @@ class OnlineProbes:
             classes is not None
             and len(data.eval_source) > 0
             and data.eval_source.classes == classes,
-            "--config.eval.knn_every and probe_every need labelled training and held-out images "
+            "--config.eval.knn_every and probe_every need labeled training and held-out images "
             "of the same classes: set both to 0, or see docs/data.md",
         )
         k, images = self.options.knn_k, self._number_of_training_images()

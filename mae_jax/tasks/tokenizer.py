@@ -143,7 +143,7 @@ class Tokenizer(ImageTask):
             "codes": codes,
             "loss": loss.mean(axis=axes),
             "mse": jnp.square(dvae.pixels(statistics) - images).mean(axis=axes),
-            "baseline_mse": jnp.square(own_mean - images).mean(axis=axes),  # one colour each
+            "baseline_mse": jnp.square(own_mean - images).mean(axis=axes),  # one color each
             "valid": batch["valid"],
         }
 
