@@ -1,4 +1,4 @@
-"""Takes the encoder of another run into a classifier (official `main_finetune.py`)."""
+"""Initializes a classifier with the encoder of another run (official `main_finetune.py`)."""
 
 import logging
 from typing import Any
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 
 def check_same_heads(theirs: dict[str, Any], num_heads: int) -> None:
-    """Refuses weights that were trained with another number of heads: no shape would tell."""
+    """Refuses weights trained with another number of heads, which no shape would reveal."""
     require(
         theirs["num_heads"] == num_heads,
-        f"--config.init_from has {theirs['num_heads']} heads of attention where "
+        f"--config.init_from has {theirs['num_heads']} attention heads, but "
         f"--config.model.num_heads is {num_heads}",
     )
 
 
 def warn_of_other_pixels(theirs: dict[str, Any], pixels: dict[str, tuple[float, ...]]) -> None:
-    """Warns when `metadata["data"]` of a checkpoint normalizes pixels in another way than we do."""
+    """Warns if a checkpoint's `metadata["data"]` has another mean or std than `pixels`."""
     for key, ours in pixels.items():
         if not np.allclose(theirs[key], ours):
             log.warning(
@@ -40,15 +40,15 @@ def adopt_encoder(
     weights: dict[str, np.ndarray],
     metadata: dict[str, Any],
 ) -> PretrainedParams:
-    """What of an autoencoder, or of another classifier, `model` takes over.
+    """Selects the weights of an autoencoder, or of another classifier, that `model` reuses.
 
-    The position table, fixed in pre-training, becomes a parameter; for another grid it is resized.
-    A head is taken over with the classes it was trained for, and starts anew for any others; so
-    does one that saw, or will see, its features through BatchNorm.
+    The position table, fixed in pre-training, becomes a parameter and is resized to the grid. The
+    head is reused only for the same classes and if neither model normalizes its input by
+    BatchNorm; otherwise it is reinitialized.
 
     Args:
-      model: the classifier to start.
-      classes: its classes; None where the head does not matter.
+      model: the classifier to initialize.
+      classes: its classes; None if it has no head.
       weights: parameters of the other run, by name.
       metadata: of the other run's checkpoint.
     """

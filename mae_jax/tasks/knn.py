@@ -1,4 +1,4 @@
-"""kNN and the cheap linear probe of a finished encoder: nothing is trained."""
+"""kNN and logistic regression on the features of a finished encoder, without training."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ from mae_jax.train.task import PretrainedParams
 
 
 class Knn(ImageTask):
-    """A run without steps: `init_from`, then the evaluators of `OnlineProbes`, once.
+    """A run without steps: loads `init_from` and runs the evaluators of `OnlineProbes` once.
 
     Args:
       config: a configuration of configs/knn.
-      workdir: folder of the run; "" when nothing is to be written.
+      workdir: folder of the run; "" to write nothing.
 
     Raises:
-      UsageError: the configuration or its data cannot work.
+      UsageError: the configuration is invalid, or does not match the data.
     """
 
     def __init__(self, config: Any, workdir: str):
@@ -41,7 +41,7 @@ class Knn(ImageTask):
         )
         require(
             config.epochs == 0 and config.steps == 0 and config.figure_every == 0,
-            "nothing is trained or drawn here: leave epochs, steps and figure_every at 0",
+            "nothing is trained or drawn here: set epochs, steps and figure_every to 0",
         )
         self.fields = factory.encoder_fields(config.model) | {"num_classes": 0}
         self.model = factory.build_vit(

@@ -1,4 +1,4 @@
-"""The length of a run and its optimizer, from a configuration."""
+"""The length and the optimizer of a run."""
 
 import logging
 from collections.abc import Callable
@@ -15,20 +15,20 @@ FEW_STEPS = 100
 
 
 class TrainingPlan:
-    """How long a run is, and its optimizer.
+    """The length of a run and its optimizer, from a configuration.
 
     Args:
       config: the whole configuration, adapted to the data.
-      num_images: to train on.
+      num_images: number of training images.
       exempt, scale: see `optim.optimizers.adamw`.
 
     Attributes:
       num_steps: from `steps` or `epochs`.
       steps_per_epoch: may be fractional.
-      tx, schedule: of `config.optim`.
+      tx, schedule: optax transformation and learning-rate schedule of `config.optim`.
 
     Raises:
-      UsageError: there is not even one step, or the rates do not make a schedule.
+      UsageError: the run has no steps or too many, or the optimizer's options are inconsistent.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TrainingPlan:
         self.tx, self.schedule = self._optimizer.tx, self._optimizer.schedule
 
     def summary(self) -> dict[str, Any]:
-        """Lines that are logged at the start of a run, by name."""
+        """Lines logged at the start of a run, by name."""
         optimizer, per_epoch = self._optimizer, self.steps_per_epoch
         return {
             "steps": f"{self.num_steps:,} = {self.num_steps / per_epoch:.4g} epochs of "
@@ -72,8 +72,8 @@ def _num_steps(config: Any, num_images: int) -> int:
     steps = config.steps or by_epochs
     require(
         0 < steps <= LARGEST,
-        f"--config.epochs={config.epochs} of {num_images} images are {steps} batches "
-        f"of {config.batch_size}, where 1 to {LARGEST} can be counted: change --config.epochs",
+        f"--config.epochs={config.epochs} of {num_images} images are {steps} batches of "
+        f"{config.batch_size}, but a run has 1 to {LARGEST} steps: change --config.epochs",
     )
     if steps < FEW_STEPS:
         log.warning("only %d updates: too few to learn anything", steps)

@@ -183,7 +183,7 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
         with caplog.at_level("INFO"):
             start_of(classify(kind, init_from=str(tmp_path / "probe"), head__pool="cls"), tmp_path)
         assert "started anew: 2 parameters: head" in caplog.text
-    with pytest.raises(UsageError, match="has 2 heads of attention where .*num_heads is 4"):
+    with pytest.raises(UsageError, match="has 2 attention heads, but .*num_heads is 4"):
         start_of(classify(init_from=pretrained, model__num_heads=4), tmp_path)
     caplog.clear()
     start_of(classify(init_from=pretrained, data__mean=(0.1, 0.5, 0.5)), tmp_path)

@@ -225,7 +225,7 @@ def test_what_an_earlier_start_left_is_used_again_or_refused(tmp_path, monkeypat
         ({"data__num_train": 97}, "source: .*'count': 96.* -> .*'count': 97"),
         ({"data__std": (0.5, 0.5, 0.5)}, "pixels: "),
     ):
-        with pytest.raises(UsageError, match=rf"pca.npz is the PCA of something else .*{text}"):
+        with pytest.raises(UsageError, match=rf"pca.npz is the PCA of other data or options .*{text}"):
             Pretrain(pca_config(**changes), str(tmp_path)).initial_model_state()
     (tmp_path / "pca.npz").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"pca.npz cannot be read .* remove the file"):
