@@ -174,7 +174,7 @@ def test_oblong_position_tables_are_resized_by_their_true_grid():
     grid = out[0, 1:].reshape(12, 4, 2)
     close(grid[:, :, 1], columns[0, :1, :, 0].repeat(12, 0), 1e-6)
     close(grid[1:-1, 0, 0], np.clip((np.arange(1, 11) + 0.5) / 2 - 0.5, 0, 5) / 5, 0.05)
-    with pytest.raises(ValueError, match="does not belong"):
+    with pytest.raises(ValueError, match="does not match"):
         resize_table(table, (4, 4), (8, 8))
 
 
