@@ -106,6 +106,6 @@ def test_the_length_of_a_run_is_exact(epochs, images, batch):
 
 
 def test_no_last_step_is_lost_to_rounding():
-    assert int(50.0 * (57 / 25)) == 113  # the fault that this is about
+    assert int(50.0 * (57 / 25)) == 113  # the error that this avoids
     assert schedules.num_steps(50.0, 57, 25) == 114
     assert schedules.num_steps(0.3, 100, 10) == 3

@@ -1,4 +1,4 @@
-"""Features and their probes: beside pre-training, and of a finished encoder."""
+"""Probes of features, during pre-training and of a finished encoder."""
 
 import jax.numpy as jnp
 import numpy as np
