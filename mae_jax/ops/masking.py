@@ -225,11 +225,11 @@ def check(noise: Noise, grid: tuple[int, int], len_keep: int) -> None:
     """
     # Sizes are static, so tracing the function is enough to raise its errors.
     key = jax.eval_shape(lambda: jax.random.key(0))
-    found = jax.eval_shape(lambda key: noise(key, 1, grid, len_keep), key)
-    wanted = (1, grid[0] * grid[1])
-    if found.shape != wanted or not jnp.issubdtype(found.dtype, jnp.floating):
+    result = jax.eval_shape(lambda key: noise(key, 1, grid, len_keep), key)
+    shape = (1, grid[0] * grid[1])
+    if result.shape != shape or not jnp.issubdtype(result.dtype, jnp.floating):
         raise ValueError(
-            f"the mask's noise is {found.dtype}{list(found.shape)}, not float{list(wanted)}"
+            f"the mask's noise is {result.dtype}{list(result.shape)}, not float{list(shape)}"
         )
 
 

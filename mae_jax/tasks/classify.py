@@ -198,19 +198,19 @@ class Classify(ImageTask):
         }
 
 
-def _check_classes(data: ImageData, wanted: int) -> list[str]:
+def _check_classes(data: ImageData, expected: int) -> list[str]:
     """Names of the classes, which must be the same in training and held-out images.
 
     Args:
       data: the images.
-      wanted: `config.model.num_classes`; 0 accepts any number.
+      expected: `config.model.num_classes`; 0 accepts any number.
     """
     train, held_out = data.train_source, data.eval_source
     _require_labels(train)
     classes = list(train.classes or ())
     require(
-        wanted in (0, len(classes)),
-        f"{train.name} has {len(classes)} classes, but --config.model.num_classes={wanted}: "
+        expected in (0, len(classes)),
+        f"{train.name} has {len(classes)} classes, but --config.model.num_classes={expected}: "
         "wrong folder? (0 accepts any number)",
     )
     if len(held_out):

@@ -55,29 +55,29 @@ def adopt_encoder(
     theirs = metadata["model"]
     check_same_heads(theirs, model.num_heads)
     old_grid = grid_size(tuple(theirs["image_size"]), tuple(theirs["patch_size"]))
-    wanted = {f"blocks_{i}" for i in range(theirs["depth"])} | {"patch_embed", "cls_token"}
-    fresh = ["head/"]
+    reused = {f"blocks_{i}" for i in range(theirs["depth"])} | {"patch_embed", "cls_token"}
+    reinitialized = ["head/"]
     if theirs["kind"] == "mae":
         table = sincos_2d(theirs["embed_dim"], old_grid)[None]
-        wanted |= {"norm"} if model.pool == "cls" else set()
-        fresh += ["fc_norm/"]
+        reused |= {"norm"} if model.pool == "cls" else set()
+        reinitialized += ["fc_norm/"]
     else:
         table = weights.get("pos_embed")
         norm = "norm" if model.pool == "cls" else "fc_norm"
-        wanted |= {norm}
+        reused |= {norm}
         if theirs["pool"] != model.pool:
-            fresh.append(f"{norm}/")
+            reinitialized.append(f"{norm}/")
         elif (
             theirs["num_classes"]
             and text.same_names(metadata["classes"], classes)
             and not (theirs["head_norm"] or model.head_norm)
         ):
-            wanted |= {"head"}
-            fresh = []
-    arrays = {name: x for name, x in weights.items() if name.split("/")[0] in wanted}
+            reused |= {"head"}
+            reinitialized = []
+    arrays = {name: x for name, x in weights.items() if name.split("/")[0] in reused}
     if table is not None:
         if old_grid != model.grid:
             log.info("position table resized from %s to %s patches", old_grid, model.grid)
         arrays["pos_embed"] = resize_table(table, old_grid, model.grid)
     unused = tuple(sorted(weights.keys() - arrays.keys()))
-    return PretrainedParams(arrays, reinitialized=tuple(fresh), unused=unused)
+    return PretrainedParams(arrays, reinitialized=tuple(reinitialized), unused=unused)

@@ -42,7 +42,7 @@ class ImageData:
         self.image_size, self._config = image_size, config
         self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
         self.reading_error: Exception | None = None
-        found = build.make_sources(
+        sources = build.make_sources(
             config.data,
             image_size=image_size,
             channels=config.model.channels,
@@ -52,16 +52,16 @@ class ImageData:
         )
         adaptation.adapt(
             config,
-            num_images=len(found.train),
-            holdout=found.holdout,
+            num_images=len(sources.train),
+            holdout=sources.holdout,
             num_devices=jax.device_count(),
         )
         on_devices = DataOptions.from_config(config.data).on_device
         self._feed: Any = (
             on_device.OnDeviceLoader(sharding.make_mesh(**config.mesh)) if on_devices else pipeline
         )
-        self.train_source = found.train
-        self.eval_source: Any = found.eval or ()
+        self.train_source = sources.train
+        self.eval_source: Any = sources.eval or ()
         self.steps_per_epoch = len(self.train_source) / config.batch_size
 
     def require_held_out(self) -> None:

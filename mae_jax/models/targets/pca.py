@@ -31,10 +31,10 @@ class PcaTarget(Target):
     learned = True
 
     def __init__(self, spec: PatchSpec, components: int, arrays: dict[str, np.ndarray]):
-        wanted = _shapes(spec, components)
-        found = {name: np.shape(x) for name, x in arrays.items()}
-        if found != wanted:
-            raise ValueError(f"a PCA target of {wanted} has arrays {found}")
+        expected = _shapes(spec, components)
+        actual = {name: np.shape(x) for name, x in arrays.items()}
+        if actual != expected:
+            raise ValueError(f"a PCA target of {expected} has arrays {actual}")
         self.spec, self.width, self.arrays = spec, components, arrays
         self.caption = f"PCA target: {components} of {spec.patch_dim} components are predicted"
 

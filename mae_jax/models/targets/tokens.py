@@ -49,8 +49,8 @@ class TokenTarget(Target):
         size = self._grid[0] * factor, self._grid[1] * factor
         self._model = DiscreteVAE(size, **sizes, dtype=dtype)
         self.has_decoder = "decoder" in tokenizer["parts"]
-        wanted = part_shapes(self._model, tuple(tokenizer["parts"]))
-        if {k: x.shape for k, x in wanted.items()} != {k: x.shape for k, x in arrays.items()}:
+        expected = part_shapes(self._model, tuple(tokenizer["parts"]))
+        if {k: x.shape for k, x in expected.items()} != {k: x.shape for k, x in arrays.items()}:
             raise ValueError(f"the arrays do not match a tokenizer of {sizes}")
         self.caption = "tokens: the most likely ones, drawn by the tokenizer's decoder"
         _check(spec, self._model)
