@@ -121,8 +121,7 @@ def test_coefficients_of_any_patches_are_exact_up_to_rounding(fitted, chosen):
     arrays = {"mean": fit.mean, "components": fit.components}
     values = np.asarray(pca.PcaTarget(SPEC, N, arrays).targets(arrays, images, ids))
     centered, rows = (patches - fit.mean).astype(np.float64), fit.components.astype(np.float64)
-    # Error bound of n-term float32 dot products in any order of summation; XLA's order varies with
-    # the shape and the CPU.
+    # The float32 error bound for any order of summation: XLA's varies with shape and CPU.
     terms, unit = SPEC.patch_dim, np.finfo(np.float32).eps / 2
     bound = terms * unit / (1 - terms * unit) * (np.abs(centered) @ np.abs(rows).T)
     assert (np.abs(values - centered @ rows.T) <= bound).all()
