@@ -2,8 +2,8 @@
 
 import mae_jax
 
-model = mae_jax.load("runs/demo")                         # a run, or weights of another project
-features = model.features(model.load_images("photos"))    # [N, D]
+model = mae_jax.load("runs/demo")  # a run, or an official, Hugging Face or timm model
+features = model.features(model.load_images("photos"))  # [N, D]
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # imported on first use: it starts JAX, and `import mae_jax` is instant
+    if name == "load":  # imported on first use, because it imports JAX, which takes seconds
         from mae_jax.inference import load
 
         return load
@@ -24,4 +24,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})  # completion in notebooks
+    return sorted({*globals(), *__all__})  # for completion in notebooks

@@ -1,4 +1,4 @@
-"""Prints what there is: commands, recipes, the Python interface and documentation."""
+"""Lists the commands, recipes, Python interface and documentation."""
 
 import ast
 import os
@@ -17,23 +17,23 @@ In Python:
 
 
 def commands() -> dict[str, str]:
-    """Every command, by its name in `python -m mae_jax.NAME`, and its one-line description."""
+    """One-line descriptions of all commands, by their NAME in `python -m mae_jax.NAME`."""
     package = Path(mae_jax.__file__).parent
-    found = {"main": package / "main.py"}
+    paths = {"main": package / "main.py"}
     for module in pkgutil.iter_modules([str(package / "tools")]):
         file = f"{module.name}/__main__.py" if module.ispkg else f"{module.name}.py"
-        found[f"tools.{module.name}"] = package / "tools" / file
-    return {name: _first_line(path) for name, path in found.items()}
+        paths[f"tools.{module.name}"] = package / "tools" / file
+    return {name: _first_line(path) for name, path in paths.items()}
 
 
 def _first_line(path: Path) -> str:
-    """Of a docstring, without importing the module: that would start JAX."""
+    """First line of a module's docstring, read without importing it, which would import JAX."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
 
 
 def _documentation() -> list[str]:
-    """The pages of a clone; an installed package does not bring them."""
+    """Titles of the pages in docs/, which only a clone has, not an installed package."""
     folder = Path(recipe_file.ROOT, "docs")
     if not folder.is_dir():
         return ["Documentation: docs/ in the source repository; start with getting_started.md."]
@@ -44,7 +44,7 @@ def _documentation() -> list[str]:
 
 
 def overview() -> str:
-    """All of it, 80 columns wide at most."""
+    """The whole text, at most 80 columns wide."""
     lines = [
         f"mae_jax {mae_jax.__version__}: masked autoencoders in JAX and Flax",
         "",

@@ -1,9 +1,9 @@
-"""A trained model in three lines: features of images, reconstructions of images.
+"""Features and reconstructions of images from a trained model.
 
-model = mae_jax.load("runs/vit_l")             # or a file or folder of another project
-images = model.load_images("photos")           # a folder, a glob pattern or a list of files
-features = model.features(images)              # [N, D]
-views = model.reconstruct(images)              # original, masked, predicted, pasted
+model = mae_jax.load("runs/vit_l")    # a run, or an official, Hugging Face or timm model
+images = model.load_images("photos")  # a folder, a glob pattern or a list of files
+features = model.features(images)     # [N, D]
+views = model.reconstruct(images)     # original, masked, predicted, pasted
 """
 
 import functools
@@ -26,20 +26,20 @@ from mae_jax.runtime import extensions, filesystem
 from mae_jax.runtime.errors import UsageError, require
 
 POOLS = ("mean", "cls", "patches")
-_FAR_AWAY = 100.0  # deviations from the mean that no pixel has
+_MAX_DEVIATION = 100.0  # in units of std; no correctly scaled pixel is that far from the mean
 
 
 def load(path: str, *, dtype: str = "auto", ema: bool = False) -> "Pretrained":
-    """Loads a model with its weights; nothing of it is trained or random afterwards.
+    """Loads a trained model.
 
     Args:
-      path: a run (its newest step), one of its steps, or weights of any kind that
+      path: a run (its newest step), one of its steps, or weights in any format that
         `mae_jax.tools.convert` reads (docs/weights.md).
       dtype: of the arithmetic; "auto" is bfloat16 on accelerators and float32 on CPU.
-      ema: the averaged weights of a run that kept them.
+      ema: load the averaged weights, if the run kept them.
 
     Raises:
-      UsageError: there is none, it is damaged, or it is not whole.
+      UsageError: there is no model at `path`, or it is corrupt or incomplete.
     """
     path = filesystem.expand(path)
     model = convert.load(path, ema=ema)
@@ -48,7 +48,7 @@ def load(path: str, *, dtype: str = "auto", ema: bool = False) -> "Pretrained":
 
 
 def describe(model: convert.Weights) -> str:
-    """What a model is, on one line: size, shape, images, decoder and target or head."""
+    """Summary of a model on one line: size, images, and decoder with target, or head."""
     fields = model.fields
     size, patch = ("x".join(map(str, fields[key])) for key in ("image_size", "patch_size"))
     text = (
@@ -64,18 +64,18 @@ def describe(model: convert.Weights) -> str:
 
 
 class Pretrained:
-    """A model as functions of images.
+    """A trained model; computes features and reconstructions of images.
 
     Images are [N, H, W, C] of the model's size: uint8, or float in the units of `pixels`, which
-    are [0, 1] for ordinary photos. `load_images` makes them of files.
+    are [0, 1] for ordinary photos. `load_images` reads them from files.
 
     Attributes:
-      metadata: what the model is (see docs/checkpoints.md).
+      metadata: architecture, target, data and configuration (see docs/checkpoints.md).
       params: all parameters by name.
       image_size: (H, W).
       channels: C.
       grid: patches (rows, columns).
-      pixels: mean and std, per channel.
+      pixels: `mean` and `std` of the pixels, per channel.
       class_names: of a classifier, in the order of its head; numbers where the weights do not name
         them; [] for other models.
     """
@@ -97,18 +97,18 @@ class Pretrained:
         return f"<Pretrained {where}: {describe(self._model)}>"
 
     def load_images(self, files: str | Path | Sequence[str | Path]) -> np.ndarray:
-        """Reads images, all into memory, through the evaluation transform of the model.
+        """Reads images into memory with the model's evaluation transform.
 
         Args:
-          files: paths of images; or one path: a folder, with everything below it, a glob pattern,
-            a list file (.txt, .csv) or an image.
+          files: paths of images; or one path: a folder (searched recursively), a glob pattern, a
+            list file (.txt, .csv) or an image.
 
         Returns:
-          [N, H, W, C], in the order of the list or of the sorted paths; uint8, or float32 where
-          the model was trained with `data.dtype` float32.
+          [N, H, W, C] in the order of the list or of the sorted paths; uint8, or float32 if the
+          model was trained with `data.dtype` float32.
 
         Raises:
-          UsageError: there are no images, or one is missing or cannot be read; names it.
+          UsageError: there are no images, or one (named) is missing or cannot be read.
         """
         if isinstance(files, (str, Path)):
             source = data.image_source(str(files))
@@ -126,19 +126,22 @@ class Pretrained:
     def features(
         self, images: np.ndarray, *, pool: str = "mean", layer: int = -1, batch_size: int = 64
     ) -> np.ndarray:
-        """Features of whole images, nothing masked: float32 [N, D], or [N, L, D] for "patches".
+        """Features of unmasked images.
 
         Args:
-          images: see the class.
+          images: [N, H, W, C]; see the class.
           pool: "mean" of the patch tokens, the class token "cls", or all "patches" in image order.
-          layer: block whose output is taken, from 0, or from the end: -1 is the last. Behind the
-            last one comes the final norm, behind others none.
-          batch_size: images at once.
+          layer: index of the block to take the output of; negative indices count from the end. Only
+            the last block is followed by the final norm.
+          batch_size: images per forward pass.
+
+        Returns:
+          float32 [N, D], or [N, L, D] for "patches".
 
         Raises:
-          UsageError: images of another shape, no such pool or layer.
+          UsageError: images of the wrong shape or units, or no such pool or layer.
         """
-        images = self._checked(images)
+        images = self._check_images(images)
         require(batch_size > 0, f"batch_size={batch_size} must be positive")
         key = ("features", pool, layer)
         if key not in self._compiled:
@@ -149,7 +152,7 @@ class Pretrained:
         return np.concatenate([np.asarray(part) for part in parts])
 
     def feature_function(self, *, pool: str, layer: int) -> Callable[[Any, jax.Array], jax.Array]:
-        """`features` as a function of (`encoder_variables`, images), to be compiled.
+        """`features` as a pure function of (`encoder_variables`, images), for `jax.jit`.
 
         Raises:
           UsageError: no such pool or layer.
@@ -159,7 +162,8 @@ class Pretrained:
         require(pool in POOLS, f"--pool={pool} is not one of {', '.join(POOLS)}")
         require(
             -depth <= layer < depth,
-            f"layer {layer} is none of {depth} blocks (0 to {depth - 1}, or -{depth} to -1)",
+            f"layer {layer} does not exist: the model has {depth} blocks (0 to {depth - 1}, or "
+            f"-{depth} to -1)",
         )
         last = layer % depth == depth - 1
 
@@ -167,7 +171,7 @@ class Pretrained:
             patches = to_float(patchify(images, encoder.patch_size), **self.pixels)
             apply = functools.partial(encoder.apply, variables, patches)
             if last and encoder.pool == "mean" and pool == "mean":
-                return apply(method=encoder.features)  # what its head saw
+                return apply(method=encoder.features)  # as its head was trained on
             num_blocks = None if last else layer % depth + 1
             tokens: Any = apply(num_blocks=num_blocks, method=encoder.encode)
             tokens = tokens.astype(jnp.float32)
@@ -249,36 +253,39 @@ class Pretrained:
         mask_kind: str | None = None,
         seed: int = 0,
     ) -> Reconstruction:
-        """What the model makes of images with hidden patches: arrays of NumPy.
+        """Masks images and reconstructs them; the results are NumPy arrays.
 
-        A model of normalised pixels is shown with the true mean and deviation of every patch,
-        which it never knew (`target.caption` says so).
+        A model of normalized pixels is shown with the true mean and standard deviation of every
+        patch, which it does not predict (`target.caption` says so).
 
         Args:
-          images: see the class.
-          mask_ratio: share of the patches that is hidden; None for that of the training.
-          mask: or which patches are: 1 hides, 0 shows; [L], [rows, columns], or one for each image
-            with as many hidden.
-          priority: or which are hidden first: numbers in the same shapes, highest first, equal ones
-            at random, until `mask_ratio` is hidden. `patches.patch_means` makes it of pixels.
-          mask_kind: see `masking.find`; None for that of the training.
-          seed: of the masks; the same seed gives the same masks, image by image.
+          images: [N, H, W, C]; see the class.
+          mask_ratio: fraction of the patches to mask; None for the ratio of the training.
+          mask: the patches to mask, instead of random ones: 1 is masked, 0 is visible. [L],
+            [rows, columns], or either per image with the same number of masked patches in each.
+          priority: numbers in the shapes of `mask`: masks the patches with the highest ones, ties
+            at random, until `mask_ratio` is reached. `patches.patch_means` computes it from pixels.
+          mask_kind: see `masking.find`; None for the kind of the training.
+          seed: of the masks.
 
         Raises:
-          UsageError: no decoder, images or mask of another shape, an impossible ratio.
+          UsageError: the model has no decoder, images or mask have the wrong shape, the mask ratio
+            is impossible, or the options of the mask exclude each other.
         """
         model = self._autoencoder
-        images = self._checked(images)
+        images = self._check_images(images)
         if mask is not None:
-            alone = all(x is None for x in (mask_ratio, mask_kind, priority))
-            require(alone, "a mask says which patches are hidden: leave out its ratio and kind")
-            hidden = self._given(np.asarray(mask), len(images))
+            require(
+                all(x is None for x in (mask_ratio, mask_kind, priority)),
+                "a mask already determines the masked patches: leave out ratio, kind and priority",
+            )
+            hidden = self._mask_from_array(np.asarray(mask), len(images))
         else:
             require(
                 priority is None or mask_kind is None,
-                "a priority says which patches are hidden: leave out the kind of mask",
+                "a priority already determines the masked patches: leave out the kind of mask",
             )
-            hidden = self._drawn(len(images), mask_ratio, mask_kind, priority, seed)
+            hidden = self._sample_mask(len(images), mask_ratio, mask_kind, priority, seed)
         if "reconstruct" not in self._compiled:
             target = self.target
             self._compiled["reconstruct"] = jax.jit(
@@ -290,7 +297,7 @@ class Pretrained:
 
     @functools.cached_property
     def target(self) -> targets.Target:
-        """What the model was trained to predict."""
+        """The target that the model was trained to predict."""
         spec = factory.patch_spec(self._model.fields, self.metadata["data"])
         return targets.restore(self.metadata["target"], spec, self._model.target)
 
@@ -298,8 +305,8 @@ class Pretrained:
     def _autoencoder(self) -> Any:
         require(
             self._model.kind == "mae",
-            f"no decoder weights in {self._path} (encoder-only export): take the run it was made "
-            "from, or a file that has them (official: mae_visualize_*, *_full)",
+            f"no decoder weights in {self._path} (encoder-only export): use the run it was "
+            "exported from, or a file that has them (official: mae_visualize_*, *_full)",
         )
         return factory.build_mae(self._model.fields, dtype=self._dtype)
 
@@ -307,7 +314,7 @@ class Pretrained:
     def _decoder_params(self) -> Any:
         return jax.device_put(self._model.variables()["params"])
 
-    def _drawn(
+    def _sample_mask(
         self,
         number: int,
         ratio: float | None,
@@ -326,8 +333,8 @@ class Pretrained:
             if priority is None:
                 hidden = masking.masks(key, number, self.grid, ratio, noise)
             else:
-                values = self._of_patches(np.asarray(priority, np.float32), number, "priority")
-                require(bool(np.isfinite(values).all()), "a priority must be finite numbers")
+                values = self._per_patch(np.asarray(priority, np.float32), number, "priority")
+                require(bool(np.isfinite(values).all()), "a priority must be finite")
                 hidden = masking.from_priority(jnp.asarray(values), ratio, key)
         except ValueError as error:
             raise UsageError(f"{error} (--mask_ratio={ratio})") from error
@@ -336,8 +343,8 @@ class Pretrained:
         )
         return hidden
 
-    def _of_patches(self, values: np.ndarray, number: int, name: str) -> np.ndarray:
-        """`values` of the patches of all images, [number, L]."""
+    def _per_patch(self, values: np.ndarray, number: int, name: str) -> np.ndarray:
+        """Checks `values` and broadcasts them to the patches of all images, [number, L]."""
         patches = self.grid[0] * self.grid[1]
         if values.shape in ((patches,), self.grid):
             values = np.broadcast_to(values.reshape(1, patches), (number, patches))
@@ -347,35 +354,35 @@ class Pretrained:
         )
         return values.reshape(number, patches)
 
-    def _given(self, mask: np.ndarray, number: int) -> masking.Masking:
-        mask = self._of_patches(mask, number, "mask")
-        require(bool(np.isin(mask, (0, 1)).all()), "a mask holds 1 (hidden) and 0 (visible) alone")
+    def _mask_from_array(self, mask: np.ndarray, number: int) -> masking.Masking:
+        mask = self._per_patch(mask, number, "mask")
+        require(bool(np.isin(mask, (0, 1)).all()), "a mask must contain only 1 (masked) and 0")
         mask = mask.astype(np.int32)
         hidden, patches = mask.sum(axis=1), mask.shape[1]
         require(
             int(hidden.min()) == int(hidden.max()) and 0 < hidden[0] < patches,
-            f"a mask must hide some of the {patches} patches and show some, as many of every "
-            f"image; this hides {sorted(set(hidden.tolist()))}",
+            f"a mask must hide some of the {patches} patches and show some, the same number in "
+            f"every image; this one hides {sorted(set(hidden.tolist()))}",
         )
         return masking.from_mask(jnp.asarray(mask), patches - int(hidden[0]))
 
-    def _checked(self, images: Any) -> np.ndarray:
-        images, wanted = np.asarray(images), (*self.image_size, self.channels)
+    def _check_images(self, images: Any) -> np.ndarray:
+        images, shape = np.asarray(images), (*self.image_size, self.channels)
         require(
-            images.ndim == 4 and images.shape[1:] == wanted and len(images) > 0,
-            f"images of shape {images.shape}: the model takes [N, {', '.join(map(str, wanted))}] "
-            "(load_images makes them of files)",
+            images.ndim == 4 and images.shape[1:] == shape and len(images) > 0,
+            f"images of shape {images.shape}: the model takes [N, {', '.join(map(str, shape))}] "
+            "(load_images reads them from files)",
         )
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         require(
             images.dtype == np.uint8 or floats,
-            f"images of {images.dtype}: make them uint8, or float in the units of {self.pixels}",
+            f"images of {images.dtype}: use uint8, or float in the units of {self.pixels}",
         )
-        if floats:  # bytes that became floats are a thousand deviations away
+        if floats:  # values from 0 to 255 are about a thousand deviations away
             away = np.abs(images - np.array(self.pixels["mean"])) / np.array(self.pixels["std"])
             require(
-                bool(away.max() < _FAR_AWAY),
+                bool(away.max() < _MAX_DEVIATION),
                 f"images up to {images.max():.4g}, but the model was trained on pixels of "
-                f"{self.pixels}: divide by 255, or give uint8",
+                f"{self.pixels}: divide by 255, or pass uint8",
             )
         return images

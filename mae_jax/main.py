@@ -1,4 +1,4 @@
-"""Trains what a recipe describes: pre-training, fine-tuning, probing, kNN.
+"""Runs a recipe: pre-training, fine-tuning, linear probing, kNN.
 
 Examples:
   python -m mae_jax.main --config=configs/demo.py
@@ -7,9 +7,9 @@ Examples:
 
 To continue an interrupted run, run the same command again.
 
-Exit status: 0 done, 1 the run failed, 2 invalid input (one line says what),
-70 ended by the watchdog, 75 stopped after saving, by a signal or because its
-data could not be read. After 70 and 75, run the same command to continue.
+Exit status: 0 done; 1 the run failed; 2 invalid input, explained in one line;
+70 stopped by the watchdog; 75 stopped after saving, by a signal or because data
+could not be read. After 70 or 75, run the same command again to continue.
 """
 
 import contextlib
@@ -17,39 +17,37 @@ import os
 import sys
 from typing import Any
 
-from absl import flags
+from absl.flags import FLAGS
 
-from mae_jax.config import flags as command_line
+from mae_jax.config import flags
 from mae_jax.runtime import workdir
 from mae_jax.runtime.cli import run_command, setup_logging
 from mae_jax.runtime.errors import STOPPED
 from mae_jax.runtime.preemption import Interrupted, StopRequest, stop_on_signals
 from mae_jax.runtime.watchdog import Watchdog
 
-FLAGS = flags.FLAGS
-
-command_line.define_run(FLAGS, sys.argv)
+flags.define_run(FLAGS, sys.argv)
 
 
 def main() -> int:
-    """Runs the command of `sys.argv`; returns the exit status."""
-    if command_line.HELP.intersection(sys.argv[1:]):
-        print(command_line.help_of(__doc__, FLAGS))
+    """Runs the command in `sys.argv`; returns the exit status."""
+    if flags.HELP.intersection(sys.argv[1:]):
+        print(flags.help_of(__doc__, FLAGS))
         return 0
-    config = command_line.parse(sys.argv[1:], FLAGS)
-    folder = command_line.workdir_of(FLAGS)
+    config = flags.parse(sys.argv[1:], FLAGS)
+    folder = flags.workdir_of(FLAGS)
     setup_logging()
     try:
         with stop_on_signals() as stop:
             return 0 if _train(config, folder, stop) else STOPPED
     except Interrupted:
-        print("stopped before the first step: the same command starts again", file=sys.stderr)
+        print("stopped before the first step: run the same command to start again", file=sys.stderr)
         return STOPPED
 
 
 def _train(config: Any, folder: str, stop: StopRequest) -> bool:
-    """Trains; False when stopped."""
-    import jax  # late, so that mistyped flags answer at once
+    """Trains; returns False if the run was stopped."""
+    import jax  # late, so that mistyped flags are reported at once
 
     from mae_jax.distributed import consistency, fail_fast, initialize, sharding
     from mae_jax.runtime import compilation_cache
@@ -66,9 +64,9 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
         keep_freed_memory()
     process = jax.process_index()
     with contextlib.ExitStack() as closing:
-        # Processes that are not alike may hang in a collective: none before they are compared.
+        # Processes that differ may hang in a collective, so none before `check_consistency`.
         with consistency.propagate_startup_error():
-            sharding.make_mesh(**config.mesh)  # refused before the data are looked for
+            sharding.make_mesh(**config.mesh)  # reports an invalid mesh before data is searched
             release = closing.enter_context(workdir.lock(folder, first=process == 0))
             stop.before_leaving.append(release)
             dog = Watchdog(**config.watchdog, workdir=folder, process=process)

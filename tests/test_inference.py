@@ -1,4 +1,4 @@
-"""The three lines of Python that a notebook needs."""
+"""The Python interface for notebooks: load, features, reconstruct."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("weights")
     for name, file, hints in (
         ("pixels", "mae_tiny", convert.Hints(3, 2, normalize=False)),
-        ("normalised", "mae_tiny", convert.Hints(3, 2, normalize=True)),
+        ("normalized", "mae_tiny", convert.Hints(3, 2, normalize=True)),
         ("cls", "vit_tiny_gp0", convert.Hints(3)),
         ("mean", "vit_tiny_gp1", convert.Hints(3)),
     ):
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mae(folder):
-    return inference.load(str(folder / "normalised"))
+    return inference.load(str(folder / "normalized"))
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +79,14 @@ def test_poolings_and_layers_of_an_autoencoder(mae, images):
     np.testing.assert_array_equal(mae.features(images, layer=2), mae.features(images))
 
 
-@pytest.mark.parametrize("name", ["pixels", "normalised"])
+@pytest.mark.parametrize("name", ["pixels", "normalized"])
 def test_reconstruction_is_the_official_prediction(folder, images, name):
-    ref = official.arrays(f"mae_tiny_r75_npl{int(name == 'normalised')}.npz")
+    ref = official.arrays(f"mae_tiny_r75_npl{int(name == 'normalized')}.npz")
     model = inference.load(str(folder / name))
     views = model.reconstruct(images, mask=ref["mask"])
     patches = np.asarray(to_float(patchify(images, (4, 4)), MEAN, STD))
     pred = ref["pred"]
-    if name == "normalised":
+    if name == "normalized":
         pred = np.asarray(pixel.undo_normalize(pred, patches))
     shape = (*pred.shape[:2], 16, 3)
     pixels = pred.reshape(shape) * np.float32(STD) + np.float32(MEAN)
@@ -100,7 +100,7 @@ def test_reconstruction_is_the_official_prediction(folder, images, name):
 
 
 def hidden_patches(views):
-    """bool [B, L]: patches that are grey in `masked`."""
+    """bool [B, L]: patches that are gray in `masked`."""
     return (np.abs(np.asarray(patchify(views.masked, (4, 4))) - 0.5) < 1e-6).all(axis=2)
 
 
@@ -121,7 +121,7 @@ def test_masks_by_ratio_seed_and_hand(mae, images):
 def test_masks_by_kind_and_priority(mae, images):
     grid = hidden_patches(mae.reconstruct(images, mask_kind="grid")).reshape(-1, 8, 8)
     assert not grid[:, ::2, ::2].any() and grid.sum() == len(images) * 48
-    # Pixels of which those of one patch are brighter than all others, those of another darker.
+    # One patch is brighter than all others, one is darker.
     bright = np.full((len(images), 32, 32), 0.5)
     bright[:, 4:8, 8:12], bright[:, 28:, 28:] = 0.9, 0.1
     for priority in (patch_means(bright, (4, 4)), np.asarray(patch_means(bright, (4, 4)))[0]):
@@ -143,28 +143,31 @@ def test_bad_calls_are_explained(folder, mae, images):
         (lambda: mae.features(images.astype(np.float32)), "divide by 255"),
         (lambda: mae.features(images, batch_size=0), "batch_size=0"),
         (lambda: mae.reconstruct(images, mask_ratio=0), "hides no patch"),
-        (lambda: mae.reconstruct(images, mask=np.ones(64), mask_ratio=0.5), "leave out its ratio"),
+        (lambda: mae.reconstruct(images, mask=np.ones(64), mask_ratio=0.5), "leave out ratio"),
         (lambda: mae.reconstruct(images, mask=np.ones((4, 16))), r"the mask is \(4, 16\)"),
         (
             lambda: mae.features(images, layer=3),
-            r"layer 3 is none of 3 blocks \(0 to 2, or -3 to -1\)",
+            r"layer 3 does not exist: the model has 3 blocks \(0 to 2, or -3 to -1\)",
         ),
         (lambda: mae.reconstruct(images, mask_ratio=1.5), "mask ratio 1.5"),
         (lambda: mae.reconstruct(images, mask=np.ones(9)), r"the mask is \(9,\)"),
         (lambda: mae.reconstruct(images, mask=np.ones(64)), "must hide some of the 64"),
-        (lambda: mae.reconstruct(images, mask=np.full(64, 0.5)), "1 .hidden. and 0"),
+        (lambda: mae.reconstruct(images, mask=np.full(64, 0.5)), "only 1 .masked. and 0"),
         (lambda: mae.reconstruct(images, mask_kind="spiral"), "--mask_kind=spiral"),
         (
             lambda: mae.reconstruct(images, mask_kind="grid", mask_ratio=0.5),
             r"16 of 64, not 32: its mask ratio is 0.75 \(--mask_ratio=0.5\)",
         ),
         (lambda: mae.reconstruct(images, priority=np.ones(9)), r"the priority is \(9,\)"),
-        (lambda: mae.reconstruct(images, priority=np.full(64, np.nan)), "finite numbers"),
+        (
+            lambda: mae.reconstruct(images, priority=np.full(64, np.nan)),
+            "priority must be finite",
+        ),
         (lambda: mae.reconstruct(images, priority=np.ones(64), mask_kind="block"), "the kind"),
         (lambda: mae.reconstruct(images, priority=np.ones(64), mask=np.ones(64)), "leave out"),
         (
             lambda: mae.reconstruct(images[:2], mask=np.stack([np.arange(64) < n for n in (3, 4)])),
-            "as many of every image",
+            "the same number in every image",
         ),
         (lambda: inference.load(str(folder / "cls")).reconstruct(images), "no decoder weights in"),
         (lambda: mae.load_images(["gone.png"]), "gone.png"),
@@ -202,16 +205,16 @@ def test_images_of_a_folder_a_pattern_or_a_list(mae, tmp_path):
         mae.load_images(str(tmp_path / "nothing*"))
 
 
-def test_what_a_model_shows_of_itself(mae, folder):
+def test_repr_summarizes_the_model(mae, folder):
     assert repr(mae) == (
-        f"<Pretrained {folder}/normalised: ViT-{mae.metadata['model']['size']}: 3 blocks of width "
-        "48, 3 heads, images 32x32x3, patches 4x4; decoder of 2 blocks, target normalised patches>"
+        f"<Pretrained {folder}/normalized: ViT-{mae.metadata['model']['size']}: 3 blocks of width "
+        "48, 3 heads, images 32x32x3, patches 4x4; decoder of 2 blocks, target normalized patches>"
     )
     classifier = repr(inference.load(str(folder / "mean")))
     assert "classes, pool mean>" in classifier and "decoder" not in classifier
 
 
-def test_load_is_an_attribute_of_the_package_and_importing_that_is_instant():
+def test_load_is_an_attribute_of_the_package_which_imports_nothing_heavy():
     assert mae_jax.load is inference.load
     assert "load" in dir(mae_jax) and not hasattr(mae_jax, "lode")
     code = "import mae_jax, sys; assert not {'jax', 'numpy', 'absl'} & sys.modules.keys()"

@@ -15,7 +15,7 @@ from mae_jax.models.layers import Dtype
 from mae_jax.ops.patches import grid_size
 from mae_jax.ops.trees import flatten
 
-# What describes a tokenizer, and how large it may be said to be before one is made.
+# Sizes of a tokenizer and their upper limits, which files are checked against before it is built.
 SIZES = {
     "channels": 1024,
     "vocab_size": 2**16,
@@ -34,7 +34,7 @@ def map_pixels(images: jax.Array) -> jax.Array:
 
 
 def unmap_pixels(images: jax.Array) -> jax.Array:
-    """Undoes `map_pixels`; what lies outside comes to 0 or 1."""
+    """Inverse of `map_pixels`, clipped to [0, 1]."""
     return jnp.clip((images - EPS) / (1 - 2 * EPS), 0, 1)
 
 
@@ -43,12 +43,14 @@ def _conv(width: int, size: int, dtype: Dtype, name: str) -> nn.Conv:
 
 
 class Block(nn.Module):
-    """x + gain * (four convolutions of x, each behind a ReLU); three of them on a quarter width.
+    """Residual block: x + gain * (four convolutions of x, each preceded by a ReLU).
+
+    The first three convolutions have a quarter of the width.
 
     Attributes:
-      width: channels of the result.
-      kernels: sides of the four kernels.
-      gain: of the residual path.
+      width: output channels.
+      kernels: sizes of the four square kernels.
+      gain: factor on the residual branch.
     """
 
     width: int
@@ -84,7 +86,7 @@ class Group(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, H, W, C] (mapped) to logits of codes, float32 [B, H / F, W / F, vocab_size]."""
+    """Mapped images [B, H, W, C] to logits of codes, float32 [B, H / F, W / F, vocab_size]."""
 
     vocab_size: int
     hidden_dim: int
@@ -105,9 +107,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes [B, h, w, vocab_size] (one-hot, or soft) to [B, h * F, w * F, 2 C].
+    """Codes [B, h, w, vocab_size], one-hot or soft, to float32 [B, h * F, w * F, 2 C].
 
-    The first C channels are logits of mapped pixels, the others the logarithms of their scales.
+    The first C channels are logits of the mapped pixels, the others their log scales.
     """
 
     channels: int
@@ -133,14 +135,15 @@ class DiscreteVAE(nn.Module):
     """Encoder and decoder; images are [B, H, W, C] in [0, 1].
 
     Attributes:
-      image_size: (H, W) it is trained on; it takes any that F divides.
+      image_size: (H, W) in training; any size divisible by F works.
       channels: C.
       vocab_size: number of codes.
       hidden_dim: width of the first group; a multiple of 4. It doubles from group to group.
-      groups: between two of them the image is halved, so a code stands for F = 2^(groups - 1)
-        pixels in each direction.
-      blocks_per_group: residual blocks.
-      init_dim: width that the decoder begins with.
+      groups: number of groups. The image is halved between groups, so one code covers F x F pixels
+        with F = 2^(groups - 1).
+      blocks_per_group: residual blocks in each group.
+      init_dim: width of the decoder's first layer.
+      dtype: of the arithmetic; parameters and logits are float32.
     """
 
     image_size: tuple[int, int]
@@ -154,7 +157,7 @@ class DiscreteVAE(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels of a side that one code stands for."""
+        """F, the side in pixels of the square that one code covers."""
         return 2 ** (self.groups - 1)
 
     @property
@@ -168,7 +171,7 @@ class DiscreteVAE(nn.Module):
         self.decoder = Decoder(self.channels, *sizes, self.init_dim, self.dtype)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Pixels of the soft codes; what makes all parameters."""
+        """Reconstruction from soft codes, [B, H, W, C] in [0, 1]; touches every parameter."""
         return self.decode(nn.softmax(self.logits(images)))
 
     def logits(self, images: jax.Array) -> jax.Array:
@@ -176,31 +179,32 @@ class DiscreteVAE(nn.Module):
         return self.encoder(map_pixels(images))
 
     def codes(self, images: jax.Array) -> jax.Array:
-        """The likeliest codes, int32 [B, h, w]."""
+        """The most likely codes, int32 [B, h, w]."""
         return self.logits(images).argmax(axis=-1).astype(jnp.int32)
 
     def statistics(self, weights: jax.Array) -> jax.Array:
-        """Logits of pixels and logarithms of scales, float32 [B, H, W, 2 C], of soft codes."""
+        """Pixel logits and log scales, float32 [B, H, W, 2 C], of codes [B, h, w, vocab_size]."""
         return self.decoder(weights)
 
     def decode(self, weights: jax.Array) -> jax.Array:
-        """Images in [0, 1] of codes float32 [B, h, w, vocab_size], one-hot or soft."""
+        """Images [B, H, W, C] in [0, 1] of codes float32 [B, h, w, vocab_size], one-hot or soft."""
         return pixels(self.statistics(weights))
 
     def decode_codes(self, codes: jax.Array) -> jax.Array:
-        """Images in [0, 1] of codes int32 [B, h, w]."""
+        """Images [B, H, W, C] in [0, 1] of codes int32 [B, h, w]."""
         return self.decode(nn.one_hot(codes, self.vocab_size))
 
 
 def pixels(statistics: jax.Array) -> jax.Array:
-    """Images in [0, 1] that the decoder's result [..., 2 C] stands for."""
+    """Images [..., C] in [0, 1] of the decoder's output [..., 2 C]."""
     return unmap_pixels(nn.sigmoid(statistics[..., : statistics.shape[-1] // 2]))
 
 
 def logit_laplace_loss(images: jax.Array, statistics: jax.Array) -> jax.Array:
-    """Minus the log-likelihood of each number of `images` [..., C] in [0, 1], float32.
+    """Negative log-likelihood of each value of `images` [..., C] in [0, 1], float32 [..., C].
 
-    The logit of a mapped pixel has a Laplace distribution (2102.12092, appendix A.3).
+    The logit of a mapped pixel has a Laplace distribution (2102.12092, appendix A.3); `statistics`
+    [..., 2 C] come from the decoder.
     """
     x = map_pixels(images)
     mean, log_scale = jnp.split(statistics, 2, axis=-1)
@@ -209,34 +213,34 @@ def logit_laplace_loss(images: jax.Array, statistics: jax.Array) -> jax.Array:
 
 
 def init_params(model: DiscreteVAE, key: jax.Array) -> Any:
-    """Fresh parameters."""
+    """Initial parameters."""
     images = jnp.zeros((1, model.factor, model.factor, model.channels))
     return model.init(key, images)["params"]
 
 
 def check_sizes(sizes: dict[str, Any]) -> dict[str, int]:
-    """Arguments of `DiscreteVAE` as they are, if they can be: files are not trusted.
+    """Returns the `DiscreteVAE` arguments `sizes` after checking them: files are not trusted.
 
     Raises:
-      ValueError: names the one that cannot.
+      ValueError: a size is missing, of the wrong type or out of range.
     """
     for key, largest in SIZES.items():
         value = sizes.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
             raise ValueError(f"no tokenizer can have {key} {str(value)[:20]} (1 to {largest})")
     if sizes["hidden_dim"] % 4:
-        raise ValueError(f"hidden_dim {sizes['hidden_dim']} of a tokenizer is no multiple of 4")
+        raise ValueError(f"hidden_dim {sizes['hidden_dim']} of a tokenizer is not a multiple of 4")
     return sizes
 
 
 def part_shapes(model: DiscreteVAE, parts: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes by name of the parameters of some parts, `encoder` and `decoder`."""
+    """Shapes, by name, of the parameters of `parts`: "encoder", "decoder" or both."""
     shapes = flatten(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     return {name: x for name, x in shapes.items() if name.split("/")[0] in parts}
 
 
 def forward_macs(model: DiscreteVAE) -> int:
-    """Multiplications of encoding and decoding one image."""
+    """Multiply-adds of encoding and decoding one image."""
     height, width = model.image_size
     macs = 0
     for name, x in part_shapes(model, ("encoder", "decoder")).items():
@@ -251,6 +255,6 @@ def _gain(groups: int, blocks_per_group: int) -> float:
 
 
 def _halvings(part: str, layer: str, groups: int) -> int:
-    """How often the image is halved where a layer works."""
+    """How often the image has been halved at a layer."""
     number = {"input": 1, "output": groups}.get(layer) or int(layer.removeprefix("group_"))
     return number - 1 if part == "encoder" else groups - number

@@ -1,4 +1,4 @@
-"""The model that a configuration, or the metadata of a checkpoint, describes."""
+"""Builds models from a configuration or from the metadata of a checkpoint."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ from mae_jax.runtime.errors import UsageError, require
 
 
 def compute_dtype(name: str) -> Any:
-    """Type of the arithmetic: "auto" is bfloat16 on accelerators and float32 on CPU."""
+    """Dtype of the arithmetic: "auto" is bfloat16 on accelerators and float32 on CPU."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
 def encoder_fields(model: Any) -> dict[str, Any]:
-    """Constructor arguments of the encoder that `config.model` describes, all of them plain values.
+    """Constructor arguments of the encoder in `config.model`, as JSON types.
 
     Raises:
-      UsageError: sizes that do not fit together.
+      UsageError: the sizes are inconsistent.
     """
     size = SIZES[model.size]
     fields = {
@@ -41,7 +41,7 @@ def encoder_fields(model: Any) -> dict[str, Any]:
 
 
 def mae_fields(model: Any) -> dict[str, Any]:
-    """The same for the whole masked autoencoder; what it predicts is not among them."""
+    """The same for the whole masked autoencoder, except `pred_dim`, which the target sets."""
     decoder = {key: model[key] for key in model if key.startswith("decoder_")}
     _check_blocks(decoder, "decoder_", model.mlp_ratio)
     require(
@@ -53,7 +53,7 @@ def mae_fields(model: Any) -> dict[str, Any]:
 
 
 def patch_spec(fields: dict[str, Any], data: Any) -> PatchSpec:
-    """How images are cut and scaled, by a model's fields and `config.data`."""
+    """How images are patchified and normalized, from a model's fields and `config.data`."""
     sizes = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
     return PatchSpec(
         **sizes, channels=fields["channels"], mean=tuple(data["mean"]), std=tuple(data["std"])
@@ -76,10 +76,17 @@ def _check_blocks(fields: dict[str, Any], part: str, mlp_ratio: float) -> None:
 def build_mae(
     fields: dict[str, Any], *, dtype: str, attention: str = "xla", remat: str = "none"
 ) -> MaskedAutoencoder:
-    """The autoencoder of `mae_fields`, or of the same in a checkpoint's metadata.
+    """Builds the masked autoencoder.
+
+    Args:
+      fields: from `mae_fields` or a checkpoint's metadata.
+      dtype: see `compute_dtype`.
+      attention: a key of `layers.ATTENTION`.
+      remat: a key of `layers.REMAT`.
 
     Raises:
-      UsageError: the image is not a whole number of patches.
+      UsageError: the image size is not a multiple of the patch size, or this device cannot run
+        `attention`.
     """
     return _build(MaskedAutoencoder, fields, dtype=dtype, attention=attention, remat=remat)
 
@@ -87,19 +94,19 @@ def build_mae(
 def build_vit(
     fields: dict[str, Any], *, dtype: str, attention: str = "xla", remat: str = "none"
 ) -> VisionTransformer:
-    """The classifier of `encoder_fields` and its further arguments. Raises as `build_mae`."""
+    """Builds a classifier from `encoder_fields` plus its own arguments; see `build_mae`."""
     return _build(VisionTransformer, fields, dtype=dtype, attention=attention, remat=remat)
 
 
-def _build(kind: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> Any:
-    low = compute_dtype(dtype) == jnp.bfloat16
+def _build(model_class: Any, fields: dict[str, Any], *, dtype: str, **choices: str) -> Any:
+    bfloat16 = compute_dtype(dtype) == jnp.bfloat16
     require(
-        choices["attention"] != "cudnn" or (low and jax.default_backend() == "gpu"),
+        choices["attention"] != "cudnn" or (bfloat16 and jax.default_backend() == "gpu"),
         "--config.model.attention=cudnn needs an NVIDIA GPU and --config.model.dtype=bfloat16: "
         "leave it at xla",
     )
     sizes: dict[str, Any] = {name: tuple(fields[name]) for name in ("image_size", "patch_size")}
-    model = kind(**fields | sizes, dtype=compute_dtype(dtype), **choices)
+    model = model_class(**fields | sizes, dtype=compute_dtype(dtype), **choices)
     try:
         _ = model.grid
     except ValueError as error:
@@ -124,10 +131,10 @@ def check_vit(config: Any) -> None:
 
 
 def visible_patches(model: MaskedAutoencoder, mask: Any) -> int:
-    """Number of patches the encoder sees with masks as `config.mask` describes them.
+    """Number of patches that the encoder sees with the masks of `config.mask`.
 
     Raises:
-      UsageError: the ratio hides all patches, or none, or is impossible for the kind of mask.
+      UsageError: the mask ratio hides all patches or none, or the kind of mask does not allow it.
     """
     num_patches = model.grid[0] * model.grid[1]
     try:

@@ -1,6 +1,6 @@
-"""Transformer blocks shared by encoder, decoder and classifier.
+"""Transformer layers shared by encoder, decoder and classifier.
 
-Parameters are float32; `dtype` is the type of the arithmetic. LayerNorm statistics and attention
+Parameters are float32; `dtype` is the dtype of the arithmetic. LayerNorm statistics and attention
 weights are always computed in float32.
 """
 
@@ -17,10 +17,10 @@ from mae_jax.ops.attention import attention
 Dtype = Any
 Initializer = nn.initializers.Initializer
 LN_EPS = 1e-6
-# Weights of linear layers: the autoencoder's (paper A.1), and timm's for a classifier of its own.
+# Initialization of linear layers: the autoencoder's (paper A.1), and timm's for classifiers.
 XAVIER = nn.initializers.xavier_uniform()
 NORMAL = nn.initializers.normal(0.02)
-# `model.attention`: what computes softmax(q k^T / sqrt(d)) v.
+# `model.attention`: implementations of softmax(q k^T / sqrt(d)) v.
 ATTENTION = {
     "xla": attention,
     "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
@@ -28,7 +28,7 @@ ATTENTION = {
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis with the official epsilon, computed in float32."""
+    """LayerNorm over the last axis with the official code's epsilon, computed in float32."""
 
     dtype: Dtype
 
@@ -41,21 +41,21 @@ class LayerNorm(nn.Module):
 
 
 def layer_norm(dtype: Dtype, name: str | None = None) -> LayerNorm:
-    """LayerNorm whose result is of type `dtype`."""
+    """LayerNorm with output of dtype `dtype`."""
     return LayerNorm(dtype, name=name)
 
 
 def dense(
     features: int, dtype: Dtype, name: str | None = None, kernel_init: Initializer = XAVIER
 ) -> nn.Dense:
-    """Linear layer with zero bias, by default with the autoencoder's weights."""
+    """Linear layer with zero-initialized bias and, by default, Xavier-uniform kernel."""
     return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 class QKV(nn.Module):
-    """The fused projection to queries, keys and values: one [D, 3D] matrix, columns q, k, v.
+    """Fused projection to queries, keys and values: one [D, 3D] matrix with columns q, k, v.
 
-    Fused, because Xavier initialisation depends on the shape of the whole matrix.
+    Xavier initialization depends on the shape of the whole matrix, so it must stay fused.
     """
 
     dtype: Dtype
@@ -77,7 +77,7 @@ class QKV(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; optionally only the last tokens ask, while all are looked at."""
+    """Multi-head self-attention, optionally with only the last tokens as queries."""
 
     num_heads: int
     dtype: Dtype
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the exact (erf) GELU between."""
+    """Two linear layers with the exact (erf) GELU in between."""
 
     hidden_dim: int
     dtype: Dtype
@@ -114,8 +114,10 @@ def drop_path(x: jax.Array, rate: float, noise: jax.Array) -> jax.Array:
     Args:
       x: output of the branch, [B, N, D].
       rate: probability of dropping.
-      noise: uniform in [0, 1), [B]: one number decides for one example. What is kept is scaled by
-        1 / (1 - rate).
+      noise: uniform in [0, 1), [B], one value per example.
+
+    Returns:
+      [B, N, D]; kept branches are scaled by 1 / (1 - rate).
     """
     keep = jnp.floor(1.0 - rate + noise)[:, None, None].astype(x.dtype)
     return x / (1.0 - rate) * keep
@@ -135,11 +137,11 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, num_queries: int | None = None, noise: jax.Array | None = None
     ) -> jax.Array:
-        """One block.
+        """Applies the block.
 
         Args:
           x: tokens [B, N, D].
-          num_queries: compute only the last so many tokens; None for all.
+          num_queries: compute only the last `num_queries` tokens; None for all.
           noise: uniform [B, 2] for dropping the two branches at the rate `drop_path`; None, as in
             evaluation, drops nothing.
 
@@ -158,16 +160,16 @@ class Block(nn.Module):
         return x + branch(mlp(layer_norm(self.dtype, "norm2")(x)), 1)
 
 
-# `model.remat`: what of a block is kept for its backward pass; the rest is computed again.
+# `model.remat`: activations of a block kept for its backward pass; the rest is recomputed.
 REMAT = {
-    "none": None,  # everything that the backward pass reads is kept
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of linear layers
-    "blocks": jax.checkpoint_policies.nothing_saveable,  # only what comes in
+    "none": None,  # everything that the backward pass reads
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of linear layers
+    "blocks": jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
 
 
 def block_class(remat: str) -> Any:
-    """`Block`, or the same with less kept for its backward pass: a key of `REMAT`."""
+    """`Block` with the rematerialization policy `remat`, a key of `REMAT`."""
     if remat == "none":
         return Block
     return nn.remat(Block, policy=REMAT[remat], static_argnums=(2,))  # 2: num_queries
@@ -190,10 +192,10 @@ def _xavier_patch_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any = jn
 
 
 class PatchProjection(nn.Module):
-    """The patch convolution as a matrix product, so that patches can be picked before it.
+    """The patch convolution as a matrix product, so that patches can be selected before it.
 
-    The official autoencoder initialises the kernel as a matrix (`xavier`), the official classifier
-    leaves it at PyTorch's default; both leave the bias there.
+    The official autoencoder initializes the kernel as a matrix (`xavier`). The official classifier
+    keeps PyTorch's default, as both do for the bias.
     """
 
     dim: int
@@ -206,7 +208,7 @@ class PatchProjection(nn.Module):
         """patches [B, K, ph*pw*C] -> [B, K, D]."""
         fan_in = patches.shape[-1]
         channels = fan_in // (self.patch_size[0] * self.patch_size[1])
-        shape = (*self.patch_size, channels, self.dim)  # a convolution's kernel: shows its meaning
+        shape = (*self.patch_size, channels, self.dim)  # stored as a convolution kernel
         torch = _torch_default(fan_in)
         kernel = self.param("kernel", _xavier_patch_kernel if self.xavier else torch, shape)
         kernel = kernel.reshape(fan_in, self.dim)
@@ -215,7 +217,7 @@ class PatchProjection(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patch vectors to tokens (timm's `PatchEmbed`, parameters under `proj`)."""
+    """Patch vectors to tokens (timm's `PatchEmbed`; parameters under `proj`)."""
 
     dim: int
     patch_size: tuple[int, int]

@@ -1,10 +1,10 @@
-"""Fixed two-dimensional sine-cosine position tables (official `util/pos_embed.py`)."""
+"""Fixed 2D sine-cosine position tables (official `util/pos_embed.py`)."""
 
 import numpy as np
 
 
 def _sincos_1d(positions: np.ndarray, dim: int) -> np.ndarray:
-    """float64 [N, dim]: sines of all frequencies, then cosines (not interleaved)."""
+    """float64 [N, dim]: the sines of all frequencies, then the cosines (not interleaved)."""
     omega = 1.0 / 10000 ** (np.arange(dim // 2, dtype=np.float64) / (dim / 2))
     angles = positions[:, None] * omega[None, :]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -20,7 +20,7 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> np.ndarray:
       ValueError: `dim` is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"width {dim} is not a multiple of 4, which sine-cosine positions need")
+        raise ValueError(f"width {dim} is not a multiple of 4, as sine-cosine positions need")
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     table = np.concatenate(
         [_sincos_1d(columns.reshape(-1), dim // 2), _sincos_1d(rows.reshape(-1), dim // 2)], axis=1
@@ -29,14 +29,17 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> np.ndarray:
 
 
 def resize_table(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """A position table [1, 1 + rows * columns, D] for another grid, as float32.
+    """Resizes a position table [1, 1 + rows * columns, D] to another grid; float32.
 
-    Bicubic as torch's `interpolate(mode="bicubic", align_corners=False)`, which the official
+    Bicubic like torch's `interpolate(mode="bicubic", align_corners=False)`, which the official
     `interpolate_pos_embed` uses: no antialiasing, kernel coefficient -0.75, clamped edges. The
-    class token's row stays. `old` must be the true grid: it is never guessed from the length.
+    class token's row is kept.
+
+    Raises:
+      ValueError: the length of the table does not match the grid `old`.
     """
     if table.shape[1] != 1 + old[0] * old[1]:
-        raise ValueError(f"a table of {table.shape[1]} rows does not belong to a {old} grid")
+        raise ValueError(f"a table of {table.shape[1]} rows does not match a {old} grid")
     if old == new:
         return table.astype(np.float32)
     grid = table[0, 1:].reshape(*old, -1).astype(np.float64)
@@ -47,7 +50,7 @@ def resize_table(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def resize_matrix(old: int, new: int) -> np.ndarray:
-    """Matrix [new, old] of one-dimensional bicubic interpolation; see `resize_table`."""
+    """Matrix float64 [new, old] of 1D bicubic interpolation; see `resize_table`."""
     a = -0.75
     at = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(at).astype(int)

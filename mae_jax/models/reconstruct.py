@@ -1,4 +1,4 @@
-"""What a masked autoencoder makes of images with hidden patches (paper figures 2 to 4)."""
+"""Reconstructions of masked images (paper figures 2 to 4)."""
 
 from typing import Any, NamedTuple
 
@@ -10,19 +10,19 @@ from mae_jax.models.targets import Target
 from mae_jax.ops.masking import Masking
 from mae_jax.ops.patches import from_float, gather, patchify, to_float, unpatchify
 
-GREY = 0.5
+GRAY = 0.5
 
 
 class Reconstruction(NamedTuple):
-    """float32 [B, H, W, C] each; uint8 input comes out in units of [0, 1]."""
+    """Images float32 [B, H, W, C], in the units of the input; uint8 input is scaled to [0, 1]."""
 
     original: jax.Array
     masked: jax.Array
-    """The original with hidden patches grey."""
+    """The original with masked patches in gray."""
     predicted: jax.Array
     """The decoder's output for every patch."""
     pasted: jax.Array
-    """The decoder's output where patches were hidden, the original elsewhere."""
+    """The decoder's output in masked patches, the original elsewhere."""
 
 
 def reconstruct(
@@ -33,16 +33,16 @@ def reconstruct(
     target: Target,
     arrays: Any,
 ) -> Reconstruction:
-    """Hides patches of `images` [B, H, W, C] and predicts them.
+    """Masks `images` and predicts all of their patches.
 
     Args:
       model: the autoencoder.
       params: its parameters.
-      images: uint8, or float in the units of the target's mean and deviation.
-      masking: what is hidden.
-      target: what the model was trained to predict. Normalised patches are brought back to pixels
-        with the **true** mean and deviation of each patch, which the model never knew.
-      arrays: what the target keeps in the model state.
+      images: [B, H, W, C], uint8, or float in the units of the target's mean and std.
+      masking: the patches to mask.
+      target: what the model was trained to predict. Normalized patches are converted back to pixels
+        with the **true** mean and standard deviation of each patch, which the model never sees.
+      arrays: the target's arrays from the model state.
     """
     mean, std = target.spec.mean, target.spec.std
     patches = to_float(patchify(images, model.patch_size), mean, std)
@@ -52,12 +52,12 @@ def reconstruct(
     hidden = masking.mask[:, :, None]
     original = patchify(images, model.patch_size).astype(patches.dtype)
     if images.dtype == jnp.uint8:
-        original, grey = original / 255, GREY
+        original, gray = original / 255, GRAY
     else:
-        grey = from_float(jnp.zeros_like(patches[:1, :1]), mean, std)
+        gray = from_float(jnp.zeros_like(patches[:1, :1]), mean, std)
     views = (
         original,
-        original * (1 - hidden) + grey * hidden,
+        original * (1 - hidden) + gray * hidden,
         pixels,
         original * (1 - hidden) + pixels * hidden,
     )

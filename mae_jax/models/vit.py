@@ -34,9 +34,10 @@ BN_EPS, BN_MOMENTUM = 1e-6, 0.1
 class BatchNorm(nn.Module):
     """BatchNorm over examples without scale and bias (torch's `BatchNorm1d(affine=False)`).
 
-    The running statistics are the collection `batch_stats`. In training every `group` consecutive
-    rows are normalised by their own statistics, as the devices of the official code do (512 rows
-    each); the running ones follow the groups' average. group=0 is the whole batch.
+    Running statistics are in the collection `batch_stats`. In training, every `group` consecutive
+    rows are normalized by their own statistics, like the per-device batches of the official code
+    (512 rows each); the running statistics track the average over groups. group=0 is the whole
+    batch.
     """
 
     group: int = 0
@@ -60,16 +61,23 @@ class BatchNorm(nn.Module):
 class VisionTransformer(nn.Module):
     """The autoencoder's encoder on all patches, and a linear head (official `models_vit.py`).
 
-    Parameters are named as in the official code; the position table is one of them.
+    Parameters are named as in the official code; the position table is a parameter.
 
     Attributes:
-      num_classes: of the head; 0 for none, as in timm.
-      pool: "cls", the class token after the final norm, or "mean", the mean of the patch tokens
-        before any norm, then a norm of its own (`fc_norm`; the official `global_pool`).
-      drop_path: rate of the last block; grows linearly from 0 at the first.
+      image_size: (H, W).
+      patch_size: (ph, pw).
+      channels: C.
+      embed_dim, depth, num_heads, mlp_ratio: of the blocks.
+      num_classes: outputs of the head; 0 for no head, as in timm.
+      pool: "cls", the class token after the final norm; or "mean", the mean of the patch tokens
+        before any norm, followed by `fc_norm` (the official `global_pool`).
+      drop_path: stochastic depth rate of the last block; increases linearly from 0 in the first.
       head_std: standard deviation of the head's initial weights.
       head_norm: BatchNorm without scale and bias before the head (linear probing).
-      head_norm_group: rows that share statistics, see `BatchNorm`.
+      head_norm_group: rows that share statistics; see `BatchNorm`.
+      dtype: of the arithmetic; parameters and logits are float32.
+      attention: a key of `layers.ATTENTION`.
+      remat: a key of `layers.REMAT`.
     """
 
     image_size: tuple[int, int]
@@ -96,12 +104,12 @@ class VisionTransformer(nn.Module):
 
     @property
     def drop_rates(self) -> list[float]:
-        """Rate of stochastic depth of every block."""
+        """Stochastic depth rate of each block."""
         return [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
 
     def setup(self):
         shape = (1, 1 + self.grid[0] * self.grid[1], self.embed_dim)
-        # Without a pre-trained start the official classifier is timm's: normal, not Xavier.
+        # Without pre-trained weights the official classifier is timm's: normal, not Xavier.
         self.patch_embed = layers.PatchEmbed(self.embed_dim, self.patch_size, self.dtype, False)
         self.cls_token = self.param("cls_token", layers.NORMAL, (1, 1, self.embed_dim))
         self.pos_embed = self.param("pos_embed", layers.NORMAL, shape)
@@ -130,12 +138,12 @@ class VisionTransformer(nn.Module):
     def __call__(
         self, patches: jax.Array, noise: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Logits float32 [B, num_classes], or without classes the features.
+        """Logits float32 [B, num_classes], or features [B, D] without a head.
 
         Args:
-          patches: normalised patch vectors [B, L, P] of whole images.
+          patches: normalized patch vectors [B, L, P] of whole images.
           noise: uniform [B, depth, 2] for stochastic depth; None drops nothing.
-          train: normalise by the batch's own statistics (`head_norm`).
+          train: normalize by the statistics of the batch (`head_norm`).
         """
         x = self.features(patches, noise)
         if self.head_norm:
@@ -143,7 +151,7 @@ class VisionTransformer(nn.Module):
         return self.head(x) if self.num_classes else x
 
     def features(self, patches: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        """What the head sees: float32 [B, D]."""
+        """Input of the head, before BatchNorm: float32 [B, D]."""
         if self.pool == "cls":
             return self.norm(self._blocks(patches, noise, cls_only=True))[:, 0].astype(jnp.float32)
         tokens = self._blocks(patches, noise)
@@ -154,8 +162,8 @@ class VisionTransformer(nn.Module):
 
         Args:
           patches: as in `__call__`.
-          num_blocks: tokens behind so many blocks, before any norm; None: behind all of them, after
-            the final norm (with pool "mean" there is none for tokens).
+          num_blocks: return the tokens after this many blocks, before any norm. None applies all
+            blocks and the final norm (with pool "mean", tokens have no final norm).
         """
         x = self._embed(patches)
         for block in self.blocks[:num_blocks]:
@@ -172,31 +180,31 @@ class VisionTransformer(nn.Module):
     def _blocks(
         self, patches: jax.Array, noise: jax.Array | None = None, cls_only: bool = False
     ) -> jax.Array:
-        """Tokens [B, 1 + L, D] behind the last block, or [B, 1, D], the class token alone."""
+        """Tokens [B, 1 + L, D] after the last block, or only the class token [B, 1, D]."""
         x = self._embed(patches)
         drops = [None] * self.depth if noise is None else [noise[:, i] for i in range(self.depth)]
         for block, drop in zip(self.blocks[:-1], drops[:-1], strict=True):
             x = block(x, None, drop)
         if not cls_only:
             return self.blocks[-1](x, None, drops[-1])
-        # Blocks finish the last tokens; attention does not care about order.
+        # A block computes its last tokens only, so the class token goes last; order is irrelevant.
         return self.blocks[-1](jnp.roll(x, -1, axis=1), 1, drops[-1])
 
 
 def init_variables(model: VisionTransformer, key: jax.Array) -> tuple[Any, Any]:
-    """Fresh (parameters, other variables)."""
+    """Initial (parameters, other variables)."""
     patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
     variables = model.init(key, jnp.zeros((1, model.grid[0] * model.grid[1], patch_dim)))
     return variables.pop("params"), dict(variables)
 
 
 def block_macs(tokens: int, dim: int, mlp_ratio: float) -> float:
-    """Multiply-adds of the matrix products of one block for one example."""
+    """Multiply-adds of one block's matrix products for one example."""
     return (4 + 2 * mlp_ratio) * tokens * dim**2 + 2 * tokens**2 * dim
 
 
 def forward_macs(model: VisionTransformer) -> float:
-    """Multiply-adds of one image's way through the encoder, as the official code computes it."""
+    """Multiply-adds of the encoder for one image, as the official code computes it."""
     patches = model.grid[0] * model.grid[1]
     patch_dim = model.patch_size[0] * model.patch_size[1] * model.channels
     blocks = model.depth * block_macs(patches + 1, model.embed_dim, model.mlp_ratio)

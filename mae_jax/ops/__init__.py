@@ -1,1 +1,1 @@
-"""Pure array functions: no Flax, no configuration."""
+"""Pure array functions, without Flax modules or configurations."""

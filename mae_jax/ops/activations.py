@@ -1,7 +1,7 @@
-"""GELU and layer normalisation with backward passes that recompute instead of storing.
+"""GELU and layer normalization with backward passes that recompute instead of storing.
 
-The functions are the ordinary ones. Their automatic gradients keep several arrays as large as the
-input alive until the backward pass, which on CPU costs about a fifth of a train step.
+The functions themselves are the standard ones. Their automatic gradients keep several arrays the
+size of the input until the backward pass, which on CPU costs about a fifth of a train step.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def _cdf(x: jax.Array) -> jax.Array:
-    """Distribution function of the standard normal."""
+    """Cumulative distribution function of the standard normal."""
     return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -38,9 +38,10 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer normalisation over the last axis of x [..., D], with scale and bias [D].
+    """Layer normalization over the last axis of x [..., D], with scale and bias [D].
 
-    Computed in float32 and returned in the dtype of `x`, which is also what is kept.
+    Computed in float32 and returned in the dtype of `x`. Only `x` and its statistics are kept for
+    the backward pass.
     """
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
@@ -48,9 +49,9 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float):
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
-    centred = wide - mean  # two passes: E[x^2] - E[x]^2 would lose digits
-    rstd = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
-    return (centred * rstd * scale + bias).astype(x.dtype), (x, mean, rstd, scale)
+    centered = wide - mean  # two passes: E[x^2] - E[x]^2 would lose digits
+    rstd = jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + eps)
+    return (centered * rstd * scale + bias).astype(x.dtype), (x, mean, rstd, scale)
 
 
 def _layer_norm_backward(eps: float, saved: tuple[jax.Array, ...], grad: jax.Array):

@@ -1,8 +1,8 @@
-"""Attention of short sequences, with a backward pass that recomputes the weights.
+"""Attention for short sequences, with a backward pass that recomputes the weights.
 
-The automatic gradient keeps two or three arrays of [B, H, N, N] for every block until its backward
-pass; at 197 tokens they are larger than all other activations of the decoder together. Only the
-logarithm of each row's sum is kept here (Dao et al., 2205.14135), and the weights are made again.
+The automatic gradient keeps two or three [B, H, N, N] arrays per block until the backward pass; at
+197 tokens they are larger than all other activations of the decoder together. This version keeps
+only the log-sum-exp of each row (Dao et al., 2205.14135) and recomputes the weights from it.
 """
 
 import jax
@@ -35,7 +35,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array):
     top = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
-    # Dividing after the product touches [Q, d] numbers instead of [Q, N].
+    # Dividing after the product takes Q * d divisions instead of Q * N.
     out = _product("bhqk,bhkd->bhqd", weights, v) / total
     out = out.astype(q.dtype)
     return _swap_heads(out), (q, k, v, out, top + jnp.log(total))
@@ -46,7 +46,7 @@ def _backward(saved: tuple[jax.Array, ...], grad: jax.Array):
     grad = _swap_heads(grad)
     weights = jnp.exp(_scores(q, k) - log_total)
     d_v = _product("bhqk,bhqd->bhkd", weights, grad)
-    # The softmax's own sum over a row, sum(d_weights * weights), is also grad . out.
+    # The row sum in the softmax gradient, sum(d_weights * weights), equals grad . out.
     row = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     d_weights = jnp.einsum("bhqd,bhkd->bhqk", grad, v, preferred_element_type=jnp.float32)
     d_scores = weights * (d_weights - row) * q.shape[-1] ** -0.5
@@ -59,7 +59,7 @@ attention.defvjp(_forward, _backward)
 
 
 def _product(spec: str, weights: jax.Array, x: jax.Array) -> jax.Array:
-    """Product of float32 weights, rounded to the dtype of `x`, with `x`: float32."""
+    """Einsum of float32 weights, rounded to the dtype of `x`, with `x`; accumulates in float32."""
     return jnp.einsum(spec, weights.astype(x.dtype), x, preferred_element_type=jnp.float32)
 
 

@@ -1,17 +1,17 @@
-"""Crop and bicubic resize of many images at once, with the pixels of TensorFlow and Pillow.
+"""Batched crop and bicubic resize that reproduces the pixels of TensorFlow and Pillow.
 
-Both directions are a matrix product with weights made for each image, zero outside its crop, so
-that images of any size and crops of any size share one program.
+Each direction is a matrix product with weights computed per image, zero outside its crop, so that
+images and crops of any size share one compiled program.
 """
 
 import jax
 import jax.numpy as jnp
 
-TABLE = 1024  # positions of TensorFlow's table of weights without antialiasing
+TABLE = 1024  # entries of TensorFlow's weight table for resizing without antialiasing
 
 
 def bicubic(x: jax.Array) -> jax.Array:
-    """Keys' cubic kernel with a = -0.5, zero from distance 2 on (IEEE TASSP 29, 1981)."""
+    """Keys' cubic kernel with a = -0.5, zero at distances of 2 and more (IEEE TASSP 29, 1981)."""
     x = jnp.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -29,28 +29,28 @@ def axis_weights(
     antialias: bool,
     mirror: jax.Array | None = None,
 ) -> jax.Array:
-    """How much each pixel of an axis counts in each pixel of the view of it.
+    """Resampling weights along one axis: crop, resize, then take a window.
 
     Args:
-      start, size: int32 [B], the pixels that are used; what lies beside them does not exist.
-      full: int32 [B], number of pixels that they are resized to.
-      offset: int32 [B], the first one of those that is wanted.
-      out: how many are wanted.
-      length: pixels of the axis.
-      antialias: widen the kernel where an image shrinks, as Pillow and `tf.image.resize` do.
-        Without, weights are those of TensorFlow's table, at multiples of 1 / TABLE.
-      mirror: bool [B], the view is turned round.
+      start, size: int32 [B], the crop; pixels outside it have no influence.
+      full: int32 [B], number of pixels that the crop is resized to.
+      offset: int32 [B], first pixel of the window in the resized crop.
+      out: pixels of the window.
+      length: pixels of the input axis.
+      antialias: widen the kernel when an image shrinks, as Pillow and `tf.image.resize` do.
+        Otherwise use TensorFlow's table of weights, at multiples of 1 / TABLE.
+      mirror: bool [B], reverse the window.
 
     Returns:
       float32 [B, out, length]; every row sums to 1.
 
-    Reference: ScaleAndTranslate and ResizeBicubic (half-pixel centres) of TensorFlow's kernels.
+    Reference: ScaleAndTranslate and ResizeBicubic (half-pixel centers) of TensorFlow's kernels.
     """
-    wanted = jnp.arange(out)[None]
+    target = jnp.arange(out)[None]
     if mirror is not None:
-        wanted = jnp.where(mirror[:, None], out - 1 - wanted, wanted)
+        target = jnp.where(mirror[:, None], out - 1 - target, target)
     shrink = size.astype(jnp.float32) / full.astype(jnp.float32)
-    at = (offset[:, None] + wanted + 0.5) * shrink[:, None] - 0.5  # [B, out] from the crop's start
+    at = (offset[:, None] + target + 0.5) * shrink[:, None] - 0.5  # [B, out] from the crop's start
     if antialias:
         width = jnp.maximum(shrink, 1.0)[:, None, None]
     else:
@@ -74,18 +74,18 @@ def crop_and_resize(
     out: tuple[int, int],
     antialias: bool,
 ) -> jax.Array:
-    """Views of images, one of each.
+    """Crops and resizes a batch, with one view per image.
 
     Args:
-      images: [B, H, W, C] uint8 or float32; what lies outside the crops may be anything finite.
-      start, size, full, offset: int32 [B, 2], of rows and columns; see `axis_weights`.
-      mirror: bool [B], left and right change places.
+      images: [B, H, W, C] uint8 or float32; pixels outside the crops may have any finite value.
+      start, size, full, offset: int32 [B, 2], for rows and columns; see `axis_weights`.
+      mirror: bool [B], flip horizontally.
       out: (height, width) of the views.
       antialias: see `axis_weights`.
 
     Returns:
-      [B, *out, C] of the type of `images`; uint8 is rounded half up and cut to its range, with
-      antialiasing after each direction, columns first, as `data.resize` does.
+      [B, *out, C] in the dtype of `images`. uint8 is rounded half up and clipped; with antialiasing
+      this happens after each direction, columns first, as in `data.transforms.resize`.
     """
     rows, columns = (
         axis_weights(
@@ -97,7 +97,7 @@ def crop_and_resize(
         )
         for axis in (0, 1)
     )
-    # Accelerators would multiply with 8 or 11 bits, which shows in pixels of 8 bits.
+    # By default, accelerators multiply with 8 or 11 bits, too few for 8-bit pixels.
     exact = jax.lax.Precision.HIGHEST
     x = images.astype(jnp.float32)
     x = jnp.einsum("bvw,bhwc->bhvc", columns, x, precision=exact)

@@ -1,4 +1,4 @@
-"""Random erasing with noise, as timm's `RandomErasing(mode="pixel")`, on device.
+"""Random erasing with noise, like timm's `RandomErasing(mode="pixel")`, on device.
 
 Reference: Zhong et al. (1708.04896).
 """
@@ -8,20 +8,23 @@ import math
 import jax
 import jax.numpy as jnp
 
-TRIES = 10
-AREA = (0.02, 1 / 3)  # of the image
+TRIES = 10  # boxes drawn per image, until one fits
+AREA = (0.02, 1 / 3)  # as a fraction of the image
 LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
 
 def random_erasing(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
-    """Fills one box in a share `prob` of the images with unit normal noise, pixel by pixel.
+    """Fills a random box with standard normal noise in each image with probability `prob`.
 
-    Ten tries for a box that is smaller than the image; if none is, the image stays.
+    If none of `TRIES` random boxes is smaller than the image, the image is left unchanged.
 
     Args:
-      key: of all draws.
-      images: normalised float [B, H, W, C].
-      prob: share of images.
+      key: PRNG key.
+      images: normalized float [B, H, W, C].
+      prob: probability for each image.
+
+    Returns:
+      [B, H, W, C] in the dtype of `images`.
     """
     batch, height, width = images.shape[:3]
     keys = jax.random.split(key, 5)
@@ -37,7 +40,7 @@ def random_erasing(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
     chosen = jnp.argmax(fits, axis=1)[:, None]
     tall, wide = (jnp.take_along_axis(side, chosen, 1)[:, 0] for side in (tall, wide))
     place = jax.random.uniform(keys[2], (batch, 2))
-    # Inclusive of the last place, and never beyond it.
+    # Includes the last position; rounding must not go beyond it.
     top = jnp.minimum((place[:, 0] * (height - tall + 1)).astype(jnp.int32), height - tall)
     left = jnp.minimum((place[:, 1] * (width - wide + 1)).astype(jnp.int32), width - wide)
     erase = (jax.random.uniform(keys[3], (batch,)) < prob) & fits.any(axis=1)

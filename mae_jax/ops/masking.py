@@ -1,7 +1,7 @@
 """Which patches the encoder sees (paper section 3, "Masking"; kinds: table 1f, figure 6).
 
-A kind of mask is a distribution of noise: the patches of lowest noise stay. Every `Masking` has the
-same, static number of visible patches for each image, so that shapes stay static under jit.
+A kind of mask is a distribution of noise: the patches with the lowest noise stay visible. Every
+image of a `Masking` has the same, static number of visible patches, so shapes are static under jit.
 """
 
 import math
@@ -14,18 +14,18 @@ import numpy as np
 
 from mae_jax.runtime import extensions
 
-# Block-wise masks, as BEiT draws them (Bao et al., 2106.08254, algorithm 1).
-LEAST_BOX = 16 / 196  # smallest area of a box: 16 of the 14 x 14 patches, in proportion elsewhere
-WIDEST = 1 / 0.3  # a box is at most so many times wider than high, or higher than wide
+# Block-wise masking of BEiT (Bao et al., 2106.08254, algorithm 1).
+MIN_BOX_AREA = 16 / 196  # 16 of 14 x 14 patches, as a fraction of the grid
+MAX_ASPECT = 1 / 0.3  # ratio of a box's longer to its shorter side
 TRIES = 10  # for each box
 
 
 @flax.struct.dataclass
 class Masking:
-    """A shuffled list of patches per image, of which the first `len_keep` are visible.
+    """A shuffled list of patches for each image, of which the first `len_keep` are visible.
 
     Attributes:
-      ids_shuffle: int32 [B, L], a permutation of the patch indices for each image.
+      ids_shuffle: int32 [B, L], a permutation of the patch indices.
       len_keep: number of visible patches (a Python int).
     """
 
@@ -39,17 +39,17 @@ class Masking:
 
     @property
     def ids_masked(self) -> jax.Array:
-        """Indices of the removed patches [B, L - len_keep], in shuffled order."""
+        """Indices of the masked patches [B, L - len_keep], in shuffled order."""
         return self.ids_shuffle[:, self.len_keep :]
 
     @property
     def ids_restore(self) -> jax.Array:
-        """Place [B, L] of every patch in the shuffled list; gathering by it undoes the shuffle."""
+        """Position [B, L] of each patch in the shuffled list; gathering by it unshuffles."""
         return jnp.argsort(self.ids_shuffle, axis=1)
 
     @property
     def mask(self) -> jax.Array:
-        """float32 [B, L] in image order: 0 is visible, 1 is removed."""
+        """float32 [B, L] in image order: 0 is visible, 1 is masked."""
         return (self.ids_restore >= self.len_keep).astype(jnp.float32)
 
 
@@ -57,7 +57,7 @@ def num_keep(num_patches: int, mask_ratio: float) -> int:
     """Number of visible patches: `num_patches * (1 - mask_ratio)` rounded down in float64.
 
     Raises:
-      ValueError: the ratio is outside [0, 1), or leaves no patch to see.
+      ValueError: the ratio is outside [0, 1), or leaves no patch visible.
     """
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask ratio {mask_ratio} is outside [0, 1)")
@@ -68,21 +68,21 @@ def num_keep(num_patches: int, mask_ratio: float) -> int:
 
 
 def from_noise(noise: jax.Array, mask_ratio: float) -> Masking:
-    """Keeps the patches of lowest noise. `noise` [B, L]; ties go to the lower index."""
+    """Keeps the patches with the lowest `noise` [B, L]; ties go to the lower index."""
     return Masking(jnp.argsort(noise, axis=1), num_keep(noise.shape[1], mask_ratio))
 
 
 def from_mask(mask: jax.Array, len_keep: int) -> Masking:
-    """The masking for a given `mask` [B, L], 1 = removed, with `len_keep` zeros in every row."""
+    """Converts a `mask` [B, L], 1 = masked, with `len_keep` zeros in every row."""
     return Masking(jnp.argsort(mask, axis=1), len_keep)
 
 
 def from_priority(priority: jax.Array, mask_ratio: float, key: jax.Array) -> Masking:
-    """Hides the patches of highest `priority`, [B, L] or [L] of a single image.
+    """Masks the patches with the highest `priority`, [B, L], or [L] for a single image.
 
-    Patches of equal priority are hidden at random: with 0 and 1, say, some of the ones if there are
-    more of them than are to be hidden, and all of them and some of the zeros if there are fewer.
-    A map of pixels becomes one of patches by `patches.patch_means`.
+    Ties are broken at random. With priorities 0 and 1, for example, patches of priority 0 are
+    masked only if there are too few of priority 1. `patches.patch_means` converts a map of pixels
+    to patches.
     """
     priority = jnp.atleast_2d(priority)
     shuffled = jnp.argsort(jax.random.uniform(key, priority.shape), axis=1)
@@ -91,25 +91,25 @@ def from_priority(priority: jax.Array, mask_ratio: float, key: jax.Array) -> Mas
     return Masking(ids, num_keep(priority.shape[1], mask_ratio))
 
 
-# The kinds: functions of (key, batch, grid, len_keep) with grid = (rows, columns), which return
-# noise float32 [B, L]. Sizes are Python ints; impossible ones raise ValueError.
+# Kinds of masks: functions of (key, batch, grid, len_keep) with grid = (rows, columns), that return
+# noise float32 [B, L]. Sizes are Python ints; unsupported ones raise ValueError.
 
 
 def random_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
-    """Uniform noise: any patches, a mask of its own for every image (random sampling)."""
+    """Uniform noise, independent for every image (random sampling)."""
     del len_keep
     return jax.random.uniform(key, (batch, grid[0] * grid[1]))
 
 
 def block_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
-    """Noise of 1 and more in boxes drawn as BEiT does, less elsewhere (block-wise sampling).
+    """Noise of at least 1 in boxes drawn like BEiT's, less elsewhere (block-wise sampling).
 
-    A box has an area between `LEAST_BOX` and what remains to be hidden, uniformly, and height /
-    width between 1 / `WIDEST` and `WIDEST`, uniformly in the logarithm; its sides are rounded. It
-    counts if it is smaller than the grid in both directions and hides 1 to as many further patches
-    as remain; the `TRIES`th in a row that does not count ends the drawing. What then remains (of
-    14 x 14 patches 0.4 % at 0.75, less than 5 % at ratios from 0.1) is hidden at random, so that
-    all images keep `len_keep`.
+    The area of a box is uniform between `MIN_BOX_AREA` and the number of patches still to be
+    masked. Its height / width is log-uniform between 1 / `MAX_ASPECT` and `MAX_ASPECT`, and its
+    sides are rounded. A box is accepted if it is smaller than the grid in both directions and masks
+    at least one new patch but not too many. Drawing ends after `TRIES` rejections in a row. The
+    rest (of 14 x 14 patches 0.4 % at ratio 0.75, less than 5 % at ratios from 0.1) is masked at
+    random, so that every image keeps `len_keep` patches.
 
     Raises:
       ValueError: the grid has fewer than two rows or columns.
@@ -126,7 +126,7 @@ def block_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int
 
 
 def _draw_boxes(key: jax.Array, grid: tuple[int, int], number: int) -> jax.Array:
-    """bool [rows, columns]: at most `number` patches of one image that boxes hide."""
+    """bool [rows, columns]: the patches of one image in boxes, at most `number`."""
     rows, columns = grid
     row, column = jnp.arange(rows)[:, None], jnp.arange(columns)
 
@@ -138,22 +138,22 @@ def _draw_boxes(key: jax.Array, grid: tuple[int, int], number: int) -> jax.Array
         hidden, drawn, failed = state
         remaining = number - hidden.sum()
         size, shape, y, x = jax.random.uniform(jax.random.fold_in(key, drawn), (4,))
-        least = LEAST_BOX * rows * columns  # may be above what remains; boxes may overlap
-        area = least + (remaining - least) * size
-        aspect = jnp.exp(math.log(WIDEST) * (2 * shape - 1))
+        smallest = MIN_BOX_AREA * rows * columns  # may exceed `remaining`; boxes may overlap
+        area = smallest + (remaining - smallest) * size
+        aspect = jnp.exp(math.log(MAX_ASPECT) * (2 * shape - 1))
         height, width = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
         top, left = jnp.floor(y * (rows - height + 1)), jnp.floor(x * (columns - width + 1))
         inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
         new = (inside & ~hidden).sum()
-        counts = (height < rows) & (width < columns) & (new > 0) & (new <= remaining)
-        return hidden | (inside & counts), drawn + 1, jnp.where(counts, 0, failed + 1)
+        accept = (height < rows) & (width < columns) & (new > 0) & (new <= remaining)
+        return hidden | (inside & accept), drawn + 1, jnp.where(accept, 0, failed + 1)
 
     start = jnp.zeros(grid, bool), jnp.int32(0), jnp.int32(0)
     return jax.lax.while_loop(unfinished, attempt, start)[0]
 
 
 def grid_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int) -> jax.Array:
-    """Noise that is low in the top left patch of every 2 x 2 cell, for all images (grid sampling).
+    """Noise that is low in the top left patch of each 2 x 2 cell in all images (grid sampling).
 
     Raises:
       ValueError: odd numbers of rows or columns, or a mask ratio other than 0.75.
@@ -170,13 +170,13 @@ def grid_noise(key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int)
 def checkerboard_noise(
     key: jax.Array, batch: int, grid: tuple[int, int], len_keep: int
 ) -> jax.Array:
-    """Noise that is low in every other cell of 2 x 2 patches, for all images: a checkerboard.
+    """Noise that is low in every other cell of 2 x 2 patches in all images: a checkerboard.
 
-    Not in the paper: about half of the patches, as evenly spread as `grid_noise`'s, but with
-    neighbors that are visible too.
+    Not in the paper. Keeps about half of the patches, spread as evenly as in `grid_noise`, but in
+    groups of four neighbors.
 
     Raises:
-      ValueError: the mask ratio is not the checkerboard's (0.5; 0.489 of 14 x 14 patches).
+      ValueError: a mask ratio other than the checkerboard's (0.5; 0.489 for 14 x 14 patches).
     """
     del key
     row, column = np.arange(grid[0])[:, None] // 2, np.arange(grid[1]) // 2
@@ -185,10 +185,10 @@ def checkerboard_noise(
 
 
 def _fixed_pattern(rule: str, visible: np.ndarray, batch: int, len_keep: int) -> jax.Array:
-    """Noise [batch, L] that shows the same patches, bool [rows, columns], in every image.
+    """Noise [batch, L] that keeps the patches `visible`, bool [rows, columns], in every image.
 
     Raises:
-      ValueError: `len_keep` is another number of patches; the text begins with `rule`.
+      ValueError: `len_keep` is not their number; the message starts with `rule`.
     """
     number, total = int(visible.sum()), visible.size
     if len_keep != number:
@@ -209,7 +209,7 @@ MASKS: dict[str, Noise] = {
 
 
 def find(kind: str) -> Noise:
-    """The function of `config.mask.kind`: a key of `MASKS`, or `module:function` of the user's.
+    """The function of `config.mask.kind`: a key of `MASKS`, or the user's own `module:function`.
 
     Raises:
       UsageError: there is no such function.
@@ -218,25 +218,25 @@ def find(kind: str) -> Noise:
 
 
 def check(noise: Noise, grid: tuple[int, int], len_keep: int) -> None:
-    """Checks that masks fit a grid of patches and can leave `len_keep` of them visible.
+    """Checks that a kind of mask supports a grid of patches with `len_keep` of them visible.
 
     Raises:
-      ValueError: they do not, or the function does not return float noise of the right shape.
+      ValueError: it does not, or the function does not return float noise of the right shape.
     """
-    # Sizes are static, so tracing is enough to hear the function's own objections.
+    # Sizes are static, so tracing the function is enough to raise its errors.
     key = jax.eval_shape(lambda: jax.random.key(0))
-    found = jax.eval_shape(lambda key: noise(key, 1, grid, len_keep), key)
-    wanted = (1, grid[0] * grid[1])
-    if found.shape != wanted or not jnp.issubdtype(found.dtype, jnp.floating):
+    result = jax.eval_shape(lambda key: noise(key, 1, grid, len_keep), key)
+    shape = (1, grid[0] * grid[1])
+    if result.shape != shape or not jnp.issubdtype(result.dtype, jnp.floating):
         raise ValueError(
-            f"the mask's noise is {found.dtype}{list(found.shape)}, not float{list(wanted)}"
+            f"the mask's noise is {result.dtype}{list(result.shape)}, not float{list(shape)}"
         )
 
 
 def masks(
     key: jax.Array, batch: int, grid: tuple[int, int], mask_ratio: float, noise: Noise
 ) -> Masking:
-    """Masks for `batch` images of `grid` patches (rows, columns), drawn by `noise` as in `MASKS`.
+    """Draws masks for `batch` images with `grid` patches (rows, columns) from the kind `noise`.
 
     Raises:
       ValueError: see `num_keep` and `check`.

@@ -1,7 +1,7 @@
-"""Images to patch vectors and back, and picking patches by index.
+"""Conversion between images and patch vectors, and selection of patches by index.
 
-A patch vector is ordered (row in patch, column in patch, channel), channel fastest, and patches are
-ordered row by row, as in the official code's `patchify`.
+As in the official `patchify`, a patch vector is ordered (row in patch, column in patch, channel)
+with the channel fastest, and the patches of an image are in row-major order.
 """
 
 import einops
@@ -13,7 +13,7 @@ def grid_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple
     """Number of patches (rows, columns) of an image.
 
     Raises:
-      ValueError: the image is not a whole number of patches; the text names the nearest sizes.
+      ValueError: the image size is not a multiple of the patch size; names the nearest sizes.
     """
     for name, size, patch in zip(("height", "width"), image_size, patch_size, strict=True):
         if patch < 1 or size < patch or size % patch:
@@ -26,7 +26,7 @@ def grid_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple
 
 
 def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
-    """Cuts images [B, H, W, C] into patch vectors [B, L, ph*pw*C] of the same dtype."""
+    """Images [B, H, W, C] to patch vectors [B, L, ph*pw*C] of the same dtype."""
     gh, gw = grid_size((images.shape[1], images.shape[2]), patch_size)
     return einops.rearrange(
         images,
@@ -39,7 +39,7 @@ def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
-    """Patch vectors [B, L, ph*pw*C] of a (rows, columns) grid -> images [B, H, W, C]."""
+    """Patch vectors [B, L, ph*pw*C] of a grid (rows, columns) to images [B, H, W, C]."""
     return einops.rearrange(
         patches,
         "b (gh gw) (ph pw c) -> b (gh ph) (gw pw) c",
@@ -51,20 +51,20 @@ def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int,
 
 
 def patch_means(pixels: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
-    """A map of pixels [B, H, W] as one of patches: the mean over each, float32 [B, L]."""
+    """Mean of `pixels` [B, H, W] over each patch, float32 [B, L]."""
     return patchify(pixels[..., None].astype(jnp.float32), patch_size).mean(axis=2)
 
 
 def gather(x: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows `ids` [B, K] of each example of `x` [B, N, D] -> [B, K, D]."""
+    """Selects rows `ids` [B, K] of each example of `x` [B, N, D]: [B, K, D]."""
     return jnp.take_along_axis(x, ids[:, :, None], axis=1)
 
 
 def to_float(patches: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Normalises patch vectors [..., ph*pw*C] per channel: float32 (x - mean) / std.
+    """Normalizes patch vectors, or images, [..., k*C] per channel: float32 (x - mean) / std.
 
-    uint8 pixels are first scaled to [0, 1], as torchvision's ToTensor does; pixels of any other
-    dtype are taken in their own units, so mean and std are then in those units too.
+    uint8 is first scaled to [0, 1], like torchvision's ToTensor. Other dtypes are used as they are,
+    so mean and std must be in the same units.
     """
     x = patches.astype(jnp.float32)
     if patches.dtype == jnp.uint8:
@@ -76,7 +76,7 @@ def to_float(patches: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def from_float(patches: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Undoes `to_float`, but for the scaling of uint8: those come back in units of [0, 1]."""
+    """Inverse of `to_float`, except that uint8 pixels come back as floats in [0, 1]."""
     repeats = patches.shape[-1] // len(mean)
     std_row = jnp.tile(jnp.array(std, jnp.float32), repeats)
     return patches * std_row + jnp.tile(jnp.array(mean, jnp.float32), repeats)

@@ -1,4 +1,4 @@
-"""Cheap classifiers on features that are already computed: how good is a representation?"""
+"""Classifiers on precomputed features: kNN and logistic regression."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# Accelerators would round float32 to fewer digits, and neighbours would change places.
+# At lower precision, rounding on accelerators would reorder neighbors.
 EXACT = jax.lax.Precision.HIGHEST
-QUERIES_AT_ONCE = 256  # bounds the table of similarities to training examples
+QUERY_BATCH = 256  # bounds the memory of the similarity matrix
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -24,14 +24,16 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> jax.Array:
-    """Votes of the k nearest training examples by cosine, weighted by exp(cosine / temperature).
+    """Class scores by votes of the k nearest examples in cosine similarity.
+
+    A vote has the weight exp(cosine / temperature).
 
     Args:
       train: features [N, D].
       labels: int [N].
       queries: features [Q, D].
       num_classes: C.
-      k: neighbours, at most N.
+      k: number of neighbors, at most N.
       temperature: of the weights.
 
     Returns:
@@ -47,7 +49,7 @@ def knn_scores(
         weights = jnp.exp(similar / temperature)
         return jnp.zeros(num_classes).at[labels[nearest]].add(weights)
 
-    return jax.lax.map(votes, queries, batch_size=QUERIES_AT_ONCE)
+    return jax.lax.map(votes, queries, batch_size=QUERY_BATCH)
 
 
 def logistic_regression(
@@ -61,7 +63,7 @@ def logistic_regression(
 ) -> jax.Array:
     """Logits of a linear classifier fitted by L-BFGS from zero; deterministic.
 
-    Features are brought to mean 0 and deviation 1 of the training examples first. Minimises mean
+    Features are standardized by the statistics of the training examples. Minimizes the mean
     cross-entropy + l2 / 2 * |weights|^2.
 
     Args:
@@ -69,8 +71,8 @@ def logistic_regression(
       labels: int [N].
       queries: features [Q, D].
       num_classes: C.
-      l2: penalty on the weights, not on the bias.
-      steps: of L-BFGS.
+      l2: penalty on the weights; the bias is not penalized.
+      steps: L-BFGS iterations.
 
     Returns:
       float32 [Q, C].

@@ -1,6 +1,6 @@
-"""Random keys as pure functions of (seed, stream, step); nothing random is ever stored.
+"""PRNG keys as pure functions of (seed, stream, step); no PRNG state is stored.
 
-A resumed run therefore draws exactly what an uninterrupted one would have drawn.
+A resumed run therefore draws exactly the same numbers as an uninterrupted one.
 """
 
 import zlib
@@ -9,6 +9,6 @@ import jax
 
 
 def stream_key(seed: int, stream: str, step: int | jax.Array = 0) -> jax.Array:
-    """Key of one named stream ("init", "train", "eval_mask", ...) at one step or example index."""
+    """Key of a named stream ("init", "train", "eval_mask", ...) at a step or example index."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(key, step)

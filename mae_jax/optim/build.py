@@ -1,4 +1,4 @@
-"""Turns `config.optim` and the length of a run into an optimiser."""
+"""Builds the optimizer of `config.optim` for a run of a given length."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,8 +10,15 @@ from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
 from mae_jax.runtime.errors import require
 
 
-class Recipe(NamedTuple):
-    """An optimiser and what there is to say about it."""
+class Optimizer(NamedTuple):
+    """An optimizer and its schedule.
+
+    Attributes:
+      tx: the optax transformation.
+      schedule: learning rate by step.
+      lr: peak learning rate.
+      warmup_epochs: length of the warm-up.
+    """
 
     tx: optax.GradientTransformation
     schedule: Schedule
@@ -19,7 +26,7 @@ class Recipe(NamedTuple):
     warmup_epochs: float
 
 
-def make_recipe(
+def make_optimizer(
     optim: Any,
     *,
     batch_size: int,
@@ -27,18 +34,19 @@ def make_recipe(
     steps_per_epoch: float,
     exempt: tuple[str, ...] = (),
     scale: Callable[[str], float] | None = None,
-) -> Recipe:
-    """The optimiser of `config.optim` with warm-up and cosine, for a run of so many epochs.
+) -> Optimizer:
+    """Builds an optimizer with linear warm-up and cosine decay.
 
     Args:
       optim: `config.optim`.
-      batch_size: global batch.
+      batch_size: global batch size, which scales the learning rate.
       epochs: length of the run.
       steps_per_epoch: may be fractional.
       exempt, scale: see `adamw`.
 
     Raises:
-      UsageError: the rates do not make a schedule.
+      UsageError: the warm-up is too long for the run, the minimum rate is above the peak, or the
+        optimizer does not support an option.
     """
     lr = absolute_lr(optim.base_lr, batch_size)
     warmup = optim.warmup_epochs
@@ -78,4 +86,4 @@ def make_recipe(
             weight_decay=optim.weight_decay,
             grad_clip=optim.grad_clip,
         )
-    return Recipe(tx, schedule, lr, warmup)
+    return Optimizer(tx, schedule, lr, warmup)

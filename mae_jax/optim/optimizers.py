@@ -1,4 +1,4 @@
-"""Optax chains of the recipes."""
+"""The optimizers of the recipes as optax chains."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,18 +22,17 @@ def adamw(
     exempt: tuple[str, ...] = (),
     scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW as in torch: decay multiplied by the learning rate, eps 1e-8 outside the root.
+    """AdamW as in torch: weight decay times the learning rate, eps 1e-8 outside the square root.
 
     Args:
       schedule: learning rate by step.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      weight_decay: decoupled decay, of the parameters that `decays` names.
-      grad_clip: largest global gradient norm; 0 leaves gradients alone, as the paper does.
-      mu_dtype: what the first moment is kept in; bfloat16 takes half the memory, and is not exact.
-      exempt: names that are not decayed either.
-      scale: factor on the learning rate of a parameter, by its name (layer-wise decay). As in
-        torch, where it is the rate of a parameter group, it acts on the weight decay too.
+      b1, b2: decay rates of the first and second moment.
+      weight_decay: decoupled weight decay; see `param_groups.decays` for which parameters.
+      grad_clip: maximum global gradient norm; 0 does not clip, as in the paper.
+      mu_dtype: dtype of the first moment; bfloat16 halves its memory at lower precision.
+      exempt: names of further parameters without weight decay.
+      scale: maps a parameter's name to a factor on its learning rate (layer-wise decay). As with
+        torch's parameter groups, it also scales the weight decay.
     """
     return optax.chain(
         _clip(grad_clip),
@@ -52,17 +51,18 @@ def lars(
     trust_coefficient: float = 0.001,
     grad_clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """LARS as the official linear probing has it (util/lars.py; `optax.lars` is another).
+    """LARS as in the official linear probing (util/lars.py); differs from `optax.lars`.
 
-    The gradient of a matrix, decay added, is scaled by trust * |w| / |g|; vectors get neither decay
-    nor scaling. Momentum gathers the scaled gradients, and the learning rate comes last.
+    The gradient of a matrix, including weight decay, is scaled by trust * |w| / |g|. Vectors get
+    neither decay nor scaling. Momentum accumulates the scaled gradients; the learning rate is
+    applied last.
 
     Args:
       schedule: learning rate by step.
-      momentum: of the heavy ball, without damping.
-      weight_decay: added to the gradient before it is scaled.
-      trust_coefficient: as above.
-      grad_clip: largest global gradient norm; 0 leaves gradients alone.
+      momentum: heavy-ball momentum, without dampening.
+      weight_decay: added to the gradient before scaling.
+      trust_coefficient: `trust` above.
+      grad_clip: maximum global gradient norm; 0 does not clip.
     """
 
     def matrices(params: Any) -> Any:
@@ -78,7 +78,7 @@ def lars(
 
 
 def _clip(grad_clip: float) -> optax.GradientTransformation:
-    # Always a slot, so that clipping can be switched on for the rest of a run.
+    # Always one entry of the chain, so that a run can turn clipping on when it resumes.
     return optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
 
 
@@ -88,7 +88,7 @@ def decay_mask(params: Any, exempt: tuple[str, ...] = ()) -> Any:
 
 
 def _scale_by_name(scale: Callable[[str], float]) -> optax.GradientTransformation:
-    """Multiplies every update by a number that its name decides."""
+    """Multiplies each update by a factor that depends on the parameter's name."""
     return optax.stateless(
         lambda updates, params: map_with_names(updates, lambda name, u: u * scale(name))
     )

@@ -1,4 +1,4 @@
-"""Which parameters the optimiser treats differently, decided by their path."""
+"""Parameter groups by name: weight decay, layer-wise learning rates, partial fine-tuning."""
 
 import re
 from collections.abc import Callable
@@ -9,10 +9,10 @@ TOKENS_AND_POSITIONS = ("cls_token", "pos_embed")
 
 
 def decays(name: str, ndim: int, exempt: tuple[str, ...] = ()) -> bool:
-    """Whether weight decay applies: not to biases or norms, nor to the names in `exempt`.
+    """Whether weight decay applies: not to biases and norms, nor to the names in `exempt`.
 
-    In pre-training nothing is exempt: the class and mask tokens, stored with three axes, are
-    decayed (official `add_weight_decay`). In fine-tuning TOKENS_AND_POSITIONS are (official
+    In pre-training nothing is exempt: class and mask tokens have three axes and are decayed
+    (official `add_weight_decay`). In fine-tuning, TOKENS_AND_POSITIONS are exempt (official
     `param_groups_lrd`).
     """
     return ndim > 1 and not name.endswith("/bias") and name not in exempt
@@ -21,7 +21,7 @@ def decays(name: str, ndim: int, exempt: tuple[str, ...] = ()) -> bool:
 def layer_id(name: str, depth: int) -> int:
     """Layer of a classifier's parameter for layer-wise decay (official `get_layer_id_for_vit`).
 
-    0 for the embeddings, 1 + i for block i, depth + 1 for everything behind the blocks.
+    0 for the embeddings, 1 + i for block i, depth + 1 for everything after the blocks.
 
     Raises:
       UsageError: the parameter belongs to no layer.
@@ -37,20 +37,20 @@ def layer_id(name: str, depth: int) -> int:
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
-    """Factor on the learning rate, and so on the decay, of a parameter: decay ** (layers above)."""
+    """Factor on the learning rate and weight decay of a parameter: decay ** (layers above it)."""
     return decay ** (depth + 1 - layer_id(name, depth))
 
 
 def last_blocks(depth: int, blocks: float) -> Callable[[str], bool]:
-    """Which parameters partial fine-tuning trains (paper section 4.3, figure 9).
+    """The parameters trained by partial fine-tuning (paper section 4.3, figure 9).
 
     Args:
       depth: blocks of the encoder.
-      blocks: how many of the last ones to train; 0.5 means the MLP half of the last block (with
-        its norm). Final norm and head always train.
+      blocks: number of last blocks to train; 0.5 is the MLP of the last block and its norm. The
+        final norm and the head are always trained.
 
     Returns:
-      Function of a parameter's name.
+      Function from a parameter's name to whether it is trained.
     """
     whole = {f"blocks_{i}" for i in range(depth - int(blocks), depth)}
 

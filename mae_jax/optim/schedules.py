@@ -1,4 +1,4 @@
-"""Learning-rate schedules, computed every step from the fractional epoch."""
+"""Learning-rate schedules by step, computed from the fractional epoch."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Schedule = Callable[[Any], jax.Array]  # of the number of completed steps, int or array
+Schedule = Callable[[Any], jax.Array]  # from the number of completed steps, an int or an array
 
 
 def num_steps(epochs: float, num_images: int, batch_size: int) -> int:
-    """Whole batches in so many epochs.
+    """Number of whole batches in `epochs`.
 
-    Exact for `epochs` as it is written: in floats 50 * (57 / 25) is just under 114, and 0.3 is just
-    under three tenths.
+    Exact for the decimal value of `epochs`: as floats, 50 * (57 / 25) is just under 114 and 0.3
+    just under three tenths.
     """
     return int(Fraction(str(epochs)) * num_images / batch_size)
 
 
 def absolute_lr(base_lr: float, batch_size: int) -> float:
-    """Linear scaling rule: base rate per 256 images times the global batch (paper table 8)."""
+    """Linear scaling rule: the base rate for 256 images, scaled to the batch (paper table 8)."""
     return base_lr * batch_size / 256
 
 
@@ -33,17 +33,17 @@ def warmup_cosine(
     steps_per_epoch: float,
     min_lr: float = 0.0,
 ) -> Schedule:
-    """Linear warm-up from 0, then half a cosine down to `min_lr` (official `util/lr_sched.py`).
+    """Linear warm-up from 0, then a half-cosine decay to `min_lr` (official `util/lr_sched.py`).
 
     Args:
       lr: peak learning rate.
       warmup_epochs: length of the warm-up.
       epochs: length of the whole run.
-      steps_per_epoch: optimiser steps in an epoch; may be fractional.
+      steps_per_epoch: optimizer steps in an epoch; may be fractional.
       min_lr: rate at the end.
 
     Returns:
-      Function of the number of completed steps: the float32 rate of the next one.
+      Function from the number of completed steps to the float32 rate of the next step.
     """
 
     def schedule(step: Any) -> jax.Array:

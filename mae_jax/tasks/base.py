@@ -1,4 +1,4 @@
-"""What all tasks on images share. Their parts: `ImageData`, `TrainingPlan`, `HeldOutFigure`."""
+"""The base class of tasks on images, composed of `ImageData` and `TrainingPlan`."""
 
 import os
 from collections.abc import Callable
@@ -16,19 +16,17 @@ from mae_jax.tasks.training_plan import TrainingPlan
 from mae_jax.train.initial_state import check_there
 from mae_jax.train.task import Task
 
-FEW_STEPS = 100
-
 
 def check_places(config: Any, workdir: str) -> None:
-    """Whether what a run reads when it starts is where the configuration says; reads nothing yet.
+    """Checks that the paths in a configuration exist, without reading the data.
 
     Raises:
-      UsageError: names every key that leads nowhere.
+      UsageError: names every key whose path does not exist.
     """
     checks: list[Callable[[], object]] = []
     if config.data.source == "folder":
         checks.append(lambda: check_root(config.data.root))
-    # A run that continues needs neither of these any more.
+    # A run that continues from its own checkpoints needs neither.
     if workdir and not layout.exists(workdir):
         if config.resume:
             checks.append(lambda: _check_resume(config.resume))
@@ -42,13 +40,13 @@ def _check_resume(path: str) -> None:
 
 
 class ImageTask(Task):
-    """A task on images; `train.task.Task` says what each part is for.
+    """A task on images; see `train.task.Task` for the interface.
 
     Args:
       config: the whole configuration, adapted to the data.
-      workdir: folder of the run; "" when nothing is to be written.
-      data: its images.
-      plan: its length and optimizer; None for a task that trains nothing.
+      workdir: folder of the run; "" to write nothing.
+      data: the images.
+      plan: length and optimizer of the run; None for a task that trains nothing.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class ImageTask(Task):
     def describe_batch(self, step: int) -> list[str]:
         return self.data.describe_batch(step)
 
-    def save_picture(self, image: np.ndarray, step: int) -> str:
+    def save_figure(self, image: np.ndarray, step: int) -> str:
         path = os.path.join(self.workdir, "pictures", f"step_{step:08d}.png")
         figures.save_png(path, image)
         return path

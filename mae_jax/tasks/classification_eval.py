@@ -1,4 +1,4 @@
-"""What a classifier answers for images."""
+"""Predictions of a classifier, their metrics and tables."""
 
 import contextlib
 import csv
@@ -15,18 +15,18 @@ from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import require
-from mae_jax.train import evaluate as evaluation
+from mae_jax.train.evaluate import collect, compile_eval_step
 from mae_jax.train.task import Batch
 
 
 class Predictions(NamedTuple):
-    """Answers for N examples.
+    """Predictions for N examples.
 
     Attributes:
       classes: names, in the order of the labels.
-      index: int64 [N], the example in its source.
-      label: int32 [N], the right answer.
-      best: int32 [N, 5] (or as many as there are classes), the likeliest classes, best first.
+      index: int64 [N], indices of the examples in their source.
+      label: int32 [N], true classes.
+      best: int32 [N, K], the top K = min(5, number of classes) predictions, best first.
       loss: float32 [N], cross-entropy.
     """
 
@@ -37,7 +37,7 @@ class Predictions(NamedTuple):
     loss: np.ndarray
 
     def metrics(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracy in [0, 1], mean loss, and the number of examples."""
+        """Top-1 and top-5 accuracy in [0, 1], mean loss and number of examples."""
         right = self.best == self.label[:, None]
         return {
             "top1": float(right[:, 0].mean()),
@@ -47,7 +47,7 @@ class Predictions(NamedTuple):
         }
 
     def confusion(self) -> np.ndarray:
-        """int64 [C, C]: how many examples of the row's class were given the column's."""
+        """int64 [C, C]: number of examples by true class (row) and predicted class (column)."""
         size = len(self.classes)
         flat = np.bincount(self.label * size + self.best[:, 0], minlength=size * size)
         return flat.reshape(size, size)
@@ -56,8 +56,8 @@ class Predictions(NamedTuple):
         """Writes predictions.csv and per_class.csv; returns their paths.
 
         Args:
-          folder: made when missing.
-          describe: where an example comes from, by its index.
+          folder: created if missing.
+          describe: maps the index of an example to its origin, such as a path.
         """
         os.makedirs(folder, exist_ok=True)
         each = os.path.join(folder, "predictions.csv")
@@ -79,7 +79,7 @@ class Predictions(NamedTuple):
 
 @contextlib.contextmanager
 def _table(path: str) -> Iterator[Any]:
-    """A CSV file that is there whole, or not at all."""
+    """Writer of a CSV file that appears only once it is complete."""
     with (
         filesystem.replacing(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -88,11 +88,11 @@ def _table(path: str) -> Iterator[Any]:
 
 
 class Predictor:
-    """A classifier as a function of its variables and of batches of images.
+    """A classifier as a function from variables and batches to predictions.
 
     Args:
       model: the classifier.
-      classes: their names.
+      classes: names of the classes.
       mean, std: of the pixels, per channel.
     """
 
@@ -111,19 +111,19 @@ class Predictor:
     def __call__(
         self, variables: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
     ) -> Predictions:
-        """Answers for every valid example.
+        """Predicts the classes of all valid examples.
 
         Args:
-          variables: parameters, and statistics of the model if it has any.
-          batches: of `data.eval_batches`.
+          variables: parameters, and batch statistics if the model has any.
+          batches: from `data.eval_batches`.
           mesh: the devices to compute on.
 
         Raises:
           UsageError: there is no image, or one has no label.
         """
         if self._step is None:
-            self._step = evaluation.compile_eval_step(self._rows, mesh)
-        rows = evaluation.collect(self._step, variables, batches, mesh)
+            self._step = compile_eval_step(self._rows, mesh)
+        rows = collect(self._step, variables, batches, mesh)
         require(len(rows.get("label", ())) > 0, "no held-out image could be read")
         require(rows["label"].min() >= 0, "some of the held-out images have no label")
         return Predictions(self.classes, *(rows[key] for key in ("index", "label", "best", "loss")))

@@ -1,7 +1,7 @@
 """Classification: fine-tuning, partial fine-tuning, linear probing, supervised from scratch.
 
-One mechanism for all of them (paper sections 4 and 4.3, tables 9 to 11): the recipes differ in what
-is trained, in the head, in the augmentation and in the optimiser, and all that is configuration.
+One task for all of them (paper sections 4 and 4.3, tables 9 to 11): recipes differ only in the
+configuration of trained parameters, head, augmentation and optimizer.
 """
 
 from typing import Any
@@ -33,14 +33,14 @@ from mae_jax.train.task import Batch, Evaluator, OnBatch, PretrainedParams, igno
 
 
 class Classify(ImageTask):
-    """A classifier as a task for the loop; `task.Task` says what each part is for.
+    """Trains a classifier; see `train.task.Task` for the interface.
 
     Args:
       config: a configuration of configs/finetune, linprobe, partial or scratch.
-      workdir: folder of the run; "" when nothing is to be written.
+      workdir: folder of the run; "" to write nothing.
 
     Raises:
-      UsageError: the configuration or its data cannot work.
+      UsageError: the configuration is invalid, or does not match the data.
     """
 
     def __init__(self, config: Any, workdir: str):
@@ -87,14 +87,14 @@ class Classify(ImageTask):
         self.mixing = MixConfig(**config.mix)
         self.mixes = mixes(config)
         self._changes_pixels = self.mixes or config.erase_prob > 0
-        # A pass backwards is two more; below frozen blocks there is none. (The parts in between,
-        # of partial fine-tuning, are counted as if all were trained.)
+        # The backward pass counts as two forward passes; frozen layers have none. Partial
+        # fine-tuning is counted as if all layers were trained.
         self.flops_per_image = (2 if config.trainable == "head" else 6) * vit.forward_macs(
             self.model
         )
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
         self._predictor = Predictor(self.model, self.classes, **self.pixels)
-        self._answers: tuple[int, Predictions] | None = None  # and the step they belong to
+        self._predictions: tuple[int, Predictions] | None = None  # and their step
 
     # The model.
 
@@ -133,7 +133,7 @@ class Classify(ImageTask):
         self, params: Any, model_state: Any, batch: Batch
     ) -> tuple[jax.Array, tuple[Batch, Any]]:
         images, targets = batch["image"], batch["target"]
-        if not self._changes_pixels:  # until here they are bytes, a quarter of the memory
+        if not self._changes_pixels:  # so far they are uint8, a quarter of the memory
             images = to_float(images, **self.pixels)
         patches = patchify(images, self.model.patch_size)
         logits: Any
@@ -148,19 +148,19 @@ class Classify(ImageTask):
         right = (logits.argmax(axis=1) == targets.argmax(axis=1)).mean()
         return loss, ({"top1": right}, model_state | dict(new))
 
-    # What the user sees.
+    # Evaluation and reports.
 
     def evaluate(
         self, state: Any, mesh: Mesh, on_batch: OnBatch = ignore_batch
     ) -> dict[str, float]:
-        """Accuracy and loss on the held-out images; of the average of the weights too, if kept."""
-        answers = self._predict(state.params, state, mesh, on_batch)
-        metrics = answers.metrics()
+        """Accuracy and loss on the held-out images, also of the averaged weights (`ema_*`)."""
+        predictions = self._predict(state.params, state, mesh, on_batch)
+        metrics = predictions.metrics()
         if self.ema_decay:
-            answers = self._predict(combine(state.params, state.ema), state, mesh, on_batch)
-            average = answers.metrics()
+            predictions = self._predict(combine(state.params, state.ema), state, mesh, on_batch)
+            average = predictions.metrics()
             metrics |= {f"ema_{key}": average[key] for key in ("top1", "top5", "loss")}
-        self._answers = (int(state.step), answers)
+        self._predictions = (int(state.step), predictions)
         return metrics
 
     def _predict(self, params: Any, state: Any, mesh: Mesh, on_batch: OnBatch) -> Predictions:
@@ -169,12 +169,12 @@ class Classify(ImageTask):
         )
         return self._predictor({"params": params, **state.model_state}, batches, mesh)
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
-        """Confusion matrix on the held-out images."""
-        if self._answers is None or self._answers[0] != int(state.step):
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
+        """Confusion matrix of the held-out images."""
+        if self._predictions is None or self._predictions[0] != int(state.step):
             self.evaluate(state, mesh)
-        assert self._answers is not None
-        return figures.confusion_matrix(self._answers[1].confusion(), self.classes)
+        assert self._predictions is not None
+        return figures.confusion_matrix(self._predictions[1].confusion(), self.classes)
 
     def metadata(self, step: int) -> dict[str, Any]:
         return {
@@ -184,7 +184,7 @@ class Classify(ImageTask):
         }
 
     def summary(self) -> dict[str, Any]:
-        """What a person checks before a long run."""
+        """Model, trained and frozen parameters, initialization, data, length and rates."""
         config, depth = self.config, self.model.depth
         params, _ = jax.eval_shape(self.init_variables)
         trained, frozen = partition(params, self.trainable)
@@ -200,20 +200,20 @@ class Classify(ImageTask):
         }
 
 
-def _check_classes(data: ImageData, wanted: int) -> list[str]:
-    """Names of the classes, the same in the training and the held-out images.
+def _check_classes(data: ImageData, expected: int) -> list[str]:
+    """Names of the classes, which must be the same in training and held-out images.
 
     Args:
       data: the images.
-      wanted: `config.model.num_classes`: their number, or 0 for any.
+      expected: `config.model.num_classes`; 0 accepts any number.
     """
     train, held_out = data.train_source, data.eval_source
     _require_labels(train)
     classes = list(train.classes or ())
     require(
-        wanted in (0, len(classes)),
-        f"{train.name} has {len(classes)} classes where --config.model.num_classes={wanted}: "
-        "wrong folder? (0 takes what the data have)",
+        expected in (0, len(classes)),
+        f"{train.name} has {len(classes)} classes, but --config.model.num_classes={expected}: "
+        "wrong folder? (0 accepts any number)",
     )
     if len(held_out):
         require(
@@ -226,8 +226,8 @@ def _check_classes(data: ImageData, wanted: int) -> list[str]:
 
 
 def _require_labels(source: Any) -> None:
-    """Refuses images without labels; a prepared test split has the classes, but -1 everywhere."""
+    """Refuses unlabeled images; a prepared test split has classes, but all its labels are -1."""
     require(
         source.classes is not None and source.read([0])[0].label >= 0,
-        f"{source.name} has no labels: give every class a folder of its own (docs/data.md)",
+        f"{source.name} has no labels: give every class a folder (docs/data.md)",
     )

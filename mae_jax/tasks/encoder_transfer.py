@@ -1,4 +1,4 @@
-"""Takes the encoder of another run into a classifier (official `main_finetune.py`)."""
+"""Initializes a classifier with the encoder of another run (official `main_finetune.py`)."""
 
 import logging
 from typing import Any
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 
 def check_same_heads(theirs: dict[str, Any], num_heads: int) -> None:
-    """Refuses weights that were trained with another number of heads: no shape would tell."""
+    """Refuses weights trained with another number of heads, which no shape would reveal."""
     require(
         theirs["num_heads"] == num_heads,
-        f"--config.init_from has {theirs['num_heads']} heads of attention where "
+        f"--config.init_from has {theirs['num_heads']} attention heads, but "
         f"--config.model.num_heads is {num_heads}",
     )
 
 
 def warn_of_other_pixels(theirs: dict[str, Any], pixels: dict[str, tuple[float, ...]]) -> None:
-    """Warns when `metadata["data"]` of a checkpoint normalises pixels in another way than we do."""
+    """Warns if a checkpoint's `metadata["data"]` has another mean or std than `pixels`."""
     for key, ours in pixels.items():
         if not np.allclose(theirs[key], ours):
             log.warning(
@@ -40,44 +40,44 @@ def adopt_encoder(
     weights: dict[str, np.ndarray],
     metadata: dict[str, Any],
 ) -> PretrainedParams:
-    """What of an autoencoder, or of another classifier, `model` takes over.
+    """Selects the weights of an autoencoder, or of another classifier, that `model` reuses.
 
-    The position table, fixed in pre-training, becomes a parameter; for another grid it is resized.
-    A head is taken over with the classes it was trained for, and starts anew for any others; so
-    does one that saw, or will see, its features through BatchNorm.
+    The position table, fixed in pre-training, becomes a parameter and is resized to the grid. The
+    head is reused only for the same classes and if neither model normalizes its input by
+    BatchNorm; otherwise it is reinitialized.
 
     Args:
-      model: the classifier to start.
-      classes: its classes; None where the head does not matter.
+      model: the classifier to initialize.
+      classes: its classes; None if it has no head.
       weights: parameters of the other run, by name.
       metadata: of the other run's checkpoint.
     """
     theirs = metadata["model"]
     check_same_heads(theirs, model.num_heads)
     old_grid = grid_size(tuple(theirs["image_size"]), tuple(theirs["patch_size"]))
-    wanted = {f"blocks_{i}" for i in range(theirs["depth"])} | {"patch_embed", "cls_token"}
-    fresh = ["head/"]
+    reused = {f"blocks_{i}" for i in range(theirs["depth"])} | {"patch_embed", "cls_token"}
+    reinitialized = ["head/"]
     if theirs["kind"] == "mae":
         table = sincos_2d(theirs["embed_dim"], old_grid)[None]
-        wanted |= {"norm"} if model.pool == "cls" else set()
-        fresh += ["fc_norm/"]
+        reused |= {"norm"} if model.pool == "cls" else set()
+        reinitialized += ["fc_norm/"]
     else:
         table = weights.get("pos_embed")
         norm = "norm" if model.pool == "cls" else "fc_norm"
-        wanted |= {norm}
+        reused |= {norm}
         if theirs["pool"] != model.pool:
-            fresh.append(f"{norm}/")
+            reinitialized.append(f"{norm}/")
         elif (
             theirs["num_classes"]
             and text.same_names(metadata["classes"], classes)
             and not (theirs["head_norm"] or model.head_norm)
         ):
-            wanted |= {"head"}
-            fresh = []
-    arrays = {name: x for name, x in weights.items() if name.split("/")[0] in wanted}
+            reused |= {"head"}
+            reinitialized = []
+    arrays = {name: x for name, x in weights.items() if name.split("/")[0] in reused}
     if table is not None:
         if old_grid != model.grid:
             log.info("position table resized from %s to %s patches", old_grid, model.grid)
         arrays["pos_embed"] = resize_table(table, old_grid, model.grid)
     unused = tuple(sorted(weights.keys() - arrays.keys()))
-    return PretrainedParams(arrays, reinitialized=tuple(fresh), unused=unused)
+    return PretrainedParams(arrays, reinitialized=tuple(reinitialized), unused=unused)

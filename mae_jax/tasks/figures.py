@@ -1,4 +1,4 @@
-"""Pictures of reconstructions: titled columns, one row per image."""
+"""Figures as uint8 images: reconstructions, confusion matrices and curves."""
 
 import io
 import os
@@ -21,17 +21,17 @@ from mae_jax.train.evaluate import compile_eval_step
 MIN_CELL = 96  # small images are enlarged to at least this many pixels
 GAP = 4
 TEXT = 18
-NAMED = 40  # with more classes than this their names are not written
+MAX_CLASS_NAMES = 40  # class names are omitted if there are more
 
 
 class HeldOutFigure:
-    """What a figure shows of a few held-out images, always the same.
+    """Computes the content of a figure for a few fixed held-out images.
 
-    Every process computes it of the same images, so nothing has to be split or collected.
+    Every process computes it for the same images, so nothing is split or gathered.
 
     Args:
-      images: returns the batch; called once, when it is first needed.
-      step: function (variables, batch) -> what to show.
+      images: returns the batch; called once, on first use.
+      step: function (variables, batch) -> arrays to show.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HeldOutFigure:
         self._step: Any = None
 
     def compute(self, variables: Any, mesh: Mesh) -> tuple[dict[str, np.ndarray], Any]:
-        """(`image` and `index` of the images, what the step returns for them), in NumPy."""
+        """The batch (`image` and `index`) and the step's result for it, as NumPy arrays."""
         if self._step is None:
             self._step = compile_eval_step(self._uncompiled, mesh)
             batch = self._images()
@@ -52,8 +52,9 @@ class HeldOutFigure:
 def to_display(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3] of images [N, H, W, C] in any units.
 
-    Images in [0, 1] are shown as they are; others are scaled, each by the range of the image in
-    `reference`. One channel is shown grey, two or more as red, green (and blue).
+    Values in [0, 1] are shown as they are; otherwise each image is scaled by the range of its
+    image in `reference`. One channel is shown in gray, two as red and green; of more than three,
+    the first three are shown.
     """
     images, reference = images.astype(np.float32), reference.astype(np.float32)
     if reference.min() < 0 or reference.max() > 1:
@@ -69,7 +70,7 @@ def to_display(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def image_grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> np.ndarray:
-    """uint8 [H, W, 3] picture of titled columns of uint8 images [N, h, w, 3], one row per image."""
+    """uint8 [H, W, 3] figure of titled columns of uint8 images [N, h, w, 3], one row per image."""
     rows, height, width = columns[0][1].shape[:3]
     zoom = max(1, -(-MIN_CELL // min(height, width)))
     cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
@@ -122,22 +123,22 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
 
 
 def save_png(path: str, image: np.ndarray) -> None:
-    """Writes a uint8 [H, W, 3] picture; the folder is made when missing.
+    """Writes a uint8 [H, W, 3] image in the format of the file extension.
 
     Raises:
-      UsageError: the ending of the name says no kind of picture.
-      OSError: it cannot be written.
+      UsageError: the extension is not an image format.
+      OSError: the file cannot be written.
     """
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
     if kind is None:
-        raise UsageError(f"{path} is no name of a picture: let it end with .png")
+        raise UsageError(f"{path} does not have the extension of an image: use .png")
     content = io.BytesIO()
     Image.fromarray(image).save(content, kind)
     filesystem.write(path, content.getvalue())
 
 
 def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:
-    """uint8 [H, W, 3]: original, masked, reconstruction, the same with visible patches pasted."""
+    """uint8 [H, W, 3]: columns original, masked, reconstruction, and with visible patches."""
     titles = ("original", "masked", "reconstruction", "with visible")
     columns = [
         (title, to_display(np.asarray(view), np.asarray(views.original)))
@@ -146,19 +147,19 @@ def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:
     return image_grid(columns, caption)
 
 
-def _plain(names: Iterable[str]) -> list[str]:
-    """Names as text that is drawn as it is; matplotlib would read `$` as mathematics."""
+def _escape(names: Iterable[str]) -> list[str]:
+    """Makes matplotlib draw names literally; it would interpret `$` as math."""
     return [printable(name).replace("$", r"\$") for name in names]
 
 
-def _image(figure: Figure) -> np.ndarray:
+def _render(figure: Figure) -> np.ndarray:
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """uint8 [H, W, 3] picture of int [C, C] counts; rows are the right answers, in shares."""
+    """uint8 [H, W, 3] figure of int counts [C, C], with true classes as rows that sum to 1."""
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = max(5.0, min(0.35 * len(classes), 14.0)) + 1
     figure = Figure((size + 1, size), layout="constrained")
@@ -167,9 +168,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     figure.colorbar(shown, label="share of the row's class")
     right = counts.trace() / max(counts.sum(), 1)
     axes.set(xlabel="answer", ylabel="class", title=f"top-1 {right:.2%} of {counts.sum():,}")
-    if len(classes) <= NAMED:
+    if len(classes) <= MAX_CLASS_NAMES:
         ticks = range(len(classes))
-        names = _plain(classes)
+        names = _escape(classes)
         axes.set_xticks(ticks, names, rotation=90)
         axes.set_yticks(ticks, names)
         for (row, column), count in np.ndenumerate(counts):
@@ -178,21 +179,21 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
                 color = "white" if share > 0.5 else "black"
                 text = f"{100 * share:.0f}"
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    return _image(figure)
+    return _render(figure)
 
 
 def curves(
     title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlabel: str
 ) -> np.ndarray:
-    """uint8 [H, W, 3] picture of named (x, y) lines."""
+    """uint8 [H, W, 3] line plot of (x, y) by name."""
     figure = Figure((8, 5), layout="constrained", dpi=110)
     axes = figure.subplots()
-    for name, (x, y) in zip(_plain(lines), lines.values(), strict=True):
+    for name, (x, y) in zip(_escape(lines), lines.values(), strict=True):
         axes.plot(x, y, marker="o" if len(x) < 30 else "", markersize=4, label=name)
     axes.set(title=title, xlabel=xlabel)
     axes.grid(alpha=0.3)
     axes.legend()
-    return _image(figure)
+    return _render(figure)
 
 
 def panels(
@@ -200,12 +201,12 @@ def panels(
     names: Sequence[str],
     shown: Mapping[str, Mapping[str, Sequence[float | None]]],
 ) -> np.ndarray:
-    """uint8 [H, W, 3] picture of several panels of curves over the same rows.
+    """uint8 [H, W, 3] figure of several panels of curves over the same rows of a study.
 
     Args:
-      title: of the whole.
-      names: of the rows, along x: at their value where all are numbers, else side by side.
-      shown: panel -> curve -> a value, or None, for each row.
+      title: of the figure.
+      names: of the rows. If all are numbers they are the x values, otherwise categories.
+      shown: panel -> curve -> a value or None for each row.
     """
     try:
         places, numeric = [float(name) for name in names], True
@@ -225,4 +226,4 @@ def panels(
             axes.margins(x=0.15)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    return _image(figure)
+    return _render(figure)

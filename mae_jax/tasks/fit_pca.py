@@ -1,4 +1,4 @@
-"""Learns the PCA of a target from training images, once for a run: `pca.npz` in the workdir."""
+"""Fits the PCA of a target to training images, once per run: `pca.npz` in the workdir."""
 
 import contextlib
 import io
@@ -22,22 +22,22 @@ from mae_jax.tasks.base import ImageTask
 log = logging.getLogger(__name__)
 
 FILE = "pca.npz"
-BATCH = 64  # images at once
-# What of the configuration of the data decides the pixels of whole images.
+BATCH = 64  # images per batch
+# Keys of `config.data` that affect the pixels of the evaluation transform.
 _PIXELS = ("mean", "std", "resize_antialias", "exif_transpose", "dtype")
 
 
-def learn(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
-    """Arrays of a `PcaTarget`, the same on every process; all must call it together.
+def fit(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
+    """Arrays of a `PcaTarget`, identical on all processes. Collective: all must call it.
 
-    Learnt by process 0 from evenly spaced training images in the evaluation transform, so that
-    neither seed nor number of processes matters; or read from the workdir, where an earlier start
-    left them.
+    Process 0 fits them to evenly spaced training images in the evaluation transform, independent
+    of the seed and the number of processes, or reads them from the workdir if the run was started
+    before.
 
     Raises:
-      UsageError: too few patches, an image source that fails, or another PCA in the workdir.
+      UsageError: there are too few patches, images cannot be read, or the workdir has another PCA.
     """
-    like = pca.unknown(spec, task.config.target.components)
+    like = pca.placeholders(spec, task.config.target.components)
     return collectives.broadcast_arrays(lambda: _arrays(task, spec), like)
 
 
@@ -48,25 +48,25 @@ def _arrays(task: ImageTask, spec: PatchSpec) -> dict[str, np.ndarray]:
         return _read(path, about)
     number, components = about["images"], about["components"]
     log.info("PCA: reading %d training images", number)
-    found = pca.fit(_patches(task, spec, number), spec.patch_dim, components)
+    fitted = pca.fit(_patches(task, spec, number), spec.patch_dim, components)
     require(
-        found.patches > components,
-        f"--config.target.components={components} need more patches than the {found.patches} of "
+        fitted.patches > components,
+        f"--config.target.components={components} need more patches than the {fitted.patches} of "
         f"{number} images: raise --config.target.fit_images, or lower --config.target.components",
     )
-    share = found.variance[:components].sum() / max(found.variance.sum(), 1e-30)
+    share = fitted.variance[:components].sum() / max(fitted.variance.sum(), 1e-30)
     log.info(
-        "PCA of %s patches of %d images: %d of %d components have %.2f %% of the variance",
-        *(f"{found.patches:,}", number, components, spec.patch_dim, 100 * share),
+        "PCA of %s patches of %d images: %d of %d components explain %.2f %% of the variance",
+        *(f"{fitted.patches:,}", number, components, spec.patch_dim, 100 * share),
     )
-    arrays = {"mean": found.mean, "components": found.components}
+    arrays = {"mean": fitted.mean, "components": fitted.components}
     if path:
-        _write(path, arrays | {"variance": found.variance, "about": np.array(json.dumps(about))})
+        _write(path, arrays | {"variance": fitted.variance, "about": np.array(json.dumps(about))})
     return arrays
 
 
 def _about(task: ImageTask, spec: PatchSpec) -> dict[str, Any]:
-    """What the numbers depend on, as JSON has it."""
+    """Everything that the arrays depend on, as JSON types."""
     options = task.config.target
     source = task.data.train_source.fingerprint()
     about = {
@@ -76,14 +76,14 @@ def _about(task: ImageTask, spec: PatchSpec) -> dict[str, Any]:
         "patch_size": spec.patch_size,
         "channels": spec.channels,
         "pixels": {key: task.config.data[key] for key in _PIXELS},
-        # The same data may lie elsewhere later.
+        # The same data may be moved.
         "source": {key: value for key, value in source.items() if key != "root"},
     }
     return json.loads(json.dumps(about))
 
 
 def _patches(task: ImageTask, spec: PatchSpec, number: int) -> Iterator[np.ndarray]:
-    """Normalised pixels float32 [n, P] of all patches of so many images that can be read."""
+    """Batches of normalized patches float32 [n, P] of the readable ones among `number` images."""
     with contextlib.closing(
         task.data.replicated_batches(task.data.train_source, number, BATCH)
     ) as batches:
@@ -104,15 +104,15 @@ def _write(path: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read(path: str, about: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of an earlier start, if they depend on the same."""
-    out = "give a new --workdir, or remove the file to learn it anew"
+    """Reads the arrays of an earlier start, if they depend on the same data and options."""
+    advice = "use a new --workdir, or remove the file to fit the PCA again"
     try:
         with np.load(io.BytesIO(filesystem.read(path)), allow_pickle=False) as file:
-            was = json.loads(str(file["about"]))
+            saved = json.loads(str(file["about"]))
             arrays = {name: file[name] for name in ("mean", "components")}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} cannot be read ({error}): {out}") from error
-    other = [f"{k}: {was.get(k)} -> {about[k]}" for k in about if was.get(k) != about[k]]
-    require(not other, f"{path} is the PCA of something else ({'; '.join(other)}): {out}")
-    log.info("PCA of an earlier start: %s", path)
+        raise UsageError(f"{path} cannot be read ({error}): {advice}") from error
+    other = [f"{k}: {saved.get(k)} -> {about[k]}" for k in about if saved.get(k) != about[k]]
+    require(not other, f"{path} is the PCA of other data or options ({'; '.join(other)}): {advice}")
+    log.info("PCA from an earlier start: %s", path)
     return arrays

@@ -1,4 +1,4 @@
-"""The images of a task: where they come from, and batches of them."""
+"""The training and held-out images of a task, and their batches."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,27 +22,27 @@ class ImageData:
     """Training and held-out images of a run, and their batches.
 
     Args:
-      config: the whole configuration; `adaptation` changes it where the set is small.
-      workdir: folder of the run; "" when nothing is to be written.
-      image_size: (H, W) that the model takes.
+      config: the whole configuration; changed in place if the data set is small (`adaptation`).
+      workdir: folder of the run; "" to write nothing.
+      image_size: (H, W) of the model's input.
 
     Attributes:
       train_source, eval_source: the images; `eval_source` is empty if none are held out.
       image_size: (H, W) of the batches.
       pixels: `mean` and `std` of the pixels, per channel.
       steps_per_epoch: may be fractional.
-      reading_error: why an evaluation or a figure got empty batches; None if none did.
+      reading_error: why an evaluation or a figure got empty batches, or None.
 
     Raises:
-      UsageError: the data are not there.
-      StorageUnavailable: their storage did not come back.
+      UsageError: there is no such data, or the configuration does not match it.
+      StorageUnavailable: the storage of the data did not recover in time.
     """
 
     def __init__(self, config: Any, workdir: str, *, image_size: tuple[int, int]):
         self.image_size, self._config = image_size, config
         self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
         self.reading_error: Exception | None = None
-        found = build.make_sources(
+        sources = build.make_sources(
             config.data,
             image_size=image_size,
             channels=config.model.channels,
@@ -52,20 +52,20 @@ class ImageData:
         )
         adaptation.adapt(
             config,
-            num_images=len(found.train),
-            holdout=found.holdout,
+            num_images=len(sources.train),
+            holdout=sources.holdout,
             num_devices=jax.device_count(),
         )
         on_devices = DataOptions.from_config(config.data).on_device
         self._feed: Any = (
             on_device.OnDeviceLoader(sharding.make_mesh(**config.mesh)) if on_devices else pipeline
         )
-        self.train_source = found.train
-        self.eval_source: Any = found.eval or ()
+        self.train_source = sources.train
+        self.eval_source: Any = sources.eval or ()
         self.steps_per_epoch = len(self.train_source) / config.batch_size
 
     def require_held_out(self) -> None:
-        """Raises UsageError where held-out images are to be evaluated and there are none."""
+        """Raises UsageError if held-out images are to be evaluated or drawn but there are none."""
         every = self._config.eval_every, self._config.figure_every
         require(
             len(self.eval_source) > 0 or not any(every),
@@ -88,10 +88,10 @@ class ImageData:
     ) -> Iterator[dict[str, Any]]:
         """One pass over a source, or over `limit` evenly spaced examples of it.
 
-        A batch that cannot be read is empty; `reading_error` says why. `on_batch` is called after
+        Batches that cannot be read are empty and set `reading_error`. `on_batch` is called after
         each batch has been used.
         """
-        # Evaluation has no parts to accumulate over, and must fit where one part fits.
+        # Evaluation does not accumulate over micro-batches, so its batch is one micro-batch.
         options = self.options(self._config.batch_size // self._config.grad_accum)
         batches = self._feed.eval_batches(source, **options, limit=limit or None, **_this_process())
         with contextlib.closing(TolerantBatches(batches)) as tolerant:
@@ -101,13 +101,13 @@ class ImageData:
                 on_batch()
 
     def replicated_batches(self, source: Any, number: int, batch_size: int) -> Any:
-        """Evenly spaced examples in whole batches for this process; the same on every process."""
-        devices = jax.local_device_count()  # batches that are made on the devices divide by them
+        """Whole batches of `number` evenly spaced examples, the same on every process."""
+        devices = jax.local_device_count()  # must divide batches that are made on the devices
         options = self.options(-(-batch_size // devices) * devices)
         return self._feed.eval_batches(source, **options, limit=number)
 
     def first_held_out(self, number: int) -> dict[str, np.ndarray]:
-        """The same few held-out images on every process."""
+        """A batch of up to `number` evenly spaced held-out images, the same on every process."""
         number = min(number, len(self.eval_source))
         batches = self.replicated_batches(self.eval_source, number, number)
         with contextlib.closing(batches):
@@ -117,11 +117,11 @@ class ImageData:
         return {name: np.asarray(values)[:number] for name, values in batch.items()}
 
     def describe_batch(self, step: int) -> list[str]:
-        """Where the examples of the whole batch of a step (from 1) come from."""
+        """Origins of the examples in the global batch of a step (from 1), such as their paths."""
         source, size = self.train_source, self._config.batch_size
-        order = TrainSampler(len(source), seed=self._config.seed)
-        _, wanted = order.at(np.int64(step - 1) * size + np.arange(size))
-        return [source.describe(int(index)) for index in wanted]
+        sampler = TrainSampler(len(source), seed=self._config.seed)
+        _, indices = sampler.at(np.int64(step - 1) * size + np.arange(size))
+        return [source.describe(int(index)) for index in indices]
 
     def options(self, batch_size: int) -> dict[str, Any]:
         """Arguments of `pipeline.train_batches` and `eval_batches`."""
@@ -133,7 +133,7 @@ class ImageData:
         }
 
     def metadata(self) -> dict[str, Any]:
-        """What the metadata of a checkpoint say of the data."""
+        """The entry `data` of a checkpoint's metadata."""
         return {
             **{key: list(value) for key, value in self.pixels.items()},
             "dtype": self._config.data.dtype,
@@ -141,7 +141,7 @@ class ImageData:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Lines that are logged at the start of a run, by name."""
+        """Lines logged at the start of a run, by name."""
         source, held_out, config = self.train_source, len(self.eval_source), self._config
         classes = f" of {len(source.classes):,} classes" if source.classes else ""
         return {

@@ -1,4 +1,4 @@
-"""kNN and the cheap linear probe of a finished encoder: nothing is trained."""
+"""kNN and logistic regression on the features of a finished encoder, without training."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import adopt_encoder, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
 from mae_jax.tasks.inheritance import inherit
-from mae_jax.tasks.online_probes import Monitor
+from mae_jax.tasks.online_probes import OnlineProbes
 from mae_jax.train.task import PretrainedParams
 
 
 class Knn(ImageTask):
-    """A run without steps: `init_from`, then the evaluators of `Monitor`, once.
+    """A run without steps: loads `init_from` and runs the evaluators of `OnlineProbes` once.
 
     Args:
       config: a configuration of configs/knn.
-      workdir: folder of the run; "" when nothing is to be written.
+      workdir: folder of the run; "" to write nothing.
 
     Raises:
-      UsageError: the configuration or its data cannot work.
+      UsageError: the configuration is invalid, or does not match the data.
     """
 
     def __init__(self, config: Any, workdir: str):
@@ -43,7 +43,7 @@ class Knn(ImageTask):
         )
         require(
             config.epochs == 0 and config.steps == 0 and config.figure_every == 0,
-            "nothing is trained or drawn here: leave epochs, steps and figure_every at 0",
+            "nothing is trained or drawn here: set epochs, steps and figure_every to 0",
         )
         self.fields = factory.encoder_fields(config.model) | {"num_classes": 0}
         self.model = factory.build_vit(
@@ -52,7 +52,7 @@ class Knn(ImageTask):
         data = ImageData(config, workdir, image_size=self.model.image_size)
         super().__init__(config, workdir, data)
         self.flops_per_image = 2 * vit.forward_macs(self.model)
-        self.evaluators = Monitor(data, config.eval, self._encode).evaluators()
+        self.evaluators = OnlineProbes(data, config.eval, self._encode).evaluators()
 
     def init_variables(self) -> tuple[Any, Any]:
         return vit.init_variables(self.model, rng.stream_key(self.config.seed, "init"))

@@ -1,7 +1,8 @@
-"""kNN and a linear probe on frozen features of centre crops: cheap signs of what was learnt.
+"""kNN and a linear probe on frozen features of center crops, to monitor pre-training cheaply.
 
-Not the paper's linear probing, which needs random crops and 90 epochs (`configs/linprobe`). For
-masked autoencoders kNN is low by nature; watch how it grows, and compare it with its own kind.
+This is not the paper's linear probing, which takes random crops and 90 epochs (`configs/linprobe`).
+kNN accuracy of masked autoencoders is low by nature: compare it only with other masked autoencoders
+and over time.
 """
 
 import functools
@@ -16,11 +17,11 @@ from jax.sharding import Mesh
 from mae_jax.ops import probes
 from mae_jax.runtime.errors import require
 from mae_jax.tasks.image_data import ImageData
-from mae_jax.train import evaluate as evaluation
+from mae_jax.train.evaluate import collect, compile_eval_step
 from mae_jax.train.task import Batch, Evaluator, OnBatch
 
 
-class Monitor:
+class OnlineProbes:
     """The evaluators "knn" and "probe".
 
     Args:
@@ -30,7 +31,8 @@ class Monitor:
         after the final norm.
 
     Raises:
-      UsageError: something is wanted that needs labels, and there are none.
+      UsageError: an evaluator is enabled but the images have no labels, or there are fewer
+        training images than neighbors.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Monitor:
             classes is not None
             and len(data.eval_source) > 0
             and data.eval_source.classes == classes,
-            "--config.eval.knn_every and probe_every need labelled training and held-out images "
+            "--config.eval.knn_every and probe_every need labeled training and held-out images "
             "of the same classes: set both to 0, or see docs/data.md",
         )
         k, images = self.options.knn_k, self._number_of_training_images()
@@ -58,7 +60,7 @@ class Monitor:
         )
 
     def evaluators(self) -> dict[str, Evaluator]:
-        """By the name of their lines in the metrics."""
+        """The evaluators by the name of their lines in the metrics."""
         options = self.options
         num_classes = len(self._data.train_source.classes or ())
         knn = functools.partial(probes.knn_scores, k=options.knn_k, num_classes=num_classes)
@@ -79,18 +81,18 @@ class Monitor:
         return {"top1": right, "count": float(len(answers)), "train_count": float(len(labels))}
 
     def _features(self, state: Any, mesh: Mesh, on_batch: OnBatch) -> Any:
-        """(features, labels) of training and held-out images; kept, for both evaluators ask."""
+        """(features, labels) of training and held-out images, cached for the other evaluator."""
         step = int(state.step)
         if self._cached[0] != step:
             if self._step is None:
-                self._step = evaluation.compile_eval_step(self._rows, mesh)
+                self._step = compile_eval_step(self._rows, mesh)
             data, number = self._data, self._number_of_training_images()
-            found = []
+            features = []
             for source, limit in ((data.train_source, number), (data.eval_source, 0)):
                 batches = data.eval_batches(source, limit=limit, on_batch=on_batch)
-                rows = evaluation.collect(self._step, state, batches, mesh)
-                found.append((rows["feature"], rows["label"]))
-            self._cached = (step, found)
+                rows = collect(self._step, state, batches, mesh)
+                features.append((rows["feature"], rows["label"]))
+            self._cached = (step, features)
         return self._cached[1]
 
     def _rows(self, state: Any, batch: Batch) -> Batch:

@@ -20,25 +20,25 @@ from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
 from mae_jax.tasks.inheritance import inherit
-from mae_jax.tasks.online_probes import Monitor
+from mae_jax.tasks.online_probes import OnlineProbes
 from mae_jax.tasks.pretrain_targets import make_target
 from mae_jax.tasks.training_plan import TrainingPlan
-from mae_jax.train import evaluate as evaluation
 from mae_jax.train import run_info
+from mae_jax.train.evaluate import Sums, compile_eval_step, evaluate
 from mae_jax.train.task import Batch, Evaluator, OnBatch, PretrainedParams, ignore_batch
 
 _LAST = "decoder_pred/"
 
 
 class Pretrain(ImageTask):
-    """The masked autoencoder as a task for the loop; `task.Task` says what each part is for.
+    """Pre-trains a masked autoencoder; see `train.task.Task` for the interface.
 
     Args:
       config: a pre-training configuration.
-      workdir: folder of the run; "" when nothing is to be written.
+      workdir: folder of the run; "" to write nothing.
 
     Raises:
-      UsageError: the configuration or its data cannot work.
+      UsageError: the configuration is invalid, or does not match the data.
     """
 
     def __init__(self, config: Any, workdir: str):
@@ -67,9 +67,9 @@ class Pretrain(ImageTask):
         data.require_held_out()
         super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = train_flops(self.model, self.num_keep)
-        monitor = Monitor(data, config.eval, self._encode)
+        probes = OnlineProbes(data, config.eval, self._encode)
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
-        self.evaluators |= monitor.evaluators()
+        self.evaluators |= probes.evaluators()
         self._eval_step: Any = None
         self._figure = figures.HeldOutFigure(
             lambda: data.first_held_out(config.figure_images), self._reconstruct
@@ -84,7 +84,7 @@ class Pretrain(ImageTask):
 
     def initial_model_state(self) -> dict[str, np.ndarray]:
         target = self.target
-        arrays = fit_pca.learn(self, target.spec) if target.learned else target.arrays
+        arrays = fit_pca.fit(self, target.spec) if target.learned else target.arrays
         return {f"target/{name}": x for name, x in arrays.items()}
 
     def load_pretrained(
@@ -92,15 +92,15 @@ class Pretrain(ImageTask):
     ) -> PretrainedParams:
         if metadata["model"]["kind"] != "mae":
             raise UsageError(
-                f"--config.init_from holds a {metadata['model']['kind']} without a decoder: "
-                "pre-training continues from a pre-training run"
+                f"--config.init_from is a {metadata['model']['kind']} without a decoder: "
+                "pre-training continues only from a pre-training run"
             )
         check_same_heads(metadata["model"], self.model.num_heads)
         warn_of_other_pixels(metadata["data"], self.pixels)
         kinds = {metadata["target"]["kind"], self.config.target.kind}
         if kinds == {"pixel"}:
             return PretrainedParams(weights)
-        # What the last layer says is of use with its own target alone.
+        # The last layer is specific to the target it was trained for.
         kept = {name: x for name, x in weights.items() if not name.startswith(_LAST)}
         unused = tuple(sorted(weights.keys() - kept.keys()))
         return PretrainedParams(kept, reinitialized=(_LAST,), unused=unused)
@@ -124,7 +124,7 @@ class Pretrain(ImageTask):
         noise: jax.Array,
         valid: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Loss, and loss of a guess that knows no structure, of each image: float32 [B] each."""
+        """Loss and baseline loss (`Target.baseline_loss`) of each image: float32 [B] each."""
         masked = masking.from_noise(noise, self.config.mask.ratio)
         visible = self.target.spec.patches(images, masked.ids_keep)
         arrays = model_state.get("target", {})
@@ -134,27 +134,27 @@ class Pretrain(ImageTask):
         return self.target.loss(pred, targets), self.target.baseline_loss(targets, valid)
 
     def _encode(self, state: Any, images: jax.Array) -> jax.Array:
-        """Latent [B, 1 + L, D] of whole images, nothing masked."""
+        """Latent tokens [B, 1 + L, D] of unmasked images."""
         patches = to_float(patchify(images, self.model.patch_size), **self.pixels)
         ids = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
         variables = {"params": state.params}
         latent: Any = self.model.apply(variables, patches, ids, method=self.model.encode)
         return latent
 
-    # What the user sees.
+    # Evaluation and reports.
 
     def evaluate(
         self, state: Any, mesh: Mesh, on_batch: OnBatch = ignore_batch
     ) -> dict[str, float]:
-        """Reconstruction loss on held-out images, each with a mask that never changes."""
+        """Reconstruction loss on held-out images, each with a fixed mask."""
         if self._eval_step is None:
-            self._eval_step = evaluation.compile_eval_step(self._eval_sums, mesh)
+            self._eval_step = compile_eval_step(self._eval_sums, mesh)
         batches = self.data.eval_batches(
             self.data.eval_source, limit=self.config.eval_images, on_batch=on_batch
         )
-        return evaluation.evaluate(self._eval_step, _variables(state), batches, mesh)
+        return evaluate(self._eval_step, _variables(state), batches, mesh)
 
-    def _eval_sums(self, variables: tuple[Any, Any], batch: Batch) -> evaluation.Sums:
+    def _eval_sums(self, variables: tuple[Any, Any], batch: Batch) -> Sums:
         noise = self._fixed_noise(batch["index"])
         valid = batch["valid"].astype(jnp.float32)
         loss, baseline = self._losses(*variables, batch["image"], noise, valid)
@@ -164,14 +164,14 @@ class Pretrain(ImageTask):
         }
 
     def _fixed_noise(self, index: jax.Array) -> jax.Array:
-        """Mask noise [B, L] that depends on the example alone."""
+        """Mask noise [B, L] that depends only on the seed and the index of the example."""
         key = rng.stream_key(self.config.seed, "eval_mask")
         sample, shape = self._sample_noise, (self.model.grid, self.num_keep)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         return jax.vmap(lambda k: sample(k, 1, *shape)[0])(keys)
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
-        """Held-out images with masks that never change, and what the model makes of them."""
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
+        """Reconstructions of a few held-out images with fixed masks."""
         _, views = self._figure.compute(_variables(state), mesh)
         return figures.reconstruction_grid(views, self.target.caption)
 
@@ -191,7 +191,7 @@ class Pretrain(ImageTask):
         }
 
     def summary(self) -> dict[str, Any]:
-        """What a person checks before a long run."""
+        """Model, parameters, visible patches, data, length and learning rate."""
         params, _ = jax.eval_shape(self.init_variables)
         return {
             "model": f"{self.config.model.size} {self.fields}",
@@ -202,5 +202,5 @@ class Pretrain(ImageTask):
 
 
 def _variables(state: Any) -> tuple[Any, Any]:
-    """What an evaluation reads of a state."""
+    """The parts of a state that evaluation needs."""
     return state.params, state.model_state

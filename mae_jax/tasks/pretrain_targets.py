@@ -1,4 +1,4 @@
-"""The prediction target that a configuration describes."""
+"""Builds the prediction target of a configuration, and finds its tokenizer."""
 
 import contextlib
 import logging
@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 
 
 def make_target(config: Any, spec: PatchSpec, workdir: str) -> Target:
-    """The target of `config.target.kind`.
+    """Builds the target of `config.target.kind`.
 
     Args:
       config: the whole configuration.
-      spec: how images are cut and scaled.
-      workdir: folder of the run, whose checkpoints keep its tokenizer; "" for none.
+      spec: how images are patchified and normalized.
+      workdir: folder of the run, whose checkpoints contain its tokenizer; "" for none.
 
     Raises:
-      UsageError: there is no such target, or it does not fit the configuration.
+      UsageError: there is no such target, or it does not work with the configuration.
     """
     return targets.find(config.target.kind).from_config(
         spec,
@@ -34,38 +34,38 @@ def make_target(config: Any, spec: PatchSpec, workdir: str) -> Target:
 
 
 def find_tokenizer(config: Any, workdir: str) -> tokenizer.Tokenizer:
-    """The tokenizer of a run: that of the checkpoint it continues, or `config.target.tokenizer`.
+    """The tokenizer of the checkpoint that a run continues, or else `config.target.tokenizer`.
 
-    Where a checkpoint will bring its arrays, only their shapes are returned.
+    If a checkpoint will be restored, only the shapes of the tokenizer's arrays are returned.
 
     Raises:
-      UsageError: there is none, or it is damaged, incomplete, or something else.
+      UsageError: there is none, or it is corrupt, incomplete or not a tokenizer.
     """
-    if kept := _kept(config, workdir):
-        return tokenizer.described(kept)
+    if saved := _saved_tokenizer(config, workdir):
+        return tokenizer.described(saved)
     require(
         config.target.tokenizer != "",
         "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
         "configs/tokenizer.py, or DALL-E's encoder.pkl (docs/pretraining.md)",
     )
-    found = tokenizer.load(config.target.tokenizer)
-    log.info("tokenizer %s: sha256 %s", config.target.tokenizer, found.sha256)
-    return found
+    loaded = tokenizer.load(config.target.tokenizer)
+    log.info("tokenizer %s: sha256 %s", config.target.tokenizer, loaded.sha256)
+    return loaded
 
 
-def _kept(config: Any, workdir: str) -> dict[str, Any] | None:
-    """What the checkpoint that a run will continue says of its tokenizer."""
+def _saved_tokenizer(config: Any, workdir: str) -> dict[str, Any] | None:
+    """Metadata of the tokenizer in the checkpoint that a run will continue."""
     metadata: dict[str, Any] = {}
     if workdir and layout.exists(workdir):
-        metadata = _newest(workdir)
+        metadata = _newest_metadata(workdir)
     elif config.resume:
         metadata = reader.read_one(config.resume, reader.load_metadata)
     target = metadata.get("target", {})
     return target["tokenizer"] if target.get("kind") == "tokens" else None
 
 
-def _newest(workdir: str) -> dict[str, Any]:
-    """Metadata of the newest checkpoint that is not damaged, or {}."""
+def _newest_metadata(workdir: str) -> dict[str, Any]:
+    """Metadata of the newest checkpoint that is not corrupt, or {}."""
     for step in reversed(layout.steps(workdir)):
         with contextlib.suppress(reader.CorruptCheckpointError):
             return reader.load_metadata(str(layout.folder_of(workdir, step)))

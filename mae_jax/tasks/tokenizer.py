@@ -1,4 +1,4 @@
-"""Training of a tokenizer: a discrete variational autoencoder (DALL-E, 2102.12092)."""
+"""Training of a tokenizer: a discrete variational autoencoder (Ramesh et al., 2102.12092)."""
 
 import math
 from typing import Any
@@ -18,29 +18,30 @@ from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.image_data import ImageData
 from mae_jax.tasks.inheritance import inherit
 from mae_jax.tasks.training_plan import TrainingPlan
-from mae_jax.train import evaluate as evaluation
 from mae_jax.train import run_info
+from mae_jax.train.evaluate import compile_eval_step, stream
 from mae_jax.train.task import Batch, Evaluator, OnBatch, ignore_batch
 
 _FROM_SCRATCH = (
-    "a tokenizer begins from scratch: leave --config.init_from empty (--config.resume continues "
+    "a tokenizer starts from scratch: leave --config.init_from empty (--config.resume continues "
     "another run)"
 )
 
 
 class Tokenizer(ImageTask):
-    """The discrete autoencoder as a task for the loop; `task.Task` says what each part is for.
+    """Trains a discrete VAE; see `train.task.Task` for the interface.
 
-    Trained with the Gumbel-softmax relaxation: the decoder sees softmax((logits + noise) / T),
-    with T falling exponentially over the run. The loss is minus the evidence lower bound for each
-    number of an image, with `kl_weight` before the divergence from the uniform distribution.
+    Training uses the Gumbel-softmax relaxation: the decoder sees softmax((logits + noise) / T),
+    with T decreasing exponentially over the run. The loss is the negative evidence lower bound per
+    pixel and channel, with `kl_weight` as the weight of the KL divergence from the uniform
+    distribution.
 
     Args:
       config: a configuration of configs/tokenizer.py.
-      workdir: folder of the run; "" when nothing is to be written.
+      workdir: folder of the run; "" to write nothing.
 
     Raises:
-      UsageError: the configuration or its data cannot work.
+      UsageError: the configuration is invalid, or does not match the data.
     """
 
     def __init__(self, config: Any, workdir: str):
@@ -62,14 +63,14 @@ class Tokenizer(ImageTask):
         self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
         self._eval_step: Any = None
         self._figure = figures.HeldOutFigure(
-            lambda: data.first_held_out(config.figure_images), self._drawn
+            lambda: data.first_held_out(config.figure_images), self._reconstruct
         )
 
     def init_variables(self) -> tuple[Any, Any]:
         return dvae.init_params(self.model, rng.stream_key(self.config.seed, "init")), {}
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
-        # Seeds in place of the noise itself, which takes more room than the images.
+        # Seeds instead of the noise itself, which takes more memory than the images.
         rows = batch["image"].shape[0]
         temperature = jnp.full(rows, self._temperature(step))
         seeds = jax.random.bits(key, (rows,), jnp.uint32)
@@ -89,7 +90,7 @@ class Tokenizer(ImageTask):
         statistics = self._apply(params, jax.nn.softmax(soft), "statistics")
         reconstruction = dvae.logit_laplace_loss(images, statistics).mean()
         kl = kl_to_uniform(logits).mean()
-        per_number = self.config.tokenizer.kl_weight / self._numbers
+        kl_weight = self.config.tokenizer.kl_weight / self._values_per_code
         metrics = {
             "reconstruction": reconstruction,
             "kl": kl,
@@ -97,30 +98,30 @@ class Tokenizer(ImageTask):
             "perplexity": _perplexity(logits),
             "temperature": batch["temperature"].mean(),
         }
-        return reconstruction + per_number * kl, (metrics, model_state)
+        return reconstruction + kl_weight * kl, (metrics, model_state)
 
     @property
-    def _numbers(self) -> int:
-        """Of an image, for each code."""
+    def _values_per_code(self) -> int:
+        """Pixels times channels that one code covers."""
         return self.model.factor**2 * self.model.channels
 
     def _apply(self, params: Any, x: jax.Array, method: str) -> jax.Array:
         result: Any = self.model.apply({"params": params}, x, method=method)
         return result
 
-    # What the user sees.
+    # Evaluation and reports.
 
     def evaluate(
         self, state: Any, mesh: Mesh, on_batch: OnBatch = ignore_batch
     ) -> dict[str, float]:
-        """How well the likeliest codes describe held-out images, and how many codes that takes."""
+        """Reconstruction from the most likely codes of held-out images, and usage of the codes."""
         if self._eval_step is None:
-            self._eval_step = evaluation.compile_eval_step(self._rows, mesh)
+            self._eval_step = compile_eval_step(self._rows, mesh)
         batches = self.data.eval_batches(
             self.data.eval_source, limit=self.config.eval_images, on_batch=on_batch
         )
         counts, sums = np.zeros(self.model.vocab_size), {}
-        for rows in evaluation.stream(self._eval_step, state.params, batches, mesh):
+        for rows in stream(self._eval_step, state.params, batches, mesh):
             valid = rows.pop("valid")
             counts += np.bincount(rows.pop("codes")[valid].ravel(), minlength=len(counts))
             for name, values in rows.items():
@@ -134,29 +135,29 @@ class Tokenizer(ImageTask):
         }
 
     def _rows(self, params: Any, batch: Batch) -> Batch:
-        """What `evaluate` counts of each image of a batch."""
+        """Codes and losses of each image of a batch."""
         images = batch["image"] / 255.0
         codes = self._apply(params, images, "codes")
         statistics = self._apply(params, jax.nn.one_hot(codes, self.model.vocab_size), "statistics")
         loss = dvae.logit_laplace_loss(images, statistics)
-        own_mean = images.mean(axis=(1, 2), keepdims=True)
+        mean_color = images.mean(axis=(1, 2), keepdims=True)
         axes = (1, 2, 3)
         return {
             "codes": codes,
             "loss": loss.mean(axis=axes),
             "mse": jnp.square(dvae.pixels(statistics) - images).mean(axis=axes),
-            "baseline_mse": jnp.square(own_mean - images).mean(axis=axes),  # one colour each
+            "baseline_mse": jnp.square(mean_color - images).mean(axis=axes),
             "valid": batch["valid"],
         }
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
-        """Held-out images, and what the decoder draws of their likeliest codes."""
-        batch, drawn = self._figure.compute(state.params, mesh)
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
+        """A few held-out images and their reconstructions from the most likely codes."""
+        batch, reconstruction = self._figure.compute(state.params, mesh)
         original = batch["image"] / np.float32(255)
-        columns = [("original", original), ("reconstruction", drawn)]
+        columns = [("original", original), ("reconstruction", reconstruction)]
         return figures.image_grid([(t, figures.to_display(x, original)) for t, x in columns])
 
-    def _drawn(self, params: Any, batch: Batch) -> jax.Array:
+    def _reconstruct(self, params: Any, batch: Batch) -> jax.Array:
         codes = self._apply(params, batch["image"] / 255.0, "codes")
         return self._apply(params, codes, "decode_codes")
 
@@ -164,7 +165,7 @@ class Tokenizer(ImageTask):
         return {**super().metadata(step), "model": {"kind": "dvae", **self.fields}}
 
     def summary(self) -> dict[str, Any]:
-        """What a person checks before a long run."""
+        """Model, parameters, codes, data, length and learning rate."""
         params, _ = jax.eval_shape(self.init_variables)
         factor, (rows, columns) = self.model.factor, self.model.grid
         return {
@@ -177,20 +178,24 @@ class Tokenizer(ImageTask):
 
 
 def kl_to_uniform(logits: jax.Array) -> jax.Array:
-    """Divergence of softmax(logits) [..., V] from the uniform distribution, in nats: [...]."""
+    """KL divergence of softmax(logits) [..., V] from the uniform distribution, in nats: [...]."""
     logs = jax.nn.log_softmax(logits)
     return (jnp.exp(logs) * logs).sum(axis=-1) + math.log(logits.shape[-1])
 
 
 def _perplexity(logits: jax.Array) -> jax.Array:
-    """As how many equally frequent codes the likeliest of these [B, h, w, V] are."""
+    """Perplexity of the most likely codes of `logits` [B, h, w, V]: effective number of codes."""
     counts = jnp.zeros(logits.shape[-1]).at[logits.argmax(axis=-1)].add(1.0)
     shares = counts / counts.sum()
     return jnp.exp(-(shares * jnp.log(jnp.maximum(shares, 1e-30))).sum())
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    """Constructor arguments of the model."""
+    """Constructor arguments of the model in a configuration.
+
+    Raises:
+      UsageError: the configuration does not describe a tokenizer.
+    """
     sizes = config.tokenizer
     size, patch = (
         pair(config.model[k], f"--config.model.{k}") for k in ("image_size", "patch_size")
@@ -198,13 +203,13 @@ def _fields(config: Any) -> dict[str, Any]:
     factor = 2 ** (sizes.groups - 1)
     require(
         patch == (factor, factor),
-        f"--config.model.patch_size={patch} of a tokenizer is the square that one code stands for: "
+        f"--config.model.patch_size={patch} of a tokenizer is the square that one code covers: "
         f"--config.tokenizer.groups={sizes.groups} needs {factor}",
     )
     require(
         not any(s % factor for s in size),
         f"--config.model.image_size={size} is not divisible by the {factor} pixels that one code "
-        f"of --config.tokenizer.groups={sizes.groups} stands for",
+        f"of --config.tokenizer.groups={sizes.groups} covers",
     )
     require(
         sizes.hidden_dim % 4 == 0,

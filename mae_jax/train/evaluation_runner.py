@@ -58,8 +58,8 @@ class EvaluationRunner:
             with watchdog.phase("evaluate"):
                 metrics = self._run_evaluators(state, step)
             if self._is_due(self._figure_every, step):
-                with watchdog.phase("picture"):
-                    image = self._task.picture(state, self._mesh)
+                with watchdog.phase("figure"):
+                    image = self._task.figure(state, self._mesh)
         except Interrupted:
             return False
         if any(collectives.all_gather(self._task.reading_error is not None)):
@@ -97,4 +97,4 @@ class EvaluationRunner:
         self._writer.write_image(step, "picture", image)
         if jax.process_index() == 0:
             with self._writer.disk_may_be_full():
-                self._progress.message(f"picture: {self._task.save_picture(image, step)}")
+                self._progress.message(f"figure: {self._task.save_figure(image, step)}")

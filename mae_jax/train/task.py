@@ -130,11 +130,11 @@ class Task:
         """Where the examples of the whole batch of a step (from 1) come from."""
         return []
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray | None:
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray | None:
         """uint8 [H, W, 3] figure of what the model does now; None if the task draws none."""
         return None
 
-    def save_picture(self, image: np.ndarray, step: int) -> str:
+    def save_figure(self, image: np.ndarray, step: int) -> str:
         """Writes a figure into the workdir; returns its path."""
         raise NotImplementedError
 

@@ -189,7 +189,7 @@ def test_hugging_face_config_files(tiny_mae, tmp_path):
     assert pixels["image_mean"] == [0.485, 0.456, 0.406] and pixels["resample"] == 3
     assert pixels["size"] == {"height": 32, "width": 32}
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlicense: unknown\n") and "normalised patches" in card
+    assert card.startswith("---\nlicense: unknown\n") and "normalized patches" in card
     arrays = load_file(folder / "model.safetensors")
     np.testing.assert_array_equal(
         arrays["decoder.decoder_pos_embed"][0], sincos_2d(32, (8, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The discrete autoencoder, against a plain one that knows nothing of ours."""
+"""The discrete autoencoder, against an independent plain implementation."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The cheap formulation equals the paper's, and starts and counts as the official code does."""
+"""The efficient formulation equals the paper's; initial values and sizes are the official ones."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_equals_the_paper_order_formulation(case):
     model = MaskedAutoencoder(**fields)
     params = jax.jit(lambda: init(model, seed=3))()
     keys = jax.random.split(jax.random.key(1), 3)
-    # Initial biases and norms are zeros and ones, behind which mistakes hide.
+    # Initial biases and norms are zeros and ones, which would hide mistakes.
     leaves, tree = jax.tree.flatten(params)
     noise_keys = jax.random.split(keys[2], len(leaves))
     params = jax.tree.unflatten(
@@ -129,7 +129,7 @@ def test_remat_computes_the_same_from_less():
     assert kept["blocks"] < kept["dots"] < kept["none"]
 
 
-# mae.md-style facts of the official models: parameters that train (no position tables).
+# Trainable parameters of the official models (without position tables).
 COUNTS = {
     "B": (85_647_360, 26_008_320, 151_296),
     "L": (303_099_904, 26_139_392, 201_728),

@@ -17,7 +17,7 @@ from tests.parity import official
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["pixels", "normalised"])
+@pytest.fixture(scope="module", params=[0, 1], ids=["pixels", "normalized"])
 def ref(request):
     return official.arrays(f"mae_tiny_r75_npl{request.param}.npz")
 
@@ -74,7 +74,7 @@ def test_hidden_states_latent_and_prediction_match(ref):
     hidden = captured["intermediates"]
     for i in range(3):
         close(hidden[f"blocks_{i}"]["__call__"][0], ref[f"hidden/blocks.{i}"], 1e-5)
-    # Our decoder works in shuffled order: bring the first block's tokens back before comparing.
+    # Our decoder works in shuffled order: unshuffle the tokens before comparing.
     first = hidden["decoder_blocks_0"]["__call__"][0]
     restored = jnp.concatenate([first[:, :1], gather(first[:, 1:], masked.ids_restore)], axis=1)
     close(restored, ref["hidden/decoder_blocks.0"], 1e-5)
@@ -104,7 +104,7 @@ def test_loss_and_every_gradient_match(ref):
 
 @pytest.mark.parametrize("run, bound", [("recipe", 2e-6), ("strong", 5e-5)])
 def test_three_adamw_steps_match(ref, run, bound):
-    # `bound`: ten times what official float32 is off from exact arithmetic (tolerances.json).
+    # `bound`: ten times the error of the official float32 code (tolerances.json).
     lr = float(ref[f"step3_lr_{run}"])
     tx = adamw(lambda step: jnp.asarray(lr), b1=0.9, b2=0.95, weight_decay=0.05)
     params = jax.tree.map(jnp.asarray, official.tiny_params())

@@ -109,7 +109,7 @@ def test_three_fine_tuning_steps_match(pool, ref, run, bound):
         strict=True,
     ):
         name, ours = path_name(path), np.asarray(ours)
-        if name.endswith("qkv/bias"):  # keys have no true gradient: Adam makes noise of rounding
+        if name.endswith("qkv/bias"):  # true gradient 0, so Adam amplifies rounding
             ours, theirs, old = (np.delete(x, np.s_[48:96]) for x in (ours, theirs, old))
         close(ours, theirs, bound, name)
         assert np.abs(theirs - old).max() > 10 * bound, name
@@ -143,7 +143,7 @@ def test_noise_decides_example_by_example_which_branches_run():
     some[1, 2, 0] = 0.1  # one branch of one image
     changed = np.abs(np.asarray(apply(some) - kept)).max(axis=1) > 1e-6
     np.testing.assert_array_equal(changed, [False, True, False, False])
-    # Everything dropped that can be: only the first block, whose rate is zero, is left.
+    # All branches that can be dropped are: only the first block, whose rate is 0, remains.
     one = official.tiny_vit("mean", depth=1)
     params = {k: v for k, v in variables["params"].items() if k not in ("blocks_1", "blocks_2")}
     dropped = model.apply(variables, patches, np.where(rates[:, None] > 0, 0.0, keep))
@@ -174,7 +174,7 @@ def test_oblong_position_tables_are_resized_by_their_true_grid():
     grid = out[0, 1:].reshape(12, 4, 2)
     close(grid[:, :, 1], columns[0, :1, :, 0].repeat(12, 0), 1e-6)
     close(grid[1:-1, 0, 0], np.clip((np.arange(1, 11) + 0.5) / 2 - 0.5, 0, 5) / 5, 0.05)
-    with pytest.raises(ValueError, match="does not belong"):
+    with pytest.raises(ValueError, match="does not match"):
         resize_table(table, (4, 4), (8, 8))
 
 
@@ -201,7 +201,7 @@ def sized(name, **changes):
     return VisionTransformer(**fields | size | changes)
 
 
-def initialised(model, seed=11):
+def initialized(model, seed=11):
     patches = jnp.zeros((1, model.grid[0] * model.grid[1], model.patch_size[0] ** 2 * 3))
     return jax.jit(model.init)(jax.random.key(seed), patches)["params"]
 
@@ -221,7 +221,7 @@ def test_initial_values_have_the_official_statistics():
     with open(official.path("init_stats.json"), encoding="utf-8") as file:
         stats = json.load(file)["vit_vitb"]
     pool = "mean" if any(name.startswith("fc_norm") for name in stats) else "cls"
-    params = initialised(sized("B", pool=pool))
+    params = initialized(sized("B", pool=pool))
     seen = 0
     for name, want in stats.items():
         keys, _ = official.convert(name, np.zeros(want["shape"], np.bool_))
@@ -239,7 +239,7 @@ def test_initial_values_have_the_official_statistics():
 
 def test_loss_at_the_start_is_that_of_guessing():
     model = sized("Ti", depth=2, pool="mean", head_std=2e-5)
-    params = initialised(model)
+    params = initialized(model)
     patches = jax.random.normal(jax.random.key(1), (4, 196, 768))
     logits = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, patches)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(4)).mean()

@@ -1,4 +1,4 @@
-"""The cheap backward passes are those of the ordinary functions."""
+"""The recomputing backward passes equal automatic gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -48,4 +48,4 @@ def test_layer_norm_and_its_gradients():
     exact = plain(low.astype(jnp.float32), scale, bias)
     assert value.dtype == jnp.bfloat16 and (value == exact.astype(jnp.bfloat16)).mean() > 0.99
     kept = [y for y in jax.tree.leaves(backward) if y.size == x.size]
-    assert [y.dtype for y in kept] == [jnp.bfloat16]  # no copy in float32 waits for its turn
+    assert [y.dtype for y in kept] == [jnp.bfloat16]  # no float32 copy is kept

@@ -69,7 +69,7 @@ def test_crops_equal_those_of_the_host():
             for image, (top, left, h, w) in zip(images, boxes, strict=True)
         ]
     )
-    # Its weights have few bits, and what is rounded twice can be wrong twice.
+    # The host's weights have few bits, and two roundings can add up.
     assert np.abs(ours.astype(int) - theirs).max() <= 2
     assert (ours == theirs).mean() > 0.98
 
@@ -84,7 +84,7 @@ def test_what_lies_outside_the_crop_does_not_matter():
     np.testing.assert_array_equal(views(images, boxes, antialias=True), before)
 
 
-def test_the_mirror_image_is_turned_round():
+def test_a_mirrored_view_is_flipped():
     images, boxes = random_crops(6, 40)
     plain = views(images, boxes, antialias=True)
     mirrored = views(images, boxes, antialias=True, mirror=[True, False] * 3)

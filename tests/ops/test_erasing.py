@@ -1,4 +1,4 @@
-"""Random erasing: one box of noise, of the right sizes, in the right share of images."""
+"""Random erasing: one box of noise of the right size, with the right probability."""
 
 import jax
 import jax.numpy as jnp

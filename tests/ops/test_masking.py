@@ -94,7 +94,7 @@ def test_all_images_keep_exactly_as_many(kind, grid):
         assert noise.shape == (8, length) and noise.dtype == jnp.float32
         mask = np.asarray(masking.from_noise(noise, ratio).mask)
         assert (mask.sum(axis=1) == length - keep).all()
-        if kind == "block":  # nothing that a box hides is shown
+        if kind == "block":  # nothing in a box is visible
             assert (mask[np.asarray(noise) >= 1] == 1).all()
 
 
@@ -167,14 +167,14 @@ def boxes_of_the_paper(rng, rows, columns, number):
 
 
 def inner(masks):
-    """Share of the hidden patches of each mask whose four neighbours are hidden, too."""
+    """Share of the hidden patches of each mask whose four neighbors are hidden, too."""
     m = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
     around = m[:, :-2, 1:-1] * m[:, 2:, 1:-1] * m[:, 1:-1, :-2] * m[:, 1:-1, 2:]
     return (masks * around).sum(axis=(1, 2)) / masks.sum(axis=(1, 2))
 
 
 def border(masks):
-    """Number of neighbours of each mask of which one is hidden."""
+    """Number of neighbors of each mask of which one is hidden."""
     return sum(np.abs(np.diff(masks, axis=axis)).sum(axis=(1, 2)) for axis in (1, 2))
 
 
@@ -234,7 +234,7 @@ def test_masks_are_functions_of_the_key_and_differ_between_images(kind):
     other = draw(kind, number, (8, 8), 0.5, seed=1)
     assert (masks != other).any(axis=(1, 2)).mean() > 0.99
     assert len(np.unique(masks, axis=0)) > 0.99 * number
-    # Neighbours in the batch have no more in common than images of different batches.
+    # Neighbors in a batch are as independent as images of different batches.
     agree = [(masks[1:] == x[:-1]).mean(axis=(1, 2)) for x in (masks, other)]
     assert abs(agree[0].mean() - agree[1].mean()) < 5 * agree[1].std() * math.sqrt(2 / number)
 
@@ -245,7 +245,7 @@ def test_highest_priority_is_hidden_first_and_ties_at_random():
     np.testing.assert_array_equal(masked.mask, [[1, 0, 1, 0], [0, 0, 1, 1]])
     alone = masking.from_priority(priority[1], 0.75, jax.random.key(0))
     np.testing.assert_array_equal(alone.mask, [[1, 0, 1, 1]])
-    # Of three that are equal, one is hidden, each as often; the highest always, the lowest never.
+    # Of three equal ones, one is hidden, all equally often; the highest always, the lowest never.
     ties = jnp.tile(jnp.array([2, 1, 1, 1, 0, 0, 0, 0]), (4096, 1))
     found = np.asarray(masking.from_priority(ties, 0.25, jax.random.key(1)).mask)
     assert (found.sum(axis=1) == 2).all()

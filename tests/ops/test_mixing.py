@@ -1,4 +1,4 @@
-"""Mixup and CutMix: right shares, right partners, other draws at every step."""
+"""Mixup and CutMix: correct weights and partners, independent draws at every step."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ CLASSES = 64
 
 
 def run(key, how, batch=64, side=16):
-    """Images that hold their row number, and one-hot targets of the row number."""
+    """Images filled with their row number, and one-hot targets of the row number."""
     rows = jnp.arange(batch, dtype=jnp.float32)
     images = jnp.broadcast_to(rows[:, None, None, None], (batch, side, side, 3))
     targets = mixing.smooth_one_hot(jnp.arange(batch), CLASSES, 0.0)

@@ -1,4 +1,4 @@
-"""Patch order, and pixels there and back."""
+"""Patch order, and conversion of pixels in both directions."""
 
 import jax.numpy as jnp
 import numpy as np

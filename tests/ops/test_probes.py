@@ -9,9 +9,9 @@ from mae_jax.ops import probes
 
 def data(n=700, d=6, classes=4):
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(classes, d))
+    centers = rng.normal(size=(classes, d))
     labels = rng.integers(classes, size=n)
-    x = centres[labels] + 0.7 * rng.normal(size=(n, d))
+    x = centers[labels] + 0.7 * rng.normal(size=(n, d))
     return x.astype(np.float32), labels
 
 
@@ -32,7 +32,7 @@ def test_logistic_regression_reaches_its_optimum():
     x, labels = data()
     train, answers = jnp.asarray(x[:400]), jnp.asarray(labels[:400])
     logits = probes.logistic_regression(train, answers, train, num_classes=4, l2=1e-2, steps=60)
-    # Logits of the training set tell the weights; the gradient of the objective must vanish.
+    # The logits of the training set determine the weights; the gradient must vanish there.
     z = (train - train.mean(0)) / train.std(0)
     design = np.concatenate([z, np.ones((400, 1))], 1)
     weights, *_ = np.linalg.lstsq(design, np.asarray(logits), rcond=None)

@@ -1,4 +1,4 @@
-"""Keys depend on seed, stream and step, and on nothing else."""
+"""Keys depend only on seed, stream and step."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the classification recipes do to the optimiser, against the official code."""
+"""Optimizers of the classification recipes, against the official code."""
 
 import json
 import re
@@ -107,7 +107,7 @@ def test_partial_fine_tuning_trains_the_last_blocks_norm_and_head(blocks, traine
     assert [name for name in NAMES if trainable(name)] == expected
 
 
-def test_split_and_merge_are_inverse():
+def test_partition_and_combine_are_inverse():
     tree = {"a": {"x": 1, "y": 2}, "b": {"x": 3}, "c": 4}
     trained, frozen = partition(tree, lambda name: name in ("a/x", "c"))
     assert (trained, frozen) == ({"a": {"x": 1}, "c": 4}, {"a": {"y": 2}, "b": {"x": 3}})

@@ -73,7 +73,7 @@ def test_the_first_moment_can_be_kept_in_half_the_memory():
     params = {"a": {"kernel": jnp.zeros((2, 2))}}
     for dtype in ("float32", "bfloat16"):
         optim.mu_dtype = dtype
-        made = build.make_recipe(optim, batch_size=64, epochs=100.0, steps_per_epoch=10.0)
+        made = build.make_optimizer(optim, batch_size=64, epochs=100.0, steps_per_epoch=10.0)
         adam = made.tx.init(params)[1]
         assert adam.mu["a"]["kernel"].dtype == dtype and adam.nu["a"]["kernel"].dtype == "float32"
 
@@ -91,10 +91,10 @@ def test_rates_that_make_no_schedule_are_refused_with_the_numbers(changes, messa
 
     optim = vit_l.get_config().optim
     optim.warmup_epochs = 4.9
-    build.make_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
+    build.make_optimizer(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
     optim.update(changes)
     with pytest.raises(UsageError, match=message):
-        build.make_recipe(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
+        build.make_optimizer(optim, batch_size=64, epochs=5.0, steps_per_epoch=100.0)
 
 
 @pytest.mark.parametrize("epochs", [0.1, 0.3, 0.7, 1.1, 2.3, 33.3, 50.0, 1600, 1e-3, 1e9])
@@ -106,6 +106,6 @@ def test_the_length_of_a_run_is_exact(epochs, images, batch):
 
 
 def test_no_last_step_is_lost_to_rounding():
-    assert int(50.0 * (57 / 25)) == 113  # the fault that this is about
+    assert int(50.0 * (57 / 25)) == 113  # the error that this avoids
     assert schedules.num_steps(50.0, 57, 25) == 114
     assert schedules.num_steps(0.3, 100, 10) == 3

@@ -1,4 +1,4 @@
-"""Recipes on small data sets: what is lowered, what is said about it, and what is refused."""
+"""Recipes on small data sets: what is lowered, logged and refused."""
 
 import os
 
@@ -94,7 +94,7 @@ def test_a_small_folder_is_trained_on_with_one_line(tmp_path, caplog, number, ho
     expected = {f"data.holdout 64 -> {holdout}"}
     expected |= {f"batch_size 64 -> {batch}"} if batch < 64 else set()
     assert set(changed.split(", ")) == expected
-    # Checkpoints hold what the run computes with, and a restart of the same recipe finds no change.
+    # Checkpoints contain the adapted values, and a restart of the same recipe finds no change.
     again = TASKS["pretrain"](tiny_configs.config(batch_size=64, steps=200, **place), "")
     assert task.metadata(0)["config"]["batch_size"] == batch
     assert initial_state.changes(task.metadata(0), again.metadata(0)) == []

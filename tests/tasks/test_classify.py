@@ -1,4 +1,4 @@
-"""The classification task on the loop: what trains, what stays, what continues, what is refused."""
+"""The classification task: trained and frozen parameters, resuming, transfer, refusals."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def flops(config):
     return step.lower(abstract, batch).cost_analysis()["flops"], sum(x.size for x in leaves)
 
 
-def test_frozen_parameters_cost_no_backward_pass_and_no_optimiser_memory():
+def test_frozen_parameters_cost_no_backward_pass_and_no_optimizer_memory():
     wide = {"model__embed_dim": 96, "init_from": ""}
     full, full_memory = flops(classify(**wide, head__pool="cls"))
     last, last_memory = flops(classify(**wide, head__pool="cls", trainable="last",
@@ -163,10 +163,10 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
         start_of(tiny_configs.classify_config(init_from=pretrained, model__depth=3), tmp_path)
     with pytest.raises(UsageError, match=r"cls_token is \(1, 1, 24\), needed \(1, 1, 48\)"):
         start_of(classify(init_from=pretrained, model__embed_dim=48), tmp_path)
-    # Another image size: the table is resized, the rest is as it was.
+    # Another image size: the table is resized, the rest is unchanged.
     large = start_of(classify(init_from=pretrained, model__image_size=(32, 24)), tmp_path)
     assert large["pos_embed"].shape == (1, 1 + 8 * 6, 24)
-    # A classifier of the same classes is taken over with its head, for another grid too.
+    # A classifier of the same classes is reused with its head, on another grid too.
     run(tmp_path / "tuned", classify(steps=1, init_from=pretrained))
     report = json.loads((tmp_path / "tuned" / "init_from.json").read_text())
     assert len(report["matched"]) == 28 and "pos_embed" in report["matched"]
@@ -176,14 +176,14 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
     np.testing.assert_array_equal(
         again["head/kernel"], params_of(tmp_path / "tuned")["head/kernel"]
     )
-    # What a probe's head saw went through BatchNorm: it is of no use without, or with another.
+    # The head of a probe depends on its BatchNorm: it cannot be reused without it.
     run(tmp_path / "probe", classify("linprobe", steps=1, init_from=pretrained))
     for kind in ("finetune", "linprobe"):
         caplog.clear()
         with caplog.at_level("INFO"):
             start_of(classify(kind, init_from=str(tmp_path / "probe"), head__pool="cls"), tmp_path)
         assert "started anew: 2 parameters: head" in caplog.text
-    with pytest.raises(UsageError, match="has 2 heads of attention where .*num_heads is 4"):
+    with pytest.raises(UsageError, match="has 2 attention heads, but .*num_heads is 4"):
         start_of(classify(init_from=pretrained, model__num_heads=4), tmp_path)
     caplog.clear()
     start_of(classify(init_from=pretrained, data__mean=(0.1, 0.5, 0.5)), tmp_path)
@@ -199,7 +199,7 @@ def test_loss_at_the_start_is_that_of_guessing(pretrained, tmp_path):
     assert line["loss"] == pytest.approx(np.log(12), abs=1e-3) and line["count"] == 20
 
 
-def test_batches_are_erased_mixed_and_smoothed_anew_at_every_step():
+def test_batches_are_erased_mixed_and_smoothed_differently_at_every_step():
     task = Classify(classify(init_from="", **EVERYTHING), "")
     batch = {
         "image": jax.random.randint(jax.random.key(0), (16, 16, 16, 3), 0, 255).astype(jnp.uint8),
@@ -256,15 +256,15 @@ def test_four_hosts_count_every_one_of_1003_examples_once():
     assert answers.confusion().sum() == 1003
 
 
-def test_a_picture_is_of_the_weights_it_is_asked_for():
+def test_a_figure_shows_the_weights_it_is_asked_for():
     config = classify(init_from="", eval_every=0, data__num_eval=200)
     task, mesh = Classify(config, ""), sharding.make_mesh(**config.mesh)
     state = create_state(task, abstract_state(task, mesh))
-    first = task.picture(state, mesh)
-    np.testing.assert_array_equal(first, task.picture(state, mesh))
-    bias = {**state.params["head"], "bias": jnp.eye(12)[3]}  # all are called the fourth class
+    first = task.figure(state, mesh)
+    np.testing.assert_array_equal(first, task.figure(state, mesh))
+    bias = {**state.params["head"], "bias": jnp.eye(12)[3]}  # predicts the fourth class for all
     later = state.replace(step=state.step + 1, params={**state.params, "head": bias})
-    assert not np.array_equal(first, task.picture(later, mesh))
+    assert not np.array_equal(first, task.figure(later, mesh))
 
 
 def test_parts_and_sharding_give_the_update_of_the_big_batch():
@@ -313,7 +313,7 @@ def test_scores_are_those_of_plain_counting(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model__num_classes": 1000}, "has 12 classes where --config.model.num_classes=1000"),
+        ({"model__num_classes": 1000}, "has 12 classes, but --config.model.num_classes=1000"),
         ({"trainable": "some"}, "--config.trainable=some is not one of"),
         ({"trainable": "last", "trainable_blocks": 3.0}, "must be 0.5 or a whole number from 1"),
         ({"head__pool": "max"}, "--config.head.pool=max is not one of"),

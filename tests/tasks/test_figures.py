@@ -1,4 +1,4 @@
-"""Reconstructions and the pictures made of them."""
+"""Reconstructions and figures of them."""
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +45,11 @@ def test_a_perfect_prediction_shows_the_original(normalize):
     assert images.min() == 0 and images.max() == 255  # where rounding could leave [0, 1]
     original = np.asarray(out.original)
     np.testing.assert_array_equal(figures.to_display(original, original), images)
-    grey = (np.abs(np.asarray(out.masked) - 0.5) < 1e-6).all(axis=-1).mean()
-    assert grey == pytest.approx(0.75, abs=0.01)
+    gray = (np.abs(np.asarray(out.masked) - 0.5) < 1e-6).all(axis=-1).mean()
+    assert gray == pytest.approx(0.75, abs=0.01)
 
 
-def test_pasted_picture_takes_each_patch_from_where_it_should():
+def test_pasted_image_takes_each_patch_from_where_it_should():
     model, params = official.tiny_model(), official.tiny_params()
     images = jnp.asarray(official.arrays("mae_tiny_r75_npl0.npz")["imgs_u8"])
     masked = masking.from_noise(jax.random.uniform(jax.random.key(1), (4, 64)), 0.75)
@@ -67,13 +67,13 @@ def test_any_channels_and_units_can_be_shown(channels):
     assert out.min() == 0 and out.max() == 255
 
 
-def test_grid_holds_the_images_and_is_written(tmp_path):
+def test_grid_contains_the_images_and_is_written(tmp_path):
     red = np.zeros((2, 50, 40, 3), np.uint8)
     red[..., 0] = 200
     image = figures.image_grid([("one", red), ("two", red[:, :, :, ::-1])], "caption")
     zoom = 3  # 40 pixels enlarged to at least 96
     assert (image == (200, 0, 0)).all(axis=-1).sum() == 2 * 50 * 40 * zoom**2
     assert (image == (0, 0, 200)).all(axis=-1).sum() == 2 * 50 * 40 * zoom**2
-    path = tmp_path / "new" / "picture.png"
+    path = tmp_path / "new" / "figure.png"
     figures.save_png(str(path), image)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), image)

@@ -1,4 +1,4 @@
-"""Features and their probes: beside pre-training, and of a finished encoder."""
+"""Probes of features, during pre-training and of a finished encoder."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +64,7 @@ def test_both_ways_to_encode_are_the_same_features():
     [
         ({"eval__feature": "max"}, "--config.eval.feature=max is not one of"),
         ({"eval__knn_k": 97}, "--config.eval.knn_k=97 is more than the 96 training"),
-        ({"data__num_eval": 0, "data__holdout": 0}, "need labelled training and held-out images"),
+        ({"data__num_eval": 0, "data__holdout": 0}, "need labeled training and held-out images"),
         ({"eval__knn_every": 0, "eval__probe_every": 0}, "nothing to measure"),
         ({"figure_every": 1}, "nothing is trained or drawn here"),
         ({"eval__train_images": -1}, "--config.eval.train_images=-1 must be a whole number from 0"),

@@ -15,7 +15,7 @@ from tests.helpers import tiny_configs
 
 
 def made(**changes):
-    """A task, parameters that are not those of the start, images and noise."""
+    """A task, random parameters (not the initial ones), images and noise."""
     task = Pretrain(tiny_configs.config(**changes), "")
     params, _ = jax.jit(task.init_variables)()
     leaves, tree = jax.tree.flatten(params)
@@ -51,7 +51,7 @@ def test_loss_and_gradients_are_those_of_the_plain_order(loss_on, normalize):
 
 @pytest.mark.parametrize("loss_on, expected", [("masked", 12), ("all", 16)])
 def test_which_patches_are_looked_at(loss_on, expected):
-    """Loss and gradient depend on the true pixels of these patches alone."""
+    """Loss and gradient depend only on the original pixels of these patches."""
     task, params, batch = made(target__loss_on=loss_on)
     seen = []
 

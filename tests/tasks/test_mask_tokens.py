@@ -1,4 +1,4 @@
-"""A run whose encoder has mask tokens (paper table 1c), and what is made of its encoder."""
+"""A run whose encoder has mask tokens (paper table 1c), and transfer of its encoder."""
 
 import json
 
@@ -37,14 +37,14 @@ def folder(tmp_path_factory):
 
 def test_it_trains_and_is_watched(folder):
     assert np.isfinite(tiny_configs.metric_lines(folder, "eval")[-1]["loss"])
-    neighbours = tiny_configs.metric_lines(folder, "knn")[-1]
-    assert neighbours["count"] == 20 and list(folder.rglob("*.png"))
+    neighbors = tiny_configs.metric_lines(folder, "knn")[-1]
+    assert neighbors["count"] == 20 and list(folder.rglob("*.png"))
     names = flatten(reader.load_arrays(str(folder))["params"])
     assert "encoder_mask_token" in names and "mask_token" not in names
     assert not any(name.startswith("decoder_blocks") for name in names)
 
 
-def test_features_are_those_of_the_monitor(folder):
+def test_features_are_those_of_the_online_probes(folder):
     model = load(str(folder))
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     task = Pretrain(
@@ -66,7 +66,7 @@ def test_fine_tuning_leaves_the_mask_token_behind(folder, tmp_path):
     assert "blocks_0/attn/qkv/kernel" in report["matched"] and "cls_token" in report["matched"]
 
 
-def test_another_kind_of_pre_training_does_not_go_on_from_it(folder, tmp_path):
+def test_another_kind_of_pre_training_does_not_continue_from_it(folder, tmp_path):
     with pytest.raises(UsageError, match="missing.*'mask_token'.*place.*'encoder_mask_token'"):
         run(tmp_path, tiny_configs.config(init_from=str(folder), steps=1), Pretrain)
 

@@ -30,7 +30,7 @@ def test_a_step_with_the_same_masks_on_one_device_and_on_four(kind):
     for number in (1, 4):
         mesh = sharding.make_mesh(devices=jax.devices()[:number])
         here = sharding.to_device(mesh, batch)
-        # As a part of the step, from its key: noise that ends up split over the devices.
+        # Drawn inside the step, from its key, so the noise is sharded over the devices.
         prepare = jax.jit(
             lambda batch: task.prepare(batch, of_step, jnp.int32(0))["noise"],
             out_shardings=sharding.batch_sharding(mesh),
@@ -52,7 +52,7 @@ def test_a_step_with_the_same_masks_on_one_device_and_on_four(kind):
 
 
 @pytest.mark.parametrize("kind", masking.MASKS)
-def test_masks_of_held_out_images_depend_on_the_example_alone(kind):
+def test_masks_of_held_out_images_depend_only_on_the_example(kind):
     ratio = 0.5 if kind == "checkerboard" else 0.75
     task = Pretrain(small(mask__kind=kind, mask__ratio=ratio), "")
     together = task._fixed_noise(np.array([3, 5, 8]))

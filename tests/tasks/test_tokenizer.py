@@ -84,7 +84,7 @@ def test_it_learns_and_resumes_bit_equal_and_can_be_used(tmp_path):
         ({"model__image_size": (17, 16)}, "not divisible by the 2 pixels"),
         ({"tokenizer__hidden_dim": 6}, "multiple of 4"),
         ({"data__dtype": "float32"}, "pixels in"),
-        ({"init_from": "runs/x"}, "begins from scratch"),
+        ({"init_from": "runs/x"}, "starts from scratch"),
         ({"tokenizer__vocab_size": 1}, "tokenizer.vocab_size=1 must be"),
         ({"tokenizer__temperature": (0.0, 1.0)}, "tokenizer.temperature"),
     ],

@@ -43,7 +43,7 @@ def test_the_command_reports_and_writes(tmp_path, capsys):
     assert command(MAE, out, *HEADS, *more) == 0
     text = capsys.readouterr().out
     assert "matched 74 of 74 parameters (safetensors)" in text
-    assert "target normalised patches" in text and "94 arrays (ViTMAEForPreTraining)" in text
+    assert "target normalized patches" in text and "94 arrays (ViTMAEForPreTraining)" in text
     assert "these weights are cc0-1.0" in text
     assert json.loads((out / "config.json").read_text())["norm_pix_loss"] is True
     assert (out / "README.md").read_text().startswith("---\nlicense: cc0-1.0")

@@ -234,7 +234,7 @@ def test_images_by_list_and_bad_arguments(folder, weights, tmp_path):
         command(weights, folder, tmp_path / "out.csv")
     with pytest.raises(UsageError, match="--batch_size=0"):
         command(weights, folder, tmp_path / "out.npz", "--batch_size", "0")
-    with pytest.raises(UsageError, match="layer 7 is none"):
+    with pytest.raises(UsageError, match="layer 7 does not exist"):
         command(weights, folder, tmp_path / "out.npz", "--layer", "7")
     shutil.rmtree(tmp_path)
 

@@ -20,8 +20,8 @@ from mae_jax.distributed import sharding
 from mae_jax.ops import rng
 from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.preemption import StopRequest
+from mae_jax.tasks import pretrain
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.train import evaluate as evaluation
 from mae_jax.train import loop
 from mae_jax.train.initial_state import check_same_run
 from mae_jax.train.state import abstract_state, create_state
@@ -245,13 +245,13 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     tmp_path, monkeypatch, caplog
 ):
     config = tiny_configs.config(steps=5, eval_every=4, figure_every=4)
-    request, evaluate = StopRequest(), evaluation.evaluate
+    request, evaluate = StopRequest(), pretrain.evaluate
 
     def asked(step, params, batches, mesh):
         request._asked |= step_zero_is_done(tmp_path / "parts")
         return evaluate(step, params, batches, mesh)
 
-    monkeypatch.setattr(evaluation, "evaluate", asked)
+    monkeypatch.setattr(pretrain, "evaluate", asked)
     with caplog.at_level("INFO"):
         assert not run(tmp_path / "parts", config, stop=request)
     assert "stopped after step 4, which is saved" in caplog.text
@@ -269,13 +269,13 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
 
 def test_a_signal_in_the_last_evaluation_does_not_make_a_run_done(tmp_path, monkeypatch):
     config = tiny_configs.config(steps=4, eval_every=4)
-    request, evaluate = StopRequest(), evaluation.evaluate
+    request, evaluate = StopRequest(), pretrain.evaluate
 
     def asked(step, params, batches, mesh):
         request._asked |= step_zero_is_done(tmp_path)
         return evaluate(step, params, batches, mesh)
 
-    monkeypatch.setattr(evaluation, "evaluate", asked)
+    monkeypatch.setattr(pretrain, "evaluate", asked)
     assert not run(tmp_path, config, stop=request)
     monkeypatch.undo()
     assert run(tmp_path, config)

@@ -1,4 +1,4 @@
-"""What the decoder predicts (paper section 3 and table 1d): one class per kind of target."""
+"""Prediction targets of the decoder (paper section 3 and table 1d), one class each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ TARGETS: dict[str, type[Target]] = {
 
 
 def find(kind: str) -> type[Target]:
-    """The class of `config.target.kind`: a key of `TARGETS`, or `module:Class` of the user's.
+    """The class of `config.target.kind`: a key of `TARGETS`, or the user's own `module:Class`.
 
     Raises:
       UsageError: there is no such class.
@@ -32,25 +32,25 @@ def find(kind: str) -> type[Target]:
 
 
 def restore(metadata: Mapping[str, Any], spec: PatchSpec, arrays: dict[str, np.ndarray]) -> Target:
-    """The target of a checkpoint.
+    """Restores the target of a checkpoint.
 
     Args:
-      metadata: of the checkpoint's target: `kind`, and what `Target.metadata` returned.
-      spec: how its images are cut and scaled.
-      arrays: what it keeps in the model state, by name; {} for kinds that keep nothing.
+      metadata: the checkpoint's entry `target`: `kind` plus the result of `Target.metadata`.
+      spec: how images are patchified and normalized.
+      arrays: the target's arrays from the model state, by name; {} if it has none.
 
     Raises:
-      KeyError: a kind that this version does not have.
+      KeyError: this version has no target of that kind.
       UsageError: the user's class is not loaded (see `extensions.find_loaded`).
-      ValueError: the arrays do not fit such a target.
+      ValueError: the arrays do not match the target.
     """
-    return _of_checkpoint(metadata).from_metadata(spec, metadata, arrays)
+    return _class_of(metadata).from_metadata(spec, metadata, arrays)
 
 
 def describe(metadata: Mapping[str, Any]) -> str:
-    """The target of a checkpoint in a few words. Raises as `restore`."""
-    return _of_checkpoint(metadata).describe(metadata)
+    """A short description of a checkpoint's target, such as "raw pixels". Raises as `restore`."""
+    return _class_of(metadata).describe(metadata)
 
 
-def _of_checkpoint(metadata: Mapping[str, Any]) -> type[Target]:
+def _class_of(metadata: Mapping[str, Any]) -> type[Target]:
     return extensions.find_loaded(TARGETS, metadata["kind"])

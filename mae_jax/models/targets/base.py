@@ -1,4 +1,4 @@
-"""The interface of a prediction target, and how images are cut into patches for it."""
+"""The interface of prediction targets, and how their images are patchified."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -11,13 +11,13 @@ from mae_jax.ops.patches import gather, patchify, to_float
 
 
 class PatchSpec(NamedTuple):
-    """How images become patches of numbers.
+    """How images are patchified and normalized.
 
     Attributes:
       image_size: (H, W).
       patch_size: (ph, pw).
       channels: C.
-      mean, std: of the pixels, per channel.
+      mean, std: of the pixels, per channel; see `ops.patches.to_float` for units.
     """
 
     image_size: tuple[int, int]
@@ -28,28 +28,28 @@ class PatchSpec(NamedTuple):
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of a patch."""
+        """Length of a patch vector, P = ph * pw * C."""
         return self.patch_size[0] * self.patch_size[1] * self.channels
 
     def patches(self, images: jax.Array, ids: jax.Array) -> jax.Array:
-        """Normalised pixels float32 [B, M, P] of the patches `ids` [B, M] of [B, H, W, C]."""
+        """Normalized patches float32 [B, M, P]: patches `ids` [B, M] of `images` [B, H, W, C]."""
         return to_float(gather(patchify(images, self.patch_size), ids), self.mean, self.std)
 
 
 class Target(abc.ABC):
-    """What the decoder predicts for each patch, and the loss of a prediction.
+    """What the decoder predicts for each patch, and the loss of its predictions.
 
-    A new target subclasses this, implements the abstract methods and gets an entry in `TARGETS`
+    To add a target, subclass this, implement the abstract methods and add an entry to `TARGETS`
     (see docs/extending.md).
 
     Attributes:
-      spec: how its images are cut and scaled.
-      width: numbers that the decoder predicts for each patch.
-      arrays: what it needs besides the images, by name. Never trained; kept in the model state, and
-        so in every checkpoint.
-      learned: `arrays` has only the right shapes until they are fitted to training images at the
-        start of a run.
-      caption: a note for figures; "" for none.
+      spec: how images are patchified and normalized.
+      width: values that the decoder predicts for each patch.
+      arrays: constants of the target, by name. Never trained; stored in the model state and so in
+        every checkpoint.
+      learned: `arrays` are placeholders of the right shapes, to be fitted to training images when a
+        run starts.
+      caption: note under figures; "" for none.
     """
 
     spec: PatchSpec
@@ -63,16 +63,16 @@ class Target(abc.ABC):
     def from_config(
         cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
-        """The target of a new run.
+        """Creates the target of a new run.
 
         Args:
-          spec: how images are cut and scaled.
-          config: the whole configuration; options of targets are in `config.target`.
+          spec: how images are patchified and normalized.
+          config: the whole configuration; target options are in `config.target`.
           dtype: of the model's arithmetic.
           load_tokenizer: returns the `convert.tokenizer.Tokenizer` of the run.
 
         Raises:
-          UsageError: the configuration does not fit this target.
+          UsageError: the configuration does not work with this target.
         """
 
     @classmethod
@@ -80,20 +80,20 @@ class Target(abc.ABC):
     def from_metadata(
         cls, spec: PatchSpec, metadata: Mapping[str, Any], arrays: dict[str, np.ndarray]
     ) -> Self:
-        """The target of a checkpoint, from what `metadata()` returned and the saved `arrays`.
+        """Restores a checkpoint's target from the result of `metadata` and the saved `arrays`.
 
         Raises:
-          ValueError: the arrays do not fit.
+          ValueError: the arrays do not match the target.
         """
 
     @classmethod
     @abc.abstractmethod
     def describe(cls, metadata: Mapping[str, Any]) -> str:
-        """A few words about the target of a checkpoint, such as "raw pixels"."""
+        """A short description for users, such as "raw pixels"."""
 
     @abc.abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """What `from_metadata` and `describe` need, as JSON types."""
+        """Arguments of `from_metadata` and `describe`, as JSON types."""
 
     @abc.abstractmethod
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
@@ -105,14 +105,14 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
-        """Loss [B] of a guess that ignores the structure of the image: the bar to beat.
+        """Loss float32 [B] of a trivial prediction that ignores the image's structure.
 
-        `valid` float32 [B] is 0 for images that do not count.
+        `valid` float32 [B] is 0 for padding, which must not influence other images.
         """
 
     @abc.abstractmethod
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
-        """Normalized pixels [B, L, P] that show predictions [B, L, width] of all patches.
+        """Renders predictions [B, L, width] of all patches as normalized patches [B, L, P].
 
-        `images` are the true ones [B, H, W, C], for targets that do not determine the pixels.
+        `images` [B, H, W, C] are the originals, for targets that do not determine the pixels.
         """

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients, the target of MaskFeat (Wei et al., 2112.09133)."""
+"""Histograms of oriented gradients (HOG), the target of MaskFeat (Wei et al., 2112.09133)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,17 +19,18 @@ EPS = 1e-6
 
 
 class HogTarget(Target):
-    """For each channel, `CELLS` x `CELLS` cells of a patch with a histogram of `BINS` orientations.
+    """HOG features of each patch: per channel, `CELLS` x `CELLS` cells with `BINS` orientations.
 
-    A pixel votes for the orientation of its gradient (central differences, edges repeated) with the
-    gradient's magnitude; the histogram of a cell has unit L2 norm (zero where nothing varies). The
-    loss is the mean squared error. Brightness and contrast of the image do not matter.
+    Each pixel votes for the orientation of its gradient (central differences, edges repeated) with
+    the gradient's magnitude. The histogram of a cell has unit L2 norm, or is zero if the cell is
+    constant, so the features are invariant to brightness and contrast. The loss is the mean squared
+    error.
 
     Args:
-      spec: how images are cut and scaled.
+      spec: how images are patchified and normalized.
 
     Raises:
-      UsageError: patches that are not a whole number of cells.
+      UsageError: the patch size is not a multiple of `CELLS`.
     """
 
     def __init__(self, spec: PatchSpec):
@@ -64,7 +65,7 @@ class HogTarget(Target):
         return {}
 
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
-        """Histograms [B, M, CELLS * CELLS * C * BINS]: cell row, cell column, channel, bin."""
+        """float32 [B, M, CELLS * CELLS * C * BINS]: cell row, cell column, channel, bin."""
         height, width = self.spec.patch_size
         histograms = hog(images, (height // CELLS, width // CELLS))
         rows, columns = histograms.shape[1:3]
@@ -75,11 +76,11 @@ class HogTarget(Target):
         return reconstruction_loss(pred, targets)
 
     def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
-        """Predicting the mean histogram of the patches that are predicted in each image."""
+        """Predicts the mean histogram of the target patches of each image."""
         return targets.var(axis=1).mean(axis=-1)
 
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
-        """The usual drawing of HOG: in each cell a line across every orientation's gradient."""
+        """The usual HOG rendering: in each cell, a line along the edge of every orientation."""
         spec = self.spec
         cell = spec.patch_size[0] // CELLS, spec.patch_size[1] // CELLS
         bins = pred.reshape(*pred.shape[:2], CELLS, CELLS, spec.channels, BINS)
@@ -93,8 +94,8 @@ class HogTarget(Target):
 def hog(images: jax.Array, cell: tuple[int, int]) -> jax.Array:
     """Histograms float32 [B, H / h, W / w, C, BINS] of images [B, H, W, C] in cells of (h, w).
 
-    Bin n counts orientations from 180 n / BINS to 180 (n + 1) / BINS degrees; 0 is a gradient
-    along the rows, from left to right.
+    Bin n covers orientations from 180 n / BINS to 180 (n + 1) / BINS degrees; 0 degrees is a
+    horizontal gradient.
     """
     padded = jnp.pad(images.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
@@ -109,7 +110,7 @@ def hog(images: jax.Array, cell: tuple[int, int]) -> jax.Array:
 
 
 def _lines(cell: tuple[int, int]) -> np.ndarray:
-    """Image [BINS, h, w] in [0, 1] of a line along the edge that each orientation belongs to."""
+    """float64 [BINS, h, w] in [0, 1]: for each orientation, a line along its edge."""
     height, width = cell
     y = np.arange(height)[:, None] - (height - 1) / 2
     x = np.arange(width) - (width - 1) / 2

@@ -1,4 +1,4 @@
-"""The largest PCA coefficients of each patch (paper table 1d), and how a PCA is learnt."""
+"""The leading PCA coefficients of each patch (paper table 1d), and the fit of the PCA."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
@@ -14,26 +14,27 @@ _EXACT = jax.lax.Precision.HIGHEST  # accelerators would round pixels to bfloat1
 
 
 class PcaTarget(Target):
-    """Coefficients of a patch along the directions of largest variance.
+    """Coefficients of a patch along the first principal components, float32 [B, M, N].
 
-    The loss is their plain mean squared error: directions weigh as much as they vary.
+    The loss is their mean squared error, unweighted: components count in proportion to their
+    variance.
 
     Args:
-      spec: how images are cut and scaled.
-      components: number of directions, N.
+      spec: how images are patchified and normalized.
+      components: number of components, N.
       arrays: `mean` float32 [P] and `components` float32 [N, P], whose rows are orthonormal.
 
     Raises:
-      ValueError: arrays of other names or shapes.
+      ValueError: the arrays have other names or shapes.
     """
 
     learned = True
 
     def __init__(self, spec: PatchSpec, components: int, arrays: dict[str, np.ndarray]):
-        wanted = _shapes(spec, components)
-        found = {name: np.shape(x) for name, x in arrays.items()}
-        if found != wanted:
-            raise ValueError(f"a PCA target of {wanted} has arrays {found}")
+        expected = _shapes(spec, components)
+        actual = {name: np.shape(x) for name, x in arrays.items()}
+        if actual != expected:
+            raise ValueError(f"a PCA target of {expected} has arrays {actual}")
         self.spec, self.width, self.arrays = spec, components, arrays
         self.caption = f"PCA target: {components} of {spec.patch_dim} components are predicted"
 
@@ -42,7 +43,7 @@ class PcaTarget(Target):
         cls, spec: PatchSpec, config: Any, *, dtype: Any, load_tokenizer: Callable[[], Any]
     ) -> Self:
         components = config.target.components
-        return cls(spec, components, unknown(spec, components))
+        return cls(spec, components, placeholders(spec, components))
 
     @classmethod
     def from_metadata(
@@ -58,23 +59,23 @@ class PcaTarget(Target):
         return {"components": self.width}
 
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
-        centred = self.spec.patches(images, ids) - arrays["mean"]
-        return jnp.matmul(centred, arrays["components"].T, precision=_EXACT)
+        centered = self.spec.patches(images, ids) - arrays["mean"]
+        return jnp.matmul(centered, arrays["components"].T, precision=_EXACT)
 
     def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
         return reconstruction_loss(pred, targets)
 
     def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
-        """Predicting the mean of all patches, whose coefficients are 0."""
+        """Predicts the mean of the training patches, whose coefficients are 0."""
         return jnp.square(targets).mean(axis=(1, 2))
 
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
-        """What the predicted directions say of a patch: without all finer structure."""
+        """The projection of the patch onto the components, without finer structure."""
         return arrays["mean"] + jnp.matmul(pred, arrays["components"], precision=_EXACT)
 
 
-def unknown(spec: PatchSpec, components: int) -> dict[str, np.ndarray]:
-    """Zeros in the place of arrays that are yet to be learnt, or to be read from a checkpoint."""
+def placeholders(spec: PatchSpec, components: int) -> dict[str, np.ndarray]:
+    """Zeros shaped like the arrays of `PcaTarget`, until these are fitted or restored."""
     return {n: np.zeros(shape, np.float32) for n, shape in _shapes(spec, components).items()}
 
 
@@ -83,15 +84,15 @@ def _shapes(spec: PatchSpec, components: int) -> dict[str, tuple[int, ...]]:
 
 
 class Fit(NamedTuple):
-    """A PCA.
+    """A fitted PCA.
 
     Attributes:
       mean: float32 [P].
-      components: float32 [N, P]: unit vectors, by falling variance; the largest entry of each is
-        positive.
-      variance: float64 [P] along every direction, falling; the sum of all but the first N is the
-        mean squared error (summed over a patch) of what N directions say.
-      patches: number of patches that it was learnt from.
+      components: float32 [N, P], unit vectors by decreasing variance; the entry of each with the
+        largest magnitude is positive.
+      variance: float64 [P] of all P components, decreasing. The sum over all but the first N is the
+        mean squared error, summed over a patch, of a reconstruction from N components.
+      patches: number of patches it was fitted to.
     """
 
     mean: np.ndarray
@@ -101,12 +102,12 @@ class Fit(NamedTuple):
 
 
 def fit(batches: Iterable[np.ndarray], size: int, components: int) -> Fit:
-    """PCA of patches, in float64, without ever holding more than a batch of them.
+    """Fits a PCA in float64, with one batch in memory at a time.
 
     Args:
       batches: patch vectors [n, P], any n.
       size: P.
-      components: directions wanted, N <= P.
+      components: number of components, N <= P.
     """
     count, total, squares = 0, np.zeros(size), np.zeros((size, size))
     for batch in batches:
@@ -119,5 +120,5 @@ def fit(batches: Iterable[np.ndarray], size: int, components: int) -> Fit:
     rows = vectors.T[::-1][:components]
     largest = np.abs(rows).argmax(axis=1)
     rows = rows * np.sign(rows[np.arange(components), largest])[:, None]
-    falling = np.maximum(variance[::-1], 0)  # rounding leaves some below
-    return Fit(mean.astype(np.float32), rows.astype(np.float32), falling, count)
+    decreasing = np.maximum(variance[::-1], 0)  # rounding can make small eigenvalues negative
+    return Fit(mean.astype(np.float32), rows.astype(np.float32), decreasing, count)

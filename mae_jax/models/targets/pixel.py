@@ -1,4 +1,4 @@
-"""Pixels, raw or normalized patch by patch."""
+"""Pixels, raw or normalized per patch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -14,11 +14,11 @@ EPS = 1e-6
 
 
 class PixelTarget(Target):
-    """Pixels (paper section 3).
+    """Pixels of a patch, float32 [B, M, P] (paper section 3, "Reconstruction target").
 
     Args:
-      spec: how images are cut and scaled.
-      normalize: each patch by its own mean and standard deviation (`norm_pix_loss`).
+      spec: how images are patchified and normalized.
+      normalize: normalize each patch by its own mean and standard deviation (`norm_pix_loss`).
     """
 
     def __init__(self, spec: PatchSpec, *, normalize: bool):
@@ -42,7 +42,7 @@ class PixelTarget(Target):
 
     @classmethod
     def describe(cls, metadata: Mapping[str, Any]) -> str:
-        return "normalised patches" if metadata["normalize"] else "raw pixels"
+        return "normalized patches" if metadata["normalize"] else "raw pixels"
 
     def metadata(self) -> dict[str, Any]:
         return {"normalize": self._normalize}
@@ -54,7 +54,7 @@ class PixelTarget(Target):
         return reconstruction_loss(pred, targets)
 
     def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
-        """Predicting each patch by its own mean."""
+        """Predicts each patch by its own mean."""
         return baseline_loss(targets)
 
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
@@ -65,10 +65,10 @@ class PixelTarget(Target):
 
 
 def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation [..., 1] of each patch vector [..., P], all channels together.
+    """Mean and standard deviation [..., 1] of each patch vector [..., P], over all channels.
 
-    The variance is the unbiased one (divided by P - 1) and 1e-6 is added to it inside the root, as
-    the official code does.
+    As in the official code, the variance is unbiased (divided by P - 1), and 1e-6 is added to it
+    before the square root.
     """
     mean = patches.mean(axis=-1, keepdims=True)
     var = patches.var(axis=-1, keepdims=True, ddof=1)
@@ -76,9 +76,10 @@ def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def pixel_target(patches: jax.Array, *, normalize: bool) -> jax.Array:
-    """Target for normalised pixels `patches` float32 [..., P].
+    """Target, float32 [..., P], of `patches` float32 [..., P].
 
-    With `normalize` each patch is scaled by its own statistics (`norm_pix_loss`, paper table 1d).
+    With `normalize`, each patch is normalized by its own statistics (`norm_pix_loss`, paper table
+    1d).
     """
     if not normalize:
         return patches
@@ -87,17 +88,17 @@ def pixel_target(patches: jax.Array, *, normalize: bool) -> jax.Array:
 
 
 def undo_normalize(pred: jax.Array, patches: jax.Array) -> jax.Array:
-    """Predicted normalised patches -> pixels, by the statistics of the true `patches`."""
+    """Predicted normalized patches to pixels, by the statistics of the original `patches`."""
     mean, std = patch_statistics(patches)
     return pred * std + mean
 
 
 def reconstruction_loss(pred: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean squared error of each image, float32 [B], over its masked patches [B, M, P]."""
+    """Mean squared error of each image, float32 [B], over patches [B, M, P]."""
     error = jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32))
     return error.mean(axis=(1, 2))
 
 
 def baseline_loss(target: jax.Array) -> jax.Array:
-    """Loss [B] of predicting each patch of `target` [B, M, P] by its own mean: the bar to beat."""
+    """Loss float32 [B] of predicting each patch of `target` [B, M, P] by its own mean."""
     return target.var(axis=-1).mean(axis=-1)

@@ -16,21 +16,21 @@ from mae_jax.runtime.errors import UsageError, require
 
 
 class TokenTarget(Target):
-    """The code that a tokenizer assigns to the place of each patch.
+    """The code that a frozen tokenizer assigns to each patch.
 
-    The tokenizer sees the same augmented image as the autoencoder, in [0, 1] and resized to one
-    code for each patch (Lanczos; 224 -> 112 for patches of 16 and codes of 8 pixels). BEiT cuts
-    the same region out of the photo a second time instead, which is sharper by a hair.
+    The tokenizer sees the same augmented image as the autoencoder, in [0, 1] and resized (Lanczos)
+    so that there is one code per patch: 224 -> 112 for patches of 16 and codes of 8 pixels. BEiT
+    instead crops the same region from the original photo again, which is slightly sharper.
 
     Args:
-      spec: how images are cut and scaled.
+      spec: how images are patchified and normalized.
       tokenizer: `DiscreteVAE` sizes, `parts` and `sha256` of the tokenizer.
       arrays: its parameters by name; never trained.
       dtype: of its arithmetic; logits are float32.
 
     Raises:
-      UsageError: its codes and the patches do not fit together.
-      ValueError: there is no such tokenizer, or its arrays are others.
+      UsageError: the tokenizer does not work with these patches or channels.
+      ValueError: the sizes are invalid, or the arrays do not match them.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class TokenTarget(Target):
         *,
         dtype: Any = jnp.float32,
     ):
-        self.spec, self.arrays, self._described = spec, arrays, tokenizer
+        self.spec, self.arrays, self._metadata = spec, arrays, tokenizer
         self.width = tokenizer["vocab_size"]
         sizes: dict[str, Any] = check_sizes({key: tokenizer[key] for key in SIZES})
         self._grid = grid_size(spec.image_size, spec.patch_size)
         factor = 2 ** (sizes["groups"] - 1)
         size = self._grid[0] * factor, self._grid[1] * factor
         self._model = DiscreteVAE(size, **sizes, dtype=dtype)
-        self.draws = "decoder" in tokenizer["parts"]
-        wanted = part_shapes(self._model, tuple(tokenizer["parts"]))
-        if {k: x.shape for k, x in wanted.items()} != {k: x.shape for k, x in arrays.items()}:
-            raise ValueError(f"a tokenizer of {sizes} has other arrays than those that are there")
-        self.caption = "tokens: shown as the tokenizer's decoder draws the likeliest ones"
+        self.has_decoder = "decoder" in tokenizer["parts"]
+        expected = part_shapes(self._model, tuple(tokenizer["parts"]))
+        if {k: x.shape for k, x in expected.items()} != {k: x.shape for k, x in arrays.items()}:
+            raise ValueError(f"the arrays do not match a tokenizer of {sizes}")
+        self.caption = "tokens: the most likely ones, drawn by the tokenizer's decoder"
         _check(spec, self._model)
 
     @classmethod
@@ -66,10 +66,10 @@ class TokenTarget(Target):
         tokenizer = load_tokenizer()
         target = cls(spec, tokenizer.metadata(), tokenizer.arrays, dtype=dtype)
         require(
-            target.draws or config.figure_every == 0,
+            target.has_decoder or config.figure_every == 0,
             f"--config.figure_every={config.figure_every}: the tokenizer has no decoder to draw "
             "its tokens with: set --config.figure_every=0, or put decoder.pkl beside encoder.pkl "
-            "and give their folder",
+            "and pass their folder",
         )
         return target
 
@@ -84,31 +84,31 @@ class TokenTarget(Target):
         return f"{metadata['tokenizer']['vocab_size']} tokens"
 
     def metadata(self) -> dict[str, Any]:
-        return {"tokenizer": self._described}
+        return {"tokenizer": self._metadata}
 
     def targets(self, arrays: Any, images: jax.Array, ids: jax.Array) -> jax.Array:
-        """Tokens int32 [B, M]; no gradient goes through them."""
+        """Tokens int32 [B, M], without gradient."""
         variables = {"params": jax.lax.stop_gradient(unflatten(flatten(arrays)))}
         tokens: Any = self._model.apply(variables, self._resized(images), method="codes")
         return jnp.take_along_axis(tokens.reshape(tokens.shape[0], -1), ids, axis=1)
 
     def loss(self, pred: jax.Array, targets: jax.Array) -> jax.Array:
-        """Cross-entropy."""
+        """Cross-entropy, float32 [B]."""
         logits = pred.astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(axis=1)
 
     def baseline_loss(self, targets: jax.Array, valid: jax.Array) -> jax.Array:
-        """A guess that knows how frequent each token is among these, and nothing else.
+        """Predicts the frequencies of the tokens in the batch.
 
-        Their mean is the entropy of those frequencies. Where these tokens are not many times the
-        vocabulary it is too low: a bar too high.
+        The mean over the batch is the entropy of these frequencies. Unless the batch has many more
+        tokens than the vocabulary, that underestimates the loss of such a prediction.
         """
         counts = jnp.zeros(self.width, jnp.float32).at[targets].add(valid[:, None])
         shares = counts[targets] / jnp.maximum(counts.sum(), 1.0)
         return jnp.where(valid[:, None] > 0, -jnp.log(shares), 0.0).mean(axis=1)
 
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
-        if not self.draws:
+        if not self.has_decoder:
             raise UsageError("this tokenizer has no decoder: its tokens cannot be drawn")
         tokens = pred.argmax(axis=-1).reshape(-1, *self._grid)
         variables = {"params": unflatten(flatten(arrays))}
@@ -118,7 +118,7 @@ class TokenTarget(Target):
         return to_float(patchify(drawn, self.spec.patch_size), self.spec.mean, self.spec.std)
 
     def _resized(self, images: jax.Array) -> jax.Array:
-        """Images in [0, 1], float32, of the size that the tokenizer makes a code a patch of."""
+        """Images float32 in [0, 1], resized so that the tokenizer has one code per patch."""
         floats = images.astype(jnp.float32)
         if images.dtype == jnp.uint8:
             floats = floats / 255
@@ -138,6 +138,6 @@ def _check(spec: PatchSpec, model: DiscreteVAE) -> None:
     if height != width or height < factor:
         raise UsageError(
             f"one code of the tokenizer stands for {factor} x {factor} pixels, which patches of "
-            f"{height} x {width} (--config.model.patch_size) cannot be shrunk to: take square "
+            f"{height} x {width} (--config.model.patch_size) cannot be shrunk to: use square "
             f"patches of {factor} pixels or more, or another tokenizer (--config.tokenizer.groups)"
         )

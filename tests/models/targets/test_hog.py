@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
 
 
 def plain_hog(image, cell, bins):
-    """The same pixel by pixel; [rows, columns, C, bins]."""
+    """HOG features [rows, columns, C, bins], pixel by pixel."""
     height, width, channels = image.shape
     out = np.zeros((height // cell[0], width // cell[1], channels, bins))
     value = image.astype(np.float64)
@@ -33,7 +33,7 @@ def plain_hog(image, cell, bins):
 
 def test_equals_a_plain_version():
     found = hog.hog(jnp.asarray(IMAGES), (4, 4))
-    # Gradients of whole numbers may lie on the border of two bins, where rounding decides.
+    # Gradients of integers can lie exactly between two bins, where rounding decides.
     close = np.isclose(found, [plain_hog(x, (4, 4), hog.BINS) for x in IMAGES], atol=1e-5)
     assert close.all(axis=-1).mean() > 0.99
 

@@ -8,7 +8,7 @@ from mae_jax.models.targets import pixel
 PATCHES = np.random.default_rng(0).normal(2.0, 3.0, (2, 5, 12)).astype(np.float32)
 
 
-def test_normalised_target_uses_the_unbiased_variance_and_eps_inside_the_root():
+def test_normalized_target_uses_the_unbiased_variance_and_eps_inside_the_root():
     flat = np.zeros((1, 1, 12), np.float32)
     flat[..., 0] = 1e-3  # so small that eps matters
     for x in (PATCHES, flat):
@@ -20,7 +20,7 @@ def test_normalised_target_uses_the_unbiased_variance_and_eps_inside_the_root():
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_normalising_is_undone():
+def test_normalizing_is_undone():
     target = pixel.pixel_target(jnp.asarray(PATCHES), normalize=True)
     np.testing.assert_allclose(
         pixel.undo_normalize(target, jnp.asarray(PATCHES)), PATCHES, atol=1e-4

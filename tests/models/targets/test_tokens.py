@@ -1,4 +1,4 @@
-"""Tokens as targets: what they are, that nothing trains them, that a run keeps its tokenizer."""
+"""Token targets: their values, the frozen tokenizer, and that a run keeps it."""
 
 import json
 import math
@@ -41,7 +41,7 @@ SPEC = PatchSpec((16, 16), (4, 4), 3, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 
 
 def save(folder, **changes):
-    """Weights of a tokenizer that knows nothing, as a run's would be."""
+    """Random weights of a tokenizer, in the layout of a run."""
     sizes = SIZES | changes
     params = dvae.init_params(dvae.DiscreteVAE((4, 4), **sizes), jax.random.key(3))
     metadata = {"task": "tokenizer", "model": {"kind": "dvae", "image_size": [4, 4], **sizes}}
@@ -74,7 +74,7 @@ def test_tokens_are_what_a_plain_encoder_says(tmp_path):
     whole = np.stack([dall_e.forward(theirs, x, "encoder").argmax(axis=0) for x in mapped])
     assert values.dtype == jnp.int32 and len(np.unique(values)) > 3
     np.testing.assert_array_equal(values, np.take_along_axis(whole.reshape(3, 24), ids, axis=1))
-    assert target.width == 24 and not target.draws
+    assert target.width == 24 and not target.has_decoder
     with pytest.raises(UsageError, match="no decoder"):
         target.to_pixels(found.arrays, np.zeros((3, 24, 24)), images)
 
@@ -105,7 +105,7 @@ def test_loss_and_baseline(path):
     baseline = target.baseline_loss(jnp.asarray(values), jnp.ones(3))
     entropy = scipy.stats.entropy(np.bincount(values.ravel()))
     assert baseline.shape == (3,) and float(baseline.mean()) == pytest.approx(entropy, rel=1e-5)
-    padded = np.concatenate([values, np.full((9, 5), 7)])  # what fills a batch up counts nowhere
+    padded = np.concatenate([values, np.full((9, 5), 7)])  # padding has no influence
     valid = jnp.asarray([1.0] * 3 + [0.0] * 9)
     np.testing.assert_allclose(target.baseline_loss(padded, valid)[:3], baseline, rtol=1e-6)
 
@@ -153,7 +153,7 @@ def test_a_step_trains_the_autoencoder_and_leaves_the_tokenizer(path):
     np.testing.assert_allclose(split["loss"], values["loss"], rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (state.params, sharded.params)), strict=True):
         assert np.isfinite(b).all() and a.shape == b.shape
-    # The weights are arguments of the compiled step, no constants in it.
+    # The weights are arguments of the compiled step, not constants.
     mesh = sharding.make_mesh()
     abstract = abstract_state(task, mesh)
     assert sum(x.size for x in jax.tree.leaves(abstract.model_state)) == sum(
@@ -161,7 +161,7 @@ def test_a_step_trains_the_autoencoder_and_leaves_the_tokenizer(path):
     )
 
 
-def test_a_run_goes_on_without_the_folder_of_its_tokenizer(tmp_path):
+def test_a_run_continues_without_the_folder_of_its_tokenizer(tmp_path):
     path = save(tmp_path / "weights")
     settings = config(path, steps=8, eval_every=4, figure_every=8)
 
@@ -255,7 +255,7 @@ def test_sizes_of_a_checkpoint_are_not_believed(path):
     found = tokenizer.load(path)
     for key, value in (("groups", 10**9), ("vocab_size", "16"), ("hidden_dim", 12)):
         metadata = found.metadata() | {key: value}
-        with pytest.raises(ValueError, match="no tokenizer can have|other arrays"):
+        with pytest.raises(ValueError, match="no tokenizer can have|arrays do not match"):
             restore({"kind": "tokens", "tokenizer": metadata}, SPEC, found.arrays)
 
 
