@@ -3,12 +3,13 @@
 import logging
 import socket
 import threading
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from mae_jax.data.options import DataOptions
-from mae_jax.data.sources.base import Record, Source
+from mae_jax.data.sources.base import Annotation, Record, Source
 from mae_jax.data.sources.cache import Cached
 from mae_jax.data.storage import StorageWait
 from mae_jax.data.transforms.decode import pixels
@@ -141,7 +142,7 @@ class Loader:
                 record = self._read(index)
                 image = self.decode(record, self.source.describe(index))
                 self.bad.remove(index)
-                return Loaded(index, image, record.label)
+                return Loaded(index, image, record.annotation)
             except StorageUnavailable:
                 return Loaded(ABSENT)
             # Storage and decoders raise nearly any type on damaged input. Nothing is lost: each
@@ -184,9 +185,9 @@ class Loaded(NamedTuple):
     Attributes:
       used: the candidate taken, PADDING, FAILED or ABSENT.
       pixels: [h, w, C] uint8 or float32, as `data.dtype` says; None where there is no candidate.
-      label: -1 for none.
+      annotation: of the candidate's record; empty where there is no candidate.
     """
 
     used: int
     pixels: np.ndarray | None = None
-    label: int = -1
+    annotation: Annotation = MappingProxyType({})

@@ -21,7 +21,9 @@ from mae_jax.data import DataOptions, Source
 from mae_jax.data.on_device_images import plan_rows, read_whole
 from mae_jax.data.sampler import EvalSampler, TrainSampler, host_rows
 from mae_jax.data.tolerant import empty_batch
+from mae_jax.data.transforms.base import Transform
 from mae_jax.data.transforms.crop import NUM_DRAWS
+from mae_jax.data.transforms.image_and_label import ImageAndLabel
 from mae_jax.distributed import sharding
 from mae_jax.ops.crop import crop_and_resize
 from mae_jax.runtime import host
@@ -47,7 +49,7 @@ class OnDeviceLoader:
 
     def train_batches(
         self, source: Source, *, seed: int, batch_size: int, **options: Any
-    ) -> "ResidentBatches":
+    ) -> "OnDeviceBatches":
         """As `pipeline.train_batches`, but the batches are on the devices already.
 
         Raises:
@@ -58,9 +60,10 @@ class OnDeviceLoader:
 
     def eval_batches(
         self, source: Source, *, limit: int | None = None, **options: Any
-    ) -> "ResidentBatches":
+    ) -> "OnDeviceBatches":
         """As `pipeline.eval_batches`, likewise."""
-        return self._batches(source, EvalSampler(len(source), limit=limit), train=False, **options)
+        order = EvalSampler(len(source), limit=limit)
+        return self._batches(source, order, train=False, **options)
 
     def _batches(
         self,
@@ -70,15 +73,21 @@ class OnDeviceLoader:
         data_config: Any,
         channels: int,
         process_count: int = 1,
+        transform: Transform | None = None,
         **options: Any,
-    ) -> "ResidentBatches":
+    ) -> "OnDeviceBatches":
+        if transform is not None:
+            raise UsageError(
+                "--config.data.on_device=True works for images and their labels only: set it to "
+                "False for this task"
+            )
         settings = DataOptions.from_config(data_config)
         local = sharding.local_mesh(self._mesh)
         if source not in self._sets:
             self._sets[source] = OnDeviceImages(source, settings, channels=channels, mesh=local)
         # Either a part of a global batch, or rows that every process makes for itself.
         mesh = self._mesh if process_count == jax.process_count() else local
-        return ResidentBatches(
+        return OnDeviceBatches(
             self._sets[source],
             order,
             options=settings,
@@ -119,7 +128,7 @@ class OnDeviceImages:
         return make(self._images, jax.device_put(rows, sharding.batch_sharding(self._mesh)))
 
 
-class ResidentBatches(Iterator[dict[str, jax.Array]]):
+class OnDeviceBatches(Iterator[dict[str, jax.Array]]):
     """Iterator over batches made on the devices; arguments as `pipeline.train_batches`.
 
     Attributes:
@@ -155,13 +164,13 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
 
     def empty(self) -> dict[str, jax.Array]:
         """A batch without examples (`data.tolerant.empty_batch`)."""
-        batch = empty_batch(
-            self._rows,
+        fields = ImageAndLabel(
+            self._options,
             image_size=self._image_size,
             channels=self._images.channels,
-            dtype=self._options.dtype,
             train=self._train,
-        )
+        ).fields
+        batch = empty_batch(self._rows, fields, train=self._train)
         return sharding.to_device(self._mesh, batch)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from mae_jax.data.loader import FAILED, PADDING, BadExamples, Loader
 from mae_jax.data.options import DataOptions
 from mae_jax.data.sampler import EvalSampler, Plan, TrainSampler
-from mae_jax.data.sources.base import Source
+from mae_jax.data.sources.base import Source, label_of
 from mae_jax.data.transforms import crop
 from mae_jax.runtime.errors import UsageError
 
@@ -70,13 +70,13 @@ def read_whole(
     with concurrent.futures.ThreadPoolExecutor(options.num_workers) as pool:
         for start in range(0, total, chunk):
             numbers = range(start, min(start + chunk, total))
-            for i, (_, array, label) in zip(
+            for i, (_, array, annotation) in zip(
                 numbers, pool.map(lambda i: loader.load(np.array([i])), numbers), strict=True
             ):
                 readable[i] = array is not None
                 array = np.zeros((1, 1, channels), options.dtype) if array is None else array
                 arrays.append(array)
-                labels[i] = label
+                labels[i] = label_of(annotation)
                 height, width = max(height, array.shape[0]), max(width, array.shape[1])
             if loader.storage.gone:
                 raise loader.storage.gone

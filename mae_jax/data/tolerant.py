@@ -5,10 +5,12 @@ cannot read them it supplies empty batches until all have agreed to stop. A trai
 an empty batch changes nothing (`train_step`); the results of such an evaluation are dropped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+
+from mae_jax.data.transforms.base import Field, blank_rows
 
 
 class FallibleBatches(Protocol):
@@ -73,14 +75,13 @@ class TolerantBatches(Iterator[dict[str, Any]]):
             return None
 
 
-def empty_batch(
-    rows: int, *, image_size: tuple[int, int], channels: int, dtype: str, train: bool
-) -> dict[str, np.ndarray]:
-    """A batch without examples: every `index` and `label` is -1, no row is `valid`.
+def empty_batch(rows: int, fields: Mapping[str, Field], *, train: bool) -> dict[str, np.ndarray]:
+    """A batch without examples: fill values, every `index` is -1, no row is `valid`.
 
-    Arguments are those of `pipeline.train_batches`; `rows` are those of this process.
+    Args:
+      rows: of this process.
+      fields: of the transform.
+      train: False adds `valid`.
     """
-    none = np.full(rows, -1, np.int32)
-    image = np.zeros((rows, *image_size, channels), dtype)
-    batch = {"image": image, "label": none, "index": none.astype(np.int64)}
+    batch = blank_rows(fields, rows) | {"index": np.full(rows, -1, np.int64)}
     return batch if train else batch | {"valid": np.zeros(rows, bool)}

@@ -24,7 +24,7 @@ class MemorySource:
         return len(self.data)
 
     def read(self, indices):
-        return [Record(self.data[i], int(self.labels[i])) for i in indices]
+        return [Record(self.data[i], {"label": int(self.labels[i])}) for i in indices]
 
     def describe(self, index):
         return f"memory#{index}"

@@ -11,7 +11,8 @@ from mae_jax.data.sources.base import Record, Source
 
 log = logging.getLogger(__name__)
 
-OVERHEAD = 200  # bytes of Python objects around a record; measured with sys.getsizeof
+# Bytes of the Python objects of a record, without its data and arrays; measured with sys.getsizeof.
+OVERHEAD = 400
 
 
 class Budget:
@@ -78,8 +79,7 @@ class Cached:
         return record
 
     def _keep(self, index: int, record: Record) -> None:
-        data = record.data
-        size = len(data) if isinstance(data, bytes) else data.nbytes
+        size = sum(map(_num_bytes, (record.data, *record.annotation.values())))
         with self._lock:  # two threads may have read the same record
             if self._full or index in self._kept:
                 return
@@ -92,3 +92,10 @@ class Cached:
             "(--config.data.cache_gb)",
             *(f"{len(self._kept):,}", f"{len(self):,}", self.name),
         )
+
+
+def _num_bytes(value: bytes | np.ndarray | int) -> int:
+    """Bytes of a part of a record; numbers are part of `OVERHEAD`."""
+    if isinstance(value, bytes):
+        return len(value)
+    return value.nbytes if isinstance(value, np.ndarray) else 0

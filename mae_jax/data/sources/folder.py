@@ -44,7 +44,8 @@ class FolderSource:
             with open(self.describe(index), "rb", buffering=0) as file:
                 if (size := os.fstat(file.fileno()).st_size) > MAX_FILE:
                     raise OSError(f"too large: a file of {size:,} bytes")
-                records.append(Record(file.read(), int(self._listing.labels[index])))
+                label = int(self._listing.labels[index])
+                records.append(Record(file.read(), {"label": label}))
         return records
 
     def describe(self, index: int) -> str:

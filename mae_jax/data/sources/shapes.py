@@ -43,7 +43,7 @@ class ShapesSource:
             )
             for index in indices
         )
-        return [Record(scene.image, scene.label) for scene in scenes]
+        return [Record(scene.image, {"label": scene.label}) for scene in scenes]
 
     def describe(self, index: int) -> str:
         return f"{self.name}#{index}"

@@ -52,7 +52,7 @@ class TfdsSource:
         for index in indices:
             features = self._example.FromString(self._reader[int(index)]).features.feature
             (image,) = features[self._image_key].bytes_list.value
-            records.append(Record(image, self._label(features)))
+            records.append(Record(image, {"label": self._label(features)}))
         return records
 
     def _label(self, features: Any) -> int:

@@ -21,7 +21,7 @@ Pair = tuple[int, int]  # of rows and columns
 Range = tuple[float, float]
 # Plain floats in loops below, not arrays: numpy takes longer to begin than these take to end.
 Draws = Sequence[float]
-Transform = Callable[[np.ndarray, np.ndarray], np.ndarray]
+ImageTransform = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class View(NamedTuple):
@@ -140,8 +140,10 @@ def cover_size(height: int, width: int, target: Pair, crop: float) -> Pair:
     return cover_w * height // width, cover_w
 
 
-def view_transform(options: DataOptions, *, image_size: tuple[int, int], train: bool) -> Transform:
-    """Shows of an image what `geometry.choose_view` says: (image [h, w, C], draws) -> [H, W, C]."""
+def view_transform(
+    options: DataOptions, *, image_size: tuple[int, int], train: bool
+) -> ImageTransform:
+    """A function that applies `choose_view`: (image [h, w, C], draws) -> [H, W, C]."""
 
     exact = options.exact_resize(train=train)
 
