@@ -11,7 +11,7 @@ import pytest
 
 from mae_jax.data import eval_batches, make_sources, storage, train_batches
 from mae_jax.data.sources.cache import Budget, Cached
-from mae_jax.data.sources.file_list import scan_folder
+from mae_jax.data.sources.scan import scan_folder
 from mae_jax.data.storage import StorageWait, patiently
 from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
 from tests.data.helpers import MemorySource, jpeg, picture

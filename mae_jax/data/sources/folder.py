@@ -12,9 +12,11 @@ import numpy as np
 from etils import epath
 
 from mae_jax.data.options import DataOptions
-from mae_jax.data.sources import file_list as listings
 from mae_jax.data.sources import splits
 from mae_jax.data.sources.base import Record
+from mae_jax.data.sources.file_list import read_list
+from mae_jax.data.sources.listing import Listing, file_size, restore_or_save
+from mae_jax.data.sources.scan import scan_folder
 from mae_jax.data.storage import is_away, patiently
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import DataMissing, UsageError
@@ -28,7 +30,7 @@ MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (he
 class FolderSource:
     """The files of a listing. Labels follow the listing's classes."""
 
-    def __init__(self, listing: listings.Listing, *, base: str, name: str, part: str):
+    def __init__(self, listing: Listing, *, base: str, name: str, part: str):
         self.name = name
         self.classes = listing.classes
         self._listing = listing
@@ -130,14 +132,14 @@ def files_source(where: str) -> FolderSource:
     if os.path.isdir(where) or (where.lower().endswith(_LISTS) and os.path.exists(where)):
         return _patient_source(where, part="all")
     paths = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
-    found = [(path, size) for path in paths if (size := listings.file_size(path)) is not None]
+    found = [(path, size) for path in paths if (size := file_size(path)) is not None]
     if not found:
         raise UsageError(
             f"--images={where!r} is no folder, no list, and no file matches it (quote a pattern)"
         )
     paths, sizes = map(list, zip(*found, strict=True))
     unknown = np.full(len(paths), -1, np.int32)
-    listing = listings.Listing(paths, np.array(sizes, np.int64), unknown, None)
+    listing = Listing(paths, np.array(sizes, np.int64), unknown, None)
     return FolderSource(listing, base="", name=where, part="all")
 
 
@@ -240,8 +242,8 @@ def _source(
     """Lists `place`; for evaluation, numbers its labels by the training `classes`."""
     is_folder = os.path.isdir(place)
     known = set(map(text.normalized, classes or ()))
-    found = listings.scan_folder(place, known=known) if is_folder else listings.read_list(place)
-    found = listings.remembered(found, _cache(workdir, part), place=place)
+    found = scan_folder(place, known=known) if is_folder else read_list(place)
+    found = restore_or_save(found, _cache(workdir, part), place=place)
     if part == "eval" and found.classes != classes:
         found = _renumbered(found, classes, place=place)
     base = place if is_folder else os.path.dirname(place)
@@ -258,9 +260,7 @@ def _patient_source(place: str, **options: Any) -> FolderSource:
     )
 
 
-def _renumbered(
-    listing: listings.Listing, classes: list[str] | None, *, place: str
-) -> listings.Listing:
+def _renumbered(listing: Listing, classes: list[str] | None, *, place: str) -> Listing:
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(classes or ()):
         numbers.setdefault(text.normalized(name), []).append(number)

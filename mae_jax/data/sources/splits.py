@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from mae_jax.data.sources.file_list import EXTENSIONS, is_service
+from mae_jax.data.sources.scan import EXTENSIONS, is_system_folder
 from mae_jax.data.storage import is_away
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import DataMissing, UsageError
@@ -137,7 +137,7 @@ def _look(place: str) -> tuple[list[str], bool]:
         if is_away(error):
             raise
         raise UsageError(f"cannot read {place}: {error.strerror}") from error
-    return sorted(name for name in folders if not is_service(name)), images
+    return sorted(name for name in folders if not is_system_folder(name)), images
 
 
 def _is_dir(entry: os.DirEntry, follow: bool) -> bool:

@@ -8,32 +8,10 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.data import make_sources
-from mae_jax.data.sources.file_list import EXTENSIONS
+from mae_jax.data.sources.scan import EXTENSIONS
 from mae_jax.data.transforms import decode
 from mae_jax.runtime.errors import UsageError
-from tests.data.helpers import jpeg, picture
-
-JPEG = jpeg(picture(0, 8, 8))
-
-
-def sources(root, workdir=None, **config):
-    return make_sources(
-        {"source": "folder", "root": str(root), **config},
-        image_size=(8, 8),
-        channels=3,
-        workdir=str(workdir) if workdir else None,
-    )
-
-
-def write(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(JPEG)
-
-
-def paths(source, root):
-    return [os.path.relpath(source.describe(i), root) for i in range(len(source))]
+from tests.data.helpers import JPEG, paths, sources, write
 
 
 def test_class_folders_and_splits(image_folder):

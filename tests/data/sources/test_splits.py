@@ -4,23 +4,12 @@ import os
 
 import pytest
 
-from mae_jax.data import make_sources
 from mae_jax.runtime.errors import UsageError
-
-
-def sources(root, workdir=None, **config):
-    return make_sources(
-        {"source": "folder", "root": str(root), **config},
-        image_size=(8, 8),
-        channels=3,
-        workdir=str(workdir) if workdir else None,
-    )
+from tests.data.helpers import sources, write
 
 
 def fill(root, *folders):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        (root / folder / "1.jpg").write_bytes(folder.encode())
+    write(root, *(f"{folder}/1.jpg" for folder in folders))
 
 
 def splits(root, **config):
