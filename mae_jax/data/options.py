@@ -49,7 +49,7 @@ class DataOptions:
       cache_gb: GiB that it may take on each host, divided among the host's processes; 0 = half of
         what is available at the start.
       on_device: keep all images decoded on the devices and crop them there: small sets, no changes
-        of colour. Pixels may differ by 1, rarely 2, of 255.
+        of color. Pixels of random crops may differ by 1, rarely 2, of 255.
     """
 
     source: str = "shapes"

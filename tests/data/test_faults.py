@@ -14,7 +14,7 @@ from PIL import Image
 
 from mae_jax.data import eval_batches, make_sources, train_batches
 from mae_jax.data.loader import BadExamples
-from mae_jax.data.on_device_images import read_whole
+from mae_jax.data.on_device_images import read_images
 from mae_jax.data.options import DataOptions
 from mae_jax.data.sources.folder import FolderSource
 from mae_jax.data.transforms import decode
@@ -53,7 +53,7 @@ def outcomes(source, dtype):
     config = {"dtype": dtype, "max_bad_fraction": 0.1, "workers": 2}
     train = run(train_batches, source, config, seed=0)
     (evaluated,) = run(eval_batches, source, config)
-    _, examples = read_whole(source, DataOptions.from_config(config), channels=3)
+    _, examples = read_images(source, DataOptions.from_config(config), channels=3)
     return next(train), train, evaluated, examples
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_may_not_be_read_is_a_bad_image(good):
         if owner == 0:
             os.seteuid(65534)  # root may read everything
         try:
-            _, examples = read_whole(source, DataOptions(max_bad_fraction=0.1), channels=3)
+            _, examples = read_images(source, DataOptions(max_bad_fraction=0.1), channels=3)
         finally:
             os.seteuid(owner)
     finally:
