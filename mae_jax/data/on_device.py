@@ -53,7 +53,7 @@ class OnDeviceLoader:
     def train_batches(
         self, source: Source, *, seed: int, batch_size: int, **options: Any
     ) -> "OnDeviceBatches":
-        """As `pipeline.train_batches`, but the batches are on the devices already.
+        """As `pipeline.train_batches`, but the batches are already on the devices.
 
         Raises:
           UsageError: also when the set is too large for the devices.
@@ -64,7 +64,7 @@ class OnDeviceLoader:
     def eval_batches(
         self, source: Source, *, limit: int | None = None, **options: Any
     ) -> "OnDeviceBatches":
-        """As `pipeline.eval_batches`, likewise."""
+        """As `pipeline.eval_batches`, but the batches are already on the devices."""
         order = EvalSampler(len(source), limit=limit)
         return self._batches(source, order, train=False, **options)
 
@@ -100,7 +100,7 @@ class OnDeviceLoader:
             self._sets[key] = OnDeviceImages(
                 source, settings, channels=channels, mesh=local, **part
             )
-        # Either a part of a global batch, or rows that every process makes for itself.
+        # Either part of a global batch, or rows that every process makes for itself.
         mesh = self._mesh if process_count == jax.process_count() else local
         return OnDeviceBatches(
             self._sets[key],
@@ -156,7 +156,7 @@ class OnDeviceBatches(Iterator[dict[str, jax.Array]]):
 
     Attributes:
       bad_count: distinct examples of the set that cannot be read.
-      length: number of batches in all; None without end.
+      length: total number of batches; None if endless.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class OnDeviceBatches(Iterator[dict[str, jax.Array]]):
         return sharding.to_device(self._mesh, batch)
 
     def close(self) -> None:
-        """Ends the iterator; there is nothing to stop."""
+        """Ends the iterator; there are no threads to stop."""
         self._last = self._step
 
     def __next__(self) -> dict[str, jax.Array]:
@@ -219,10 +219,10 @@ class OnDeviceBatches(Iterator[dict[str, jax.Array]]):
 
 @functools.cache
 def _compile_views(mesh: Mesh, image_size: tuple[int, int], antialias: bool) -> Any:
-    """Function (images on every device, rows split over them) -> their views, split likewise.
+    """Function (images on every device, rows split over them) -> views, split in the same way.
 
-    The mesh is that of one process: nothing is exchanged, so that processes need not start these
-    programs in the same order among their others.
+    The mesh covers one process and nothing is communicated, so processes need not run these
+    programs in the same order relative to others.
     """
 
     def view(images: jax.Array, row: dict[str, jax.Array]) -> jax.Array:
@@ -245,8 +245,8 @@ def _compile_views(mesh: Mesh, image_size: tuple[int, int], antialias: bool) -> 
 
 
 def free_bytes(mesh: Mesh) -> int:
-    """Room for a set on each device: its memory, and no more than half of what the host has."""
-    # The other half: the images before they are put together, and all else.
+    """Room for a set on each device: its memory, but at most half of the host's memory."""
+    # The other half is for the images before they are joined, and everything else.
     copies = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.devices.flat]
     room = host.share(available_memory() // 2) // copies
@@ -258,8 +258,8 @@ def _check_room(shape: tuple[int, int, int, int], *, options: DataOptions, room:
     if needed > room:
         raise UsageError(
             f"--config.data.on_device=True: {shape[0]:,} images of up to {shape[1]} x {shape[2]} "
-            f"take {_size(needed)} on each device, where there is room for {_size(room)}; leave it "
-            "False, or make the images smaller beforehand"
+            f"take {_size(needed)} on each device, but there is only room for {_size(room)}; "
+            "set it to False, or make the images smaller beforehand"
         )
 
 

@@ -2,10 +2,10 @@
 
     step -> plan (sampler.py) -> read, decode (loader.py) -> transform (transforms/) -> batch
 
-tf.data runs `data.workers` threads, keeps the order and reads ahead. Its operations would cost more
-than they do for one image, so a thread is given a few rows of a batch at a time, in numpy: what
-takes time there (files, decoders, resizing) leaves the interpreter's lock to the others.
-Importing this module is cheap: TensorFlow comes in with the first batch.
+tf.data runs `data.workers` threads, keeps the order and reads ahead. Its overhead per operation is
+too large for single images, so a thread fills a few rows of a batch at a time, in NumPy; the slow
+parts (files, decoders, resizing) release the GIL.
+Importing this module is cheap: TensorFlow is imported with the first batch.
 """
 
 import atexit
@@ -31,9 +31,9 @@ from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
 from mae_jax.runtime.filesystem import expand
 
 Batch = dict[str, np.ndarray]
-_RESERVED = {"index", "used", "valid"}  # what batches contain beside the fields of the transform
+_RESERVED = {"index", "used", "valid"}  # what batches contain besides the fields of the transform
 _open_batches: "weakref.WeakSet[Batches]" = weakref.WeakSet()
-MAX_SHARE = 8  # rows that a thread takes at a time: small beside a batch, large beside a hand-over
+MAX_SHARE = 8  # rows that a thread fills at a time; more would leave threads without work
 
 
 def train_batches(
@@ -49,7 +49,7 @@ def train_batches(
     process_count: int = 1,
     transform: Transform | None = None,
 ) -> "Batches":
-    """This host's rows of every global batch, from `start_step` on and without end.
+    """This host's rows of every global batch, from `start_step` on; endless.
 
     Args:
       source: the training source.
@@ -58,7 +58,7 @@ def train_batches(
       channels: C of the decoded images.
       batch_size: global batch.
       seed: of order and augmentation.
-      start_step: batches of the run that were consumed before; costs the same for any step.
+      start_step: number of batches consumed before; takes the same time for any step.
       process_index, process_count: this host among the hosts.
       transform: makes the rows; the default is `ImageAndLabel`, with `data.augment` and so on.
 
@@ -70,7 +70,7 @@ def train_batches(
 
     Raises:
       UsageError: the batch does not divide; from the iterator: too many bad images.
-      StorageUnavailable: from the iterator: storage stayed away, or a stop was requested meanwhile.
+      StorageUnavailable: from the iterator: storage did not come back, or a stop was requested.
     """
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
@@ -109,7 +109,7 @@ def eval_batches(
 
     Args:
       limit: use only this many examples, evenly spaced over the source.
-      start_step: batches to leave out at the beginning.
+      start_step: number of batches to skip.
 
     Returns:
       A finite iterator whose dicts also contain `valid` bool [b]: False for rows that pad the last
@@ -140,7 +140,7 @@ def load_images(
     channels: int,
     data_config: Any = None,
 ) -> np.ndarray:
-    """The evaluation transform of some files: [n, H, W, C] uint8 (or float32 by `data.dtype`).
+    """The evaluation views of image files: [n, H, W, C] uint8 (or float32, by `data.dtype`).
 
     Raises:
       UsageError: names the file that is missing or cannot be read.
@@ -178,9 +178,9 @@ class Batches(Iterator[Batch]):
     """Iterator over the batches of one host; made by `train_batches` and `eval_batches`.
 
     Attributes:
-      bad_count: distinct examples this host could not read so far (it reads a little ahead), and
-        has not read since.
-      length: number of batches in all; None without end.
+      bad_count: distinct examples this host could not read so far (it reads a little ahead),
+        without those that it could read later.
+      length: total number of batches; None if endless.
     """
 
     def __init__(
@@ -246,12 +246,12 @@ class Batches(Iterator[Batch]):
         return batch if self._train else batch | {"valid": used >= 0}
 
     def _dataset(self) -> Any:
-        """tf.data: every batch in shares of a few rows, which its threads fill in any order."""
+        """tf.data: batches in shares of a few rows, which the threads fill in any order."""
         from mae_jax.runtime.tensorflow_cpu import tf
 
         options, count = self._options, self._rows.stop - self._rows.start
-        most = min(MAX_SHARE, -(-count // options.num_workers))
-        share = max(n for n in range(1, most + 1) if count % n == 0)
+        limit = min(MAX_SHARE, -(-count // options.num_workers))
+        share = max(n for n in range(1, limit + 1) if count % n == 0)
         shares = count // share
         fields = {**self._transform.fields, "index": Field((), "int64"), "used": Field((), "int64")}
 
@@ -294,12 +294,12 @@ class Batches(Iterator[Batch]):
 
 
 def _one_line(error: Exception) -> str:
-    """The part of an error's text that a person can use."""
+    """The text of an error on one line, cut to a readable length."""
     return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
 @atexit.register
 def _close_all() -> None:
-    # Threads that call back into Python while the interpreter shuts down would crash it.
+    # Threads that call Python during interpreter shutdown would crash it.
     for batches in list(_open_batches):
         batches.close()

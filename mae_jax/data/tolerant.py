@@ -1,8 +1,8 @@
-"""Batches that go on after an error, so that several processes can stop together.
+"""Batches that continue after an error, so that several processes can stop together.
 
 In the middle of a step or an evaluation the other processes wait for the rows of this one. If it
-cannot read them it supplies empty batches until all have agreed to stop. A training step that gets
-an empty batch changes nothing (`train_step`); the results of such an evaluation are dropped.
+cannot read them, it supplies empty batches until all have agreed to stop. A training step changes
+nothing if it gets an empty batch; the results of such an evaluation are dropped.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ class FallibleBatches(Protocol):
 
     Attributes:
       bad_count: distinct examples that could not be read so far.
-      length: number of batches that it yields in all; None without end.
+      length: total number of batches; None if endless.
     """
 
     bad_count: int
@@ -34,10 +34,10 @@ class FallibleBatches(Protocol):
 
 
 class TolerantBatches(Iterator[dict[str, Any]]):
-    """The same batches; after an error as many empty ones as are left.
+    """The same batches; after an error, empty ones for the rest.
 
     Attributes:
-      error: what went wrong, None until then.
+      error: the error; None if there was none.
     """
 
     def __init__(self, batches: FallibleBatches):
@@ -46,7 +46,7 @@ class TolerantBatches(Iterator[dict[str, Any]]):
 
     @property
     def bad_count(self) -> int:
-        """That of the batches."""
+        """`bad_count` of the batches."""
         return self._batches.bad_count
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class TolerantBatches(Iterator[dict[str, Any]]):
             return next(self._batches)
         except StopIteration:
             raise
-        except Exception as error:  # raised again by whoever owns the run, once it has stopped
+        except Exception as error:  # raised again by the owner of the run, once it has stopped
             self.error = error
             return None
 

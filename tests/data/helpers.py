@@ -79,7 +79,7 @@ def sources(root, workdir=None, **config):
 
 
 def write(root, *names):
-    """Small JPEG files in a folder, and the folders they need."""
+    """Writes small JPEG files below a folder, and creates subfolders."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

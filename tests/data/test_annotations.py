@@ -17,12 +17,12 @@ from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import UsageError
 from tests.data.helpers import MemorySource, jpeg, picture
 
-COUNT, SIZE, MOST = 11, 16, 3  # images; side of the crops; boxes per image
+COUNT, SIZE, MAX_BOXES = 11, 16, 3  # images; side of the crops; boxes per image
 VOID = 255
 
 
 class BoxSource(MemorySource):
-    """Images with up to MOST boxes (x0, y0, x1, y1), their classes, and a mask of the pixels."""
+    """Images with up to MAX_BOXES boxes (x0, y0, x1, y1), their classes, and a mask."""
 
     def __init__(self, bad=()):
         rng = np.random.default_rng(0)
@@ -31,11 +31,11 @@ class BoxSource(MemorySource):
         self.annotations = []
         for i, image in enumerate(images):
             height, width = image.shape[:2]
-            corners = rng.uniform(0, 1, (i % (MOST + 1), 2, 2)) * (width, height)
+            corners = rng.uniform(0, 1, (i % (MAX_BOXES + 1), 2, 2)) * (width, height)
             self.annotations.append(
                 {
                     "boxes": np.sort(corners, axis=1).reshape(-1, 4).astype(np.float32),
-                    "classes": rng.integers(0, 80, i % (MOST + 1)),
+                    "classes": rng.integers(0, 80, i % (MAX_BOXES + 1)),
                     "mask": rng.integers(0, 5, (height, width), np.uint8),
                 }
             )
@@ -49,8 +49,8 @@ class FlipAndCrop:
 
     fields = {
         "image": Field((SIZE, SIZE, 3), "uint8"),
-        "boxes": Field((MOST, 4), "float32"),
-        "classes": Field((MOST,), "int32", fill=-1),
+        "boxes": Field((MAX_BOXES, 4), "float32"),
+        "classes": Field((MAX_BOXES,), "int32", fill=-1),
         "mask": Field((SIZE, SIZE), "uint8", fill=VOID),
         "label": Field((), "int32", fill=-1),
     }
@@ -66,7 +66,7 @@ class FlipAndCrop:
             )
         top, left = int(draws[1] * (height - SIZE + 1)), int(draws[2] * (width - SIZE + 1))
         boxes = np.clip(boxes - (left, top, left, top), 0, SIZE)
-        padding = MOST - len(boxes)
+        padding = MAX_BOXES - len(boxes)
         return {
             "image": image[top : top + SIZE, left : left + SIZE],
             "boxes": np.pad(boxes, ((0, padding), (0, 0))),
@@ -118,11 +118,11 @@ def expected_rows(source, step):
         y, x = np.arange(SIZE) + top, np.arange(SIZE) + left
         if flip < 0.5:
             x = width - 1 - x
-        boxes = np.zeros((MOST, 4), np.float32)
+        boxes = np.zeros((MAX_BOXES, 4), np.float32)
         for box, (x0, y0, x1, y1) in zip(boxes, annotation["boxes"], strict=False):
             x0, x1 = (width - x1, width - x0) if flip < 0.5 else (x0, x1)
             box[:] = np.clip([x0 - left, y0 - top, x1 - left, y1 - top], 0, SIZE)
-        classes = [*annotation["classes"], *[-1] * MOST][:MOST]
+        classes = [*annotation["classes"], *[-1] * MAX_BOXES][:MAX_BOXES]
         pixels, mask = image[np.ix_(y, x)], annotation["mask"][np.ix_(y, x)]
         yield {"image": pixels, "boxes": boxes, "classes": classes, "mask": mask, "index": index}
 
@@ -143,8 +143,8 @@ def reference():
 def test_image_boxes_and_mask_are_flipped_and_cropped_together(reference):
     assert {name: (x.shape, x.dtype.name) for name, x in reference[0].items()} == {
         "image": ((8, SIZE, SIZE, 3), "uint8"),
-        "boxes": ((8, MOST, 4), "float32"),
-        "classes": ((8, MOST), "int32"),
+        "boxes": ((8, MAX_BOXES, 4), "float32"),
+        "classes": ((8, MAX_BOXES), "int32"),
         "mask": ((8, SIZE, SIZE), "uint8"),
         "label": ((8,), "int32"),
         "index": ((8,), "int64"),

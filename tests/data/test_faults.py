@@ -1,4 +1,4 @@
-"""Each thing that can be wrong with a file, and what docs/data.md says of it ("Bad images")."""
+"""Everything that can be wrong with a file, as in docs/data.md ("Bad images")."""
 
 import io
 import logging
@@ -36,7 +36,7 @@ def good():
 
 
 def folder_with(root, good, content=None):
-    """Files of which number FAULTY holds `content`."""
+    """Good files, except number FAULTY, which contains `content`."""
     for i, data in enumerate(good):
         (root / f"{i:02}.jpg").write_bytes(content if i == FAULTY and content is not None else data)
     config = {"source": "folder", "root": str(root)}
@@ -67,7 +67,7 @@ def test_odd_images_are_used(tmp_path, good, name):
     assert tuple(examples.sizes[FAULTY]) == size
 
 
-def test_of_many_pictures_the_first_is_taken():
+def test_the_first_of_several_images_in_a_file_is_used():
     for name in ("animated webp", "animated png", "pages of a tiff"):
         pixels = decode.to_array(
             faults.ODD[name][0], channels=3, dtype="uint8", exif_transpose=True
@@ -150,7 +150,7 @@ def test_a_bomb_takes_no_memory(name):
 
 
 def test_the_verdict_on_a_jpeg_is_pillow_s():
-    """So it does not depend on whether simplejpeg is installed, nor on what was read before."""
+    """So it does not depend on whether simplejpeg is installed, or on what was read before."""
     simplejpeg = pytest.importorskip("simplejpeg")
     rng = np.random.default_rng(0)
     options = {"channels": 3, "dtype": "uint8", "exif_transpose": True}
@@ -198,7 +198,7 @@ def test_a_host_that_can_read_nothing_stops_evaluation(good):
         list(batches[1])
 
 
-def test_a_batch_larger_than_the_set_is_told(good, caplog):
+def test_a_batch_larger_than_the_set_is_logged(good, caplog):
     with caplog.at_level(logging.WARNING):
         batch = next(run(train_batches, MemorySource(good), {}, 2 * COUNT, seed=0))
     assert (np.bincount(batch["index"]) == 2).all()

@@ -1,4 +1,4 @@
-"""What every data source offers: random access by index, nothing else."""
+"""The interface of data sources: random access by index, nothing else."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -46,7 +46,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
-        """Raises OSError where the storage does."""
+        """Raises OSError if the storage does."""
         ...
 
     def describe(self, index: int) -> str:
@@ -54,7 +54,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the set, for a checkpoint's metadata; plain JSON values."""
+        """Identifies the set in the metadata of checkpoints; plain JSON values."""
         ...
 
 

@@ -117,7 +117,7 @@ def _numbers(path: str, texts: list[str]) -> tuple[np.ndarray, list[str]]:
     for label in texts:
         if label and (len(label) > _LONGEST or not -1 <= _number(label) < _MAX_LABEL):
             raise UsageError(
-                f"the list {path} holds the label {label}; use 0, 1, ... below {_MAX_LABEL:,}, "
+                f"the list {path} contains the label {label}; use 0, 1, ... below {_MAX_LABEL:,}, "
                 "or -1 for none"
             )
     labels = np.array([_number(label or "-1") for label in texts], np.int32)

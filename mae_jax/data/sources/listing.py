@@ -28,7 +28,7 @@ class Listing(NamedTuple):
     Attributes:
       paths: relative to the folder or to the list file's directory, with forward slashes.
       sizes: int64 [n] bytes.
-      labels: int32 [n], -1 where there is none.
+      labels: int32 [n], -1 for none.
       classes: names of the labels, or None.
     """
 

@@ -240,7 +240,7 @@ def _folder_labels(
     stray = [path for path, top in zip(paths, tops, strict=True) if not top]
     if stray and len(stray) < len(paths):
         log.warning(
-            "%s: no labels are used, as %s beside the %d folders (%s): move images into the "
+            "%s: no labels are used, as %s next to the %d folders (%s): move images into the "
             "folders of their classes",
             root,
             f"{len(stray):,} images lie" if len(stray) > 1 else "an image lies",

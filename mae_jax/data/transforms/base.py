@@ -63,7 +63,7 @@ def set_row(batch: dict[str, np.ndarray], row: int, values: Mapping[str, Any]) -
 
     Raises:
       ValueError: the values are not the declared fields, or have other shapes.
-      TypeError: values of another kind, such as floats for integers.
+      TypeError: values of another type, such as floats for integers.
     """
     if values.keys() != batch.keys():
         raise ValueError(f"a transform returned {sorted(values)}, but declares {sorted(batch)}")

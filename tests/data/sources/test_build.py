@@ -1,4 +1,4 @@
-"""What `data.source` names, and what is done with it."""
+"""The registry of sources, and the sources built from it."""
 
 import numpy as np
 

@@ -76,11 +76,11 @@ def test_only_whole_numbers_are_numbers(tmp_path, texts, classes):
     ]
 
 
-def test_classes_that_are_mostly_empty_are_told(tmp_path, caplog):
+def test_classes_that_are_mostly_empty_are_logged(tmp_path, caplog):
     write(tmp_path, "1.jpg")
     (tmp_path / "list.csv").write_text("path,label\n1.jpg,0\n1.jpg,202003\n")
     assert len(sources(tmp_path / "list.csv").train.classes) == 202_004
     assert "only 2 of these 202,004 classes have an image" in caplog.text
-    with pytest.raises(UsageError, match="holds the label 1{5000}; use"):
+    with pytest.raises(UsageError, match="contains the label 1{5000}; use"):
         (tmp_path / "list.csv").write_text(f"path,label\n1.jpg,{'1' * 5000}\n")
         sources(tmp_path / "list.csv")

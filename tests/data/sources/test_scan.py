@@ -1,4 +1,4 @@
-"""What real folders contain besides images: links, forbidden places, folders of systems."""
+"""What real folders contain in addition to images: links, forbidden folders, system folders."""
 
 import errno
 import logging
@@ -15,7 +15,7 @@ from mae_jax.runtime.errors import UsageError
 from tests.data.helpers import JPEG, labels, paths, sources, write
 
 
-def test_links_that_lead_nowhere_are_named_and_left_out(tmp_path, caplog):
+def test_broken_links_are_logged_and_skipped(tmp_path, caplog):
     write(tmp_path, "a/1.jpg", "b/1.jpg")
     (tmp_path / "a" / "self.jpg").symlink_to(tmp_path / "a" / "self.jpg")
     (tmp_path / "ping").symlink_to(tmp_path / "pong")
@@ -34,7 +34,7 @@ def test_links_that_lead_nowhere_are_named_and_left_out(tmp_path, caplog):
 
 @pytest.fixture
 def ordinary_user():
-    """A folder that anybody may enter, used without root's rights."""
+    """A folder that anyone may enter, used without root privileges."""
     root, owner = Path(tempfile.mkdtemp()), os.geteuid()
     root.chmod(0o777)
     if owner == 0:
@@ -44,10 +44,10 @@ def ordinary_user():
     shutil.rmtree(root)
 
 
-def test_forbidden_folders_are_one_line_and_links_into_them_left_out(ordinary_user, caplog):
+def test_forbidden_folders_are_one_line_and_links_into_them_skipped(ordinary_user, caplog):
     root = ordinary_user
     write(root, "data/a/1.jpg", "data/b/1.jpg", "secret/inner/1.jpg", "closed/1.jpg")
-    (root / "data" / "link").symlink_to(root / "secret" / "inner")  # cannot be looked at
+    (root / "data" / "link").symlink_to(root / "secret" / "inner")  # cannot be read
     (root / "data" / "linked").symlink_to(root / "closed")  # cannot be listed
     (root / "data" / "a" / "2.jpg").symlink_to(root / "secret" / "inner" / "1.jpg")
     for name in ("secret", "closed"):
@@ -59,7 +59,7 @@ def test_forbidden_folders_are_one_line_and_links_into_them_left_out(ordinary_us
             "3 could not be read and are left out: a/2.jpg (Permission denied), link ("
             in caplog.text
         )
-        for mode in (0o000, 0o400):  # not listed; listed, but nothing in it can be looked at
+        for mode in (0o000, 0o400):  # cannot be listed; can be listed, but entries cannot be read
             (root / "data" / "b").chmod(mode)
             with pytest.raises(UsageError, match=r"cannot read \S*/data/b\S*: Permission denied"):
                 sources(root / "data")
@@ -77,7 +77,7 @@ def test_forbidden_folders_are_one_line_and_links_into_them_left_out(ordinary_us
 @pytest.mark.parametrize(
     ("number", "message"), [(errno.ENOENT, None), (errno.EIO, "Input/output error.*2.jpg")]
 )
-def test_a_file_that_vanishes_is_left_out_but_not_if_the_storage_fails(
+def test_a_file_that_vanishes_is_skipped_but_not_if_the_storage_fails(
     tmp_path, monkeypatch, caplog, number, message
 ):
     write(tmp_path, "1.jpg", "2.jpg")
@@ -108,7 +108,7 @@ def test_a_file_that_vanishes_is_left_out_but_not_if_the_storage_fails(
         )
 
 
-def test_folders_of_systems_are_passed_by_and_counted(tmp_path, caplog):
+def test_system_folders_are_skipped_and_counted(tmp_path, caplog):
     write(tmp_path, "cat/1.jpg", "dog/1.jpg", "cat/@eaDir/1.jpg/thumb.jpg", "dog/@eaDir/t.jpg")
     write(tmp_path, "__MACOSX/cat/._1.jpg", ".git/x.jpg", "cat/._1.jpg")
     with caplog.at_level(logging.INFO):
@@ -130,10 +130,10 @@ def test_names_that_look_the_same_are_one_class(tmp_path):
     assert labels(sources(tmp_path / "list.csv").train) == [0, 0]
 
 
-def test_an_image_beside_class_folders_is_named(tmp_path, caplog):
+def test_an_image_next_to_class_folders_is_logged(tmp_path, caplog):
     write(tmp_path, "cat/1.jpg", "dog/1.jpg", "cover.jpg")
     assert sources(tmp_path).train.classes is None
-    assert "an image lies beside the 2 folders (cover.jpg)" in caplog.text
+    assert "an image lies next to the 2 folders (cover.jpg)" in caplog.text
 
 
 def test_a_folder_around_the_classes_is_entered(tmp_path):
@@ -149,7 +149,7 @@ def test_a_folder_around_the_classes_is_entered(tmp_path):
 
 
 def test_a_kept_listing_outlives_other_rules(tmp_path, caplog):
-    """What an earlier version listed and this one would not is still the data of the run."""
+    """Files that an earlier version listed and this one would not are still the data of the run."""
     write(tmp_path, "all/cat/1.jpg", "all/dog/1.jpg", "all/cat/@eaDir/2.jpg")
     (tmp_path / "run" / "data").mkdir(parents=True)
     names = ["all/cat/1.jpg", "all/cat/@eaDir/2.jpg", "all/dog/1.jpg"]
@@ -172,7 +172,7 @@ def test_a_kept_listing_outlives_other_rules(tmp_path, caplog):
 
 
 def test_the_order_of_classes_that_a_model_does_not_name(tmp_path, caplog):
-    """Plain order, as torchvision has it; timm's is another here, which must not go unsaid."""
+    """Plain order, as in torchvision; timm's order differs here, which must be logged."""
     names = ["0", "1", "2", "10", "11"]
     write(tmp_path, *(f"{name}/1.jpg" for name in names))
     plain = evaluation_folder(str(tmp_path), None, number=5)
