@@ -255,7 +255,7 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ),
         ({"data__std": (58.395, 57.12, 57.375)}, r"set --config.data.std=\(0.229, 0.224, 0.225\)"),
         ({"data__mean": (0.5, -0.5, 0.5)}, "mean=.*does not fit 8-bit images, .*dtype=float32"),
-        ({"data__dtype": "float32", "data__color_jitter": 0.1}, "need 8-bit colour images"),
+        ({"data__dtype": "float32", "data__color_jitter": 0.1}, "need 8-bit color images"),
     ],
 )
 def test_impossible_combinations_are_refused_with_the_numbers(changes, message):

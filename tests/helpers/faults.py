@@ -83,8 +83,8 @@ DEEP = np.arange(1200, dtype=np.uint16).reshape(30, 40)
 ODD = {
     "png named jpeg": (encode(COLOUR, "PNG"), (40, 50)),
     "cmyk jpeg": (encode(COLOUR.convert("CMYK"), "JPEG"), (40, 50)),
-    "16-bit grey png": (encode(Image.fromarray(DEEP), "PNG"), (30, 40)),
-    "16-bit colour tiff": (tiff(np.zeros((9, 8, 3), np.uint16), photometric="rgb"), (9, 8)),
+    "16-bit gray png": (encode(Image.fromarray(DEEP), "PNG"), (30, 40)),
+    "16-bit color tiff": (tiff(np.zeros((9, 8, 3), np.uint16), photometric="rgb"), (9, 8)),
     "palette": (encode(COLOUR.convert("P"), "PNG"), (40, 50)),
     "animated gif": (encode(FRAMES[0], "GIF", **MANY), (40, 50)),
     "animated webp": (encode(FRAMES[0], "WEBP", **MANY), (40, 50)),
@@ -95,12 +95,15 @@ ODD = {
 # Content -> reason in the log.
 BAD = {
     "empty": (b"", "the file is empty"),
-    "text": (b"404 Not Found", "not an image of a kind that is read"),
+    "text": (b"404 Not Found", "not an image in a supported format"),
     "truncated jpeg": (JPEG[:-200], "truncated"),
     "jpeg without its end": (JPEG[:-2], "truncated"),
     "jpeg with a broken table": (broken_table(), "broken data stream"),
     "truncated png": (encode(COLOUR, "PNG")[:-900], "truncated"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind"),
+    "postscript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "not an image in a supported format",
+    ),
     "a line": (encode(COLOUR.resize((8040, 40)), "PNG"), "one side is more than 200 times"),
     "png bomb": (claimed_png(30_000, 30_000), "too large"),
     "jpeg bomb": (claimed_jpeg(65_500, 65_500), "too large"),
@@ -117,6 +120,6 @@ BAD_FLOATS = {
     "nan": (not_finite(np.nan), "1 values that are not finite"),
     "infinity": (not_finite(-np.inf), "1 values that are not finite"),
     "larger than float32": (npy(np.full((9, 9, 3), 1e300)), "243 values that are not finite"),
-    "complex": (npy(np.zeros((9, 9, 3), complex)), "not numbers of pixels"),
+    "complex": (npy(np.zeros((9, 9, 3), complex)), "which cannot be pixels"),
 }
 BOMBS = [name for name in BAD if "bomb" in name]

@@ -222,7 +222,7 @@ def test_an_official_classifier_is_evaluated(tmp_path, capsys):
     names.write_text("n0000\n")
     with pytest.raises(UsageError, match="--classes has 1 names for the 10 classes"):
         evaluate.main([*arguments, "--classes", str(names)])
-    with pytest.raises(UsageError, match="9 folders of classes where the model has 10"):
+    with pytest.raises(UsageError, match="9 class folders, but the model has 10"):
         evaluate.main(arguments)
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"n{i:04}" for i in range(10)))

@@ -14,8 +14,8 @@ from PIL import Image
 from mae_jax.data import Source
 from mae_jax.data.loader import Loader
 from mae_jax.data.options import DataOptions
-from mae_jax.data.pipeline import num_draws, row_transform
 from mae_jax.data.sampler import TrainSampler
+from mae_jax.data.transforms.image_and_label import ImageAndLabel
 from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks import TASKS
@@ -153,7 +153,12 @@ class Stages:
         self._source = task.data.train_source
         self._loader = Loader(self._source, options, channels=task.model.channels)
         self._order = TrainSampler(len(self._source), seed=task.config.seed)
-        self._transform = row_transform(options, image_size=task.data.image_size, train=True)
+        self._transform = ImageAndLabel(
+            options,
+            image_size=task.data.image_size,
+            channels=task.model.channels,
+            train=True,
+        )
 
     def works(self) -> dict[str, Work]:
         return {"read": self.read, "decode": self.decode, "augment": self.augment}
@@ -170,18 +175,18 @@ class Stages:
         return lambda: [self._loader.decode(record) for record in records], len(records)
 
     def augment(self, turn: int) -> tuple[Callable[[], Any], int]:
-        """Crop, resize, flip and colours."""
+        """Crop, resize, flip and color changes."""
         indices, draws = self._readable(turn)
         rows = [
-            (self._loader.decode(record), numbers)
+            (self._loader.decode(record), record.annotation, numbers)
             for record, numbers in zip(self._source.read(indices), draws, strict=True)
         ]
-        return lambda: [self._transform(pixels, numbers) for pixels, numbers in rows], len(rows)
+        return lambda: [self._transform(*row) for row in rows], len(rows)
 
     def _readable(self, turn: int) -> tuple[list[int], Any]:
         """Examples and draws of a turn; replacements stand in for bad images."""
         plan = self._order.plan(
-            turn, batch_size=IMAGES, rows=slice(0, IMAGES), num_draws=num_draws()
+            turn, batch_size=IMAGES, rows=slice(0, IMAGES), num_draws=self._transform.num_draws
         )
         indices = [self._loader.load(candidates).used for candidates in plan.candidates]
         return indices, plan.draws

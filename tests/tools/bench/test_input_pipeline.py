@@ -65,10 +65,10 @@ def test_a_stage_does_its_own_part_alone(folder, monkeypatch):
     (read, count), (decode, _), (augment, _) = (work(1) for work in works.values())
     assert count == 16
     encoded = [record.data for (record,) in read()]
-    pixels, images = decode(), augment()
+    pixels, rows = decode(), augment()
     assert all(isinstance(data, bytes) and data[:2] == b"\xff\xd8" for data in encoded)
     assert {image.shape for image in pixels} == {(30, 50, 3)}
-    assert {image.shape for image in images} == {(*task.data.image_size, 3)}
+    assert {row["image"].shape for row in rows} == {(*task.data.image_size, 3)}
     again, _ = works["read"](2)
     assert [record.data for (record,) in again()] != encoded  # another turn, other images
 
