@@ -25,7 +25,7 @@ from mae_jax.data.storage import patiently
 from mae_jax.data.tolerant import empty_batch
 from mae_jax.data.transforms import crop
 from mae_jax.data.transforms.decode import pixels
-from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError, one_line
 from mae_jax.runtime.filesystem import expand
 
 Batch = dict[str, np.ndarray]
@@ -153,7 +153,7 @@ def load_images(
             raise
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:
-            raise UsageError(f"cannot use the image {path}: {_one_line(error)}") from error
+            raise UsageError(f"cannot use the image {path}: {one_line(error)}") from error
     return images
 
 
@@ -312,11 +312,6 @@ class Batches(Iterator[Batch]):
                 images[row] = self._transform(image, plan.draws[row])
         labels = np.array([row.label for row in loaded], np.int32)
         return images, labels, plan.wanted, np.array([row.used for row in loaded], np.int64)
-
-
-def _one_line(error: Exception) -> str:
-    """The part of an error's text that a person can use."""
-    return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
 @atexit.register

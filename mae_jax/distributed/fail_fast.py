@@ -20,7 +20,7 @@ import jax
 
 from mae_jax.distributed.kv_store import KVStore
 from mae_jax.runtime import leaving
-from mae_jax.runtime.errors import RunError, UsageError, exit_status
+from mae_jax.runtime.errors import FAILED, RunError, UsageError, exit_status, first_line
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,8 @@ def abort_all_on_error(before_leaving: Sequence[Callable[[], None]] = ()) -> Ite
         with leaving.telling(last_words.say):
             yield
     except Exception as error:
-        text = str(error).strip() or type(error).__name__
         trace = None if isinstance(error, EXPECTED) else error
-        last_words.leave(exit_status(error), text.splitlines()[0], trace)
+        last_words.leave(exit_status(error), first_line(error), trace)
     finally:
         over.set()
     listener.join()
@@ -78,7 +77,9 @@ class _LastWords:
             if self._failures():
                 self.leave()
 
-    def leave(self, status: int = 1, why: str = "", trace: Exception | None = None) -> NoReturn:
+    def leave(
+        self, status: int = FAILED, why: str = "", trace: Exception | None = None
+    ) -> NoReturn:
         """Says who failed and ends this process, without unwinding: that may wait for the others.
 
         Args:

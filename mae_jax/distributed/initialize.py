@@ -13,7 +13,7 @@ import jax
 
 from mae_jax.distributed.kv_store import KVStore
 from mae_jax.runtime import host, workdir_lock
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _start_in_cluster(sign: str) -> None:
         raise
     except (ValueError, RuntimeError) as error:  # what jax needs to know is not there
         raise UsageError(
-            f"{sign}, but jax finds no cluster here ({' '.join(str(error).split())}): give "
+            f"{sign}, but jax finds no cluster here ({one_line(error)}): give "
             "--distributed=off to train in this process only, or --coordinator, --num_processes "
             "and --process_id"
         ) from error

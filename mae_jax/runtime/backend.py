@@ -3,7 +3,7 @@
 import re
 import sys
 
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 
 
 def unavailable(error: BaseException) -> UsageError | None:
@@ -19,11 +19,12 @@ def unavailable(error: BaseException) -> UsageError | None:
         jax.devices()
     except (RuntimeError, AssertionError) as again:
         # jax's advice is left out: ours says the same.
-        text = re.sub(r" \((set JAX_PLATFORMS|you may need to).*", "", " ".join(str(again).split()))
+        reason = one_line(again) if str(again) else "there are none"
+        reason = re.sub(r" \((set JAX_PLATFORMS|you may need to).*", "", reason)
         asked = jax.config.jax_platforms
         said = f"JAX_PLATFORMS={asked}" if asked else "JAX_PLATFORMS is not set"
         return UsageError(
-            f"{said}: jax cannot start its devices ({text or 'there are none'}); JAX_PLATFORMS=cpu "
+            f"{said}: jax cannot start its devices ({reason}); JAX_PLATFORMS=cpu "
             f"computes on the CPU{', and without JAX_PLATFORMS jax chooses' * bool(asked)}"
         )
     return None

@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from mae_jax.runtime import filesystem
-from mae_jax.runtime.errors import RunError, UsageError
+from mae_jax.runtime.errors import RunError, UsageError, one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Not the disk is at fault, but the path or who may write there.
@@ -59,10 +60,10 @@ def error_line(error: BaseException, path: str, needed: int = 0) -> str:
     """
     number = _number(error)
     if number is None or filesystem.in_bucket(path):
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        return one_line(error)
     line = f"{os.strerror(number)} (disk {mount_of(path)}"
     if number in FULL:
-        line += f": {size(shutil.disk_usage(mount_of(path)).free)} free"
+        line += f": {size(free_bytes(path))} free"
         line += f", {size(needed)} needed" if needed else ""
     return line + ")"
 
@@ -75,9 +76,21 @@ def require_room(path: str, needed: int) -> None:
     """
     if filesystem.in_bucket(path):
         return
-    usage = shutil.disk_usage(mount_of(path))
+    usage = _usage(path)
     if usage.total and usage.free < needed:  # some FUSE file systems report nothing at all
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def free_bytes(path: str) -> int:
+    """Bytes that can still be written to the file system of a path, which need not exist."""
+    return _usage(path).free
+
+
+def _usage(path: str) -> Any:
+    path = os.path.realpath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return shutil.disk_usage(path)  # of the nearest folder: it may have a quota
 
 
 def mount_of(path: str) -> str:

@@ -39,8 +39,22 @@ def all_of(*checks: Callable[[], object]) -> None:
         raise UsageError(*problems)
 
 
+def one_line(error: object) -> str:
+    """The text of an error, or any other text, on one line of at most 300 characters.
+
+    Long messages name the type of error first and its cause last: the middle is left out.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error whose other lines are details, such as XLA's memory reports."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def exit_status(error: BaseException) -> int:
-    """Of a command that ends with this exception."""
+    """The exit status of a command that raises `error`."""
     if isinstance(error, StorageUnavailable):
         return STOPPED
     return USAGE if isinstance(error, UsageError) else FAILED

@@ -10,16 +10,17 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from mae_jax.runtime import filesystem
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 
 # What TensorFlow, through which etils reaches buckets, raises -> the number that a disk would give.
 _NUMBERS = {
@@ -45,7 +46,7 @@ def os_errors() -> Iterator[None]:
         if client is None or not isinstance(error, client.errors.OpError):
             raise
         number = _NUMBERS.get(type(error).__name__, errno.ENETUNREACH)
-        raise OSError(number, " ".join(str(error).split())[:300]) from error
+        raise OSError(number, one_line(error)) from error
 
 
 def path_of(path: str) -> epath.Path:
@@ -69,27 +70,35 @@ def read(path: str) -> bytes:
 
 
 @os_errors()
-def write(path: str, content: bytes) -> None:
-    """Makes or replaces a file so that a reader never sees half of it."""
+def write(path: str, content: bytes, *, shared: bool = False) -> None:
+    """Creates or replaces a file atomically; `shared` as in `replacing`."""
     if in_bucket(path):
         path_of(path).write_bytes(content)
         return
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path, shared=shared) as temporary, open(temporary, "wb") as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """Yields where to write a file or a folder that takes `path` when it is whole.
+def replacing(path: str, *, shared: bool = False) -> Iterator[str]:
+    """Yields a temporary path, and renames it to `path` once the block has completed.
 
-    Whatever goes wrong before, a full disk or Ctrl-C, nothing of it stays, nor of what the writer
-    puts beside it. A folder must not exist yet.
+    If the block fails (a full disk, Ctrl-C), everything it wrote is removed.
+
+    Args:
+      path: of a file, or of a folder that does not exist yet.
+      shared: other processes may write the same path at the same time. Leftovers of a killed
+        process then stay, since they look like work in progress.
     """
     parent, name = os.path.split(os.path.abspath(path))
-    place = os.path.join(parent, f".{name}.tmp")
-    _remove_tree(place)  # of a process that was killed
+    if shared:
+        os.makedirs(parent, exist_ok=True)
+        place = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
+    else:
+        place = os.path.join(parent, f".{name}.tmp")
+        _remove_tree(place)  # left by a process that was killed
     try:
-        os.makedirs(place)
+        os.makedirs(place, exist_ok=shared)
         yield os.path.join(place, name)
         os.replace(os.path.join(place, name), path)
     finally:
@@ -103,6 +112,40 @@ def _remove_tree(folder: str) -> None:
         if not os.path.lexists(folder):
             return
         time.sleep(0.05)
+
+
+PROBE = ".probe"
+
+
+def probe(folder: str, size: int = 0) -> float:
+    """Writes a file into a folder and removes it, to check that the folder is writable.
+
+    Args:
+      folder: on a disk or in a bucket.
+      size: bytes to write.
+
+    Returns:
+      When the file was written, by the clock of the disk or the bucket.
+
+    Raises:
+      OSError: the folder is not writable.
+    """
+    if in_bucket(folder):
+        path = f"{folder}/{PROBE}-{secrets.token_hex(8)}"  # other processes may be probing too
+        write(path, bytes(size))
+        written = written_at(path)
+        remove(path)
+        return written
+    path = os.path.join(folder, PROBE)
+    try:
+        with open(path, "wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 @os_errors()
@@ -134,6 +177,6 @@ def expand(path: str) -> str:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes JSON so that a reader never sees half a file."""
+    """Writes a JSON file atomically."""
     text = json.dumps(value, indent=2, default=list) + "\n"
-    filesystem.write(path, text.encode())
+    write(path, text.encode())

@@ -6,12 +6,11 @@ that wrote last stays, and the other ends: in a bucket whoever reads after a wri
 
 import json
 import logging
-import secrets
 import time
 
 from mae_jax.runtime import filesystem, workdir_lock
 from mae_jax.runtime.errors import UsageError
-from mae_jax.runtime.workdir_lock import PROBE, STALE_SECONDS, Lock, Owner
+from mae_jax.runtime.workdir_lock import STALE_SECONDS, Lock, Owner
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class BucketLock(Lock):
         try:
             return workdir_lock.is_renewed(
                 lambda: filesystem.written_at(self._path),
-                probe(self._workdir),
+                filesystem.probe(self._workdir),
                 stale=STALE_SECONDS,
                 path=self._path,
                 who=workdir_lock.describe(held),
@@ -76,12 +75,3 @@ class BucketLock(Lock):
 
     def _remove(self) -> None:
         filesystem.remove(self._path)
-
-
-def probe(workdir: str) -> float:
-    """Writes a file into the folder, and removes it; its time of writing."""
-    path = f"{workdir}/{PROBE}-{secrets.token_hex(8)}"  # another start may be at the same
-    filesystem.write(path, b"written to see whether it can be")
-    written = filesystem.written_at(path)
-    filesystem.remove(path)
-    return written

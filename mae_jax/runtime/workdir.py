@@ -8,10 +8,12 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-from mae_jax.runtime import filesystem, gcs_lock, workdir_lock
+from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.gcs_lock import BucketLock
 from mae_jax.runtime.workdir_lock import Lock
+
+PROBE_BYTES = 2**20  # enough that a full disk or quota is noticed
 
 
 def resolve(workdir: str) -> str:
@@ -96,10 +98,10 @@ def ensure_held(*, now: bool = False) -> None:
 def _lock(workdir: str) -> Lock | BucketLock:
     try:
         if filesystem.in_bucket(workdir):
-            gcs_lock.probe(workdir)
+            filesystem.probe(workdir)
             return BucketLock(workdir)
         os.makedirs(workdir, exist_ok=True)
-        workdir_lock.probe(workdir)
+        filesystem.probe(workdir, PROBE_BYTES)
         return Lock(workdir)
     except OSError as error:
         raise UsageError(_cannot_write(workdir, error)) from error

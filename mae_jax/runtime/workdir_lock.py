@@ -19,19 +19,17 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from mae_jax.runtime import leaving
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime import filesystem, leaving
+from mae_jax.runtime.errors import FAILED, UsageError
 
 log = logging.getLogger(__name__)
-LOCK, PROBE = "lock.json", ".probe"
-PROBE_BYTES = 2**20
+LOCK = "lock.json"
 TOUCH_SECONDS = 60.0
 STALE_SECONDS = 200.0  # three touches, and some
 FRESH_SECONDS = 120.0  # after a look, nobody can have taken the lock over: less than stale
 GONE_SECONDS = 30.0  # that a folder may be away: renamed by mistake, or its disk has hiccups
 WRITING_SECONDS = 5.0  # a lock that is still empty after so long never will be whole
 ATTEMPTS = 100  # a lock may be released at any moment, but not endlessly
-LOST = 1  # exit status
 LOOKS = 20  # while a lock is waited for
 Owner = dict[str, Any]
 _NAMES = {"host", "pid", "machine", "process_started", "locked_at"}
@@ -157,7 +155,7 @@ class Lock:
 
     def _lose(self, why: str) -> NoReturn:
         log.critical("%s", why)
-        leaving.leave(LOST, why)  # what two runs write is worth nothing
+        leaving.leave(FAILED, why)  # what two runs write is worth nothing
 
     def _what_happened(self) -> str:
         """To a folder that is no longer at its path; Linux tells where it is."""
@@ -234,7 +232,8 @@ def _is_touched(workdir: str, path: str, handle: int, who: str) -> bool:
         return os.fstat(handle).st_mtime
 
     try:
-        return is_renewed(touched_at, probe(workdir, 1), stale=STALE_SECONDS, path=path, who=who)
+        now = filesystem.probe(workdir, 1)
+        return is_renewed(touched_at, now, stale=STALE_SECONDS, path=path, who=who)
     except FileNotFoundError:  # given back
         return False
 
@@ -262,20 +261,6 @@ def _is_at(path: str, handle: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
         return False
-
-
-def probe(workdir: str, size: int = PROBE_BYTES) -> float:
-    """Writes a file into the folder, and removes it; when that was, by the file server's clock."""
-    path = os.path.join(workdir, PROBE)
-    try:
-        with open(path, "wb") as file:
-            file.write(bytes(size))
-            file.flush()
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_mtime
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
 
 
 def this_process() -> Owner:

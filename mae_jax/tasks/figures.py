@@ -88,11 +88,11 @@ def image_grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> 
     return np.asarray(canvas)
 
 
-def save_png(path: str, image: np.ndarray) -> None:
-    """Writes a uint8 [H, W, 3] picture; the folder is made when missing.
+def save_png(path: str, image: np.ndarray, *, shared: bool = False) -> None:
+    """Writes a uint8 [H, W, 3] image and creates its folder; `shared`: see `filesystem.replacing`.
 
     Raises:
-      UsageError: the ending of the name says no kind of picture.
+      UsageError: the file extension is not an image format.
       OSError: it cannot be written.
     """
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
@@ -100,7 +100,7 @@ def save_png(path: str, image: np.ndarray) -> None:
         raise UsageError(f"{path} is no name of a picture: let it end with .png")
     content = io.BytesIO()
     Image.fromarray(image).save(content, kind)
-    filesystem.write(path, content.getvalue())
+    filesystem.write(path, content.getvalue(), shared=shared)
 
 
 def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:

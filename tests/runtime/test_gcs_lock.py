@@ -68,11 +68,11 @@ def test_two_that_look_at_once_do_not_disturb_each_other(gcs, monkeypatch):
 
     def meanwhile(path):
         monkeypatch.setattr(filesystem, "written_at", look)
-        gcs_lock.probe(RUN)
+        filesystem.probe(RUN)
         return look(path)
 
     monkeypatch.setattr(filesystem, "written_at", meanwhile)
-    assert gcs_lock.probe(RUN) > 0
+    assert filesystem.probe(RUN) > 0
     assert gcs.names("bucket") == []
 
 
@@ -104,7 +104,7 @@ def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():
     moments = iter([100.0, 101.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "written_at", lambda path: next(moments))
-        patch.setattr(gcs_lock, "probe", lambda workdir: 100.5)
+        patch.setattr(filesystem, "probe", lambda workdir: 100.5)
         assert held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
 
 
@@ -114,7 +114,7 @@ def test_a_lock_from_the_future_is_waited_for_no_longer(monkeypatch):
     monkeypatch.setattr(gcs_lock, "STALE_SECONDS", 0.2)
     monkeypatch.setattr(filesystem, "written_at", lambda path: 1e12)
     probes = iter([100.0])
-    monkeypatch.setattr(gcs_lock, "probe", lambda workdir: next(probes))
+    monkeypatch.setattr(filesystem, "probe", lambda workdir: next(probes))
     assert not held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mae_jax.runtime import workdir, workdir_lock
+from mae_jax.runtime import filesystem, workdir, workdir_lock
 from mae_jax.runtime.errors import UsageError
 from tests.runtime.test_workdir_lock import run_alone
 
@@ -82,7 +82,7 @@ def dangling_link(folder):
 
 def full_disk(folder):
     folder.mkdir()
-    os.symlink("/dev/full", folder / workdir_lock.PROBE)  # what is written there finds no room
+    os.symlink("/dev/full", folder / filesystem.PROBE)  # what is written there finds no room
 
 
 def lock_folder(folder):

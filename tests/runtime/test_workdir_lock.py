@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from mae_jax.runtime import leaving, workdir, workdir_lock
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime import filesystem, leaving, workdir, workdir_lock
+from mae_jax.runtime.errors import FAILED, UsageError
 from tests.helpers.processes import REPO
 
 # Takes the lock as soon as the file `go` is there; says how it went; holds it till stdin ends.
@@ -175,18 +175,18 @@ class TestAnotherMachine:
 
     def test_one_from_the_future_is_waited_for_no_longer(self, tmp_path, monkeypatch):
         """Its machine was started again with another clock. Looking costs next to nothing."""
-        path, probe, sizes = leave_lock(tmp_path, machine="elsewhere"), workdir_lock.probe, []
+        path, probe, sizes = leave_lock(tmp_path, machine="elsewhere"), filesystem.probe, []
         os.utime(path, (time.time() + 86_400,) * 2)
 
-        def count(workdir, size=workdir_lock.PROBE_BYTES):
+        def count(workdir, size=0):
             sizes.append(size)
             assert len(sizes) < 10
             return probe(workdir, size)
 
-        monkeypatch.setattr(workdir_lock, "probe", count)
+        monkeypatch.setattr(filesystem, "probe", count)
         monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 0.4)
         run_alone(tmp_path)
-        assert sizes == [workdir_lock.PROBE_BYTES, 1]  # can anything be written; what time is it
+        assert sizes == [workdir.PROBE_BYTES, 1]  # can anything be written; what time is it
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": "x"}'])
@@ -204,7 +204,7 @@ def test_a_run_whose_lock_was_taken_ends_at_once(tmp_path):
     path = tmp_path / "w" / workdir_lock.LOCK
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 1, "host": "far"}))
     output, _ = process.communicate("", timeout=20) if process.wait(20) else ("", "")
-    assert process.returncode == workdir_lock.LOST
+    assert process.returncode == FAILED
     assert "belongs to process 1 on far" in output
 
 
