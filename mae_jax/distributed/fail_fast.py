@@ -19,7 +19,7 @@ from typing import NoReturn
 import jax
 
 from mae_jax.distributed.kv_store import KVStore
-from mae_jax.runtime import leaving
+from mae_jax.runtime import abort
 from mae_jax.runtime.errors import FAILED, RunError, UsageError, exit_status, first_line
 
 log = logging.getLogger(__name__)

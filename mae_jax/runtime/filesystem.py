@@ -1,7 +1,7 @@
-"""Small files of a workdir, which is a folder of a disk or of a bucket (gs://...).
+"""Small files of a workdir, which is a folder on a disk or in a bucket (gs://...).
 
-Through etils, as Orbax does it. In a bucket a file is there whole or not at all, nothing can be
-appended, and folders need not be made.
+Buckets are accessed through etils, as in Orbax. Files in a bucket appear atomically, cannot be
+appended to, and need no folders to be created.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from etils import epath
 
 from mae_jax.runtime.errors import UsageError, one_line
 
-# What TensorFlow, through which etils reaches buckets, raises -> the number that a disk would give.
-_NUMBERS = {
+# Errors of TensorFlow, through which etils accesses buckets -> errno of the same error on a disk.
+_ERRNOS = {
     "NotFoundError": errno.ENOENT,
     "PermissionDeniedError": errno.EACCES,
     "UnauthenticatedError": errno.EACCES,
@@ -31,41 +31,41 @@ _NUMBERS = {
 
 
 def in_bucket(path: str) -> bool:
-    """Whether a path is no file system's."""
+    """Whether a path is a URL rather than a path of a file system."""
     return "://" in path
 
 
 @contextlib.contextmanager
 def os_errors() -> Iterator[None]:
-    """Makes what a bucket's client raises the OSError that a disk would raise; also a decorator."""
+    """Turns errors of a bucket's client into the OSErrors of a disk; also a decorator."""
     try:
         yield
     except Exception as error:
-        # Its kinds of errors cannot have come up where it is not loaded.
+        # If TensorFlow is not loaded, the error is not one of its own.
         client = sys.modules.get("tensorflow")
         if client is None or not isinstance(error, client.errors.OpError):
             raise
-        number = _NUMBERS.get(type(error).__name__, errno.ENETUNREACH)
+        number = _ERRNOS.get(type(error).__name__, errno.ENETUNREACH)
         raise OSError(number, one_line(error)) from error
 
 
 def path_of(path: str) -> epath.Path:
-    """As etils has it."""
+    """The path as an object of etils."""
     if in_bucket(path) and importlib.util.find_spec("tensorflow"):
-        # etils takes it for buckets; this is the way to load it that leaves GPUs to jax.
+        # etils uses TensorFlow for buckets; this module loads it without taking the GPUs.
         importlib.import_module("mae_jax.runtime.tensorflow_cpu")
     return epath.Path(path)
 
 
 @os_errors()
 def exists(path: str) -> bool:
-    """Whether there is a file or a folder."""
+    """Whether the path is an existing file or folder."""
     return path_of(path).exists()
 
 
 @os_errors()
 def read(path: str) -> bytes:
-    """The content of a file; FileNotFoundError where there is none."""
+    """The content of a file; raises FileNotFoundError if there is none."""
     return path_of(path).read_bytes()
 
 
@@ -106,7 +106,7 @@ def replacing(path: str, *, shared: bool = False) -> Iterator[str]:
 
 
 def _remove_tree(folder: str) -> None:
-    """Removes a folder, if it is there; threads of a failed writer may still put files into it."""
+    """Removes a folder if it exists, even while threads of a failed writer still add files."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         if not os.path.lexists(folder):
@@ -150,20 +150,24 @@ def probe(folder: str, size: int = 0) -> float:
 
 @os_errors()
 def remove(path: str) -> None:
-    """Removes a file, if it is there."""
+    """Removes a file if it exists."""
     path_of(path).unlink(missing_ok=True)
 
 
 @os_errors()
 def written_at(path: str) -> float:
-    """When a file was written, by the clock of the disk or the bucket; FileNotFoundError."""
+    """When a file was written, by the clock of the disk or the bucket.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
     return path_of(path).stat().mtime
 
 
 def expand(path: str) -> str:
-    """A path with `~` and `~user` replaced by the home folder; anything else stays as it is.
+    """Replaces `~` and `~user` with the home folder, unless a file of that name exists.
 
-    Shells leave `~` alone in `--flag=~/x`, and so does Python. An existing file wins.
+    Neither shells nor Python expand `~` in `--flag=~/x`.
 
     Raises:
       UsageError: there is no such user.
@@ -172,7 +176,7 @@ def expand(path: str) -> str:
         return path
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
-        raise UsageError(f"{path}: there is no such user; write ./{path} otherwise")
+        raise UsageError(f"{path}: there is no such user; write ./{path} for a file of that name")
     return expanded
 
 

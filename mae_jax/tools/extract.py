@@ -197,9 +197,9 @@ def extract(
 
 @contextlib.contextmanager
 def _told(out: str, folder: str) -> Iterator[None]:
-    """`disk.told`; of a command that fails only rows that are done stay, in a folder it names."""
+    """`disk.translate_errors`; of a command that fails only rows that are done stay, in a folder it names."""
     try:
-        with disk.told(out):
+        with disk.translate_errors(out):
             yield
     except RunError as error:
         if any(name.endswith(".bin") and size for name, size in _sizes(folder)):

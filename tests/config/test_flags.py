@@ -93,12 +93,12 @@ def test_values_of_every_type_are_read():
             "--config.mask.kind=randm",
             "=randm is not one of random, block, grid, checkerboard or your own module:attribute",
         ),
-        ("--config.batch_size=many", "batch_size='many' must be a whole number from 1 to 16777216"),
-        ("--config.batch_size=1e3", "batch_size='1e3' must be a whole number"),
-        ("--config.batch_size=", "batch_size='' must be a whole number"),
+        ("--config.batch_size=many", "batch_size='many' must be an integer from 1 to 16777216"),
+        ("--config.batch_size=1e3", "batch_size='1e3' must be an integer"),
+        ("--config.batch_size=", "batch_size='' must be an integer"),
         ("--config.batch_size", "Missing value for flag --config.batch_size"),
         ("--config.data.hflip=perhaps", "hflip='perhaps' must be True or False"),
-        ("--config.model.image_size=(1,x", "image_size='(1,x' must be 2 or 1 whole numbers in"),
+        ("--config.model.image_size=(1,x", "image_size='(1,x' must be 1 or 2 integers in"),
         ("--config.optim.b1=nan", "optim.b1=nan must be a number in [0, 1)"),
         ("--config.optim.b1=1e999", "optim.b1=inf must be a number in [0, 1)"),
         ("--config.model.size=" + "x" * 999, "x... (999 characters) is not one of Ti, S, B"),
@@ -132,7 +132,7 @@ HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  
         (HEAD + "c.mesage = 3\n  return c", "--config.mesage: there is no such key"),
         (HEAD + "del c.watchdog\n  return c", "the recipe has no config.watchdog.seconds"),
         (HEAD + "del c.task\n  return c", "the recipe has no config.task"),
-        (HEAD + "c.seed = True\n  return c", "--config.seed=True must be a whole number"),
+        (HEAD + "c.seed = True\n  return c", "--config.seed=True must be an integer"),
         (HEAD + "c.model = None\n  return c", "--config.model is a group"),
     ],
 )
@@ -268,8 +268,8 @@ def test_keys_of_earlier_versions_are_taken_and_told_about(tmp_path, caplog):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("c.picture_every = -1", "--config.figure_every=-1 must be a whole number from 0"),
-        ("c.picture_every = 1.5", "--config.figure_every=1.5 must be a whole number from 0"),
+        ("c.picture_every = -1", "--config.figure_every=-1 must be an integer from 0"),
+        ("c.picture_every = 1.5", "--config.figure_every=1.5 must be an integer from 0"),
         ("c.steps = c.picture_every", "(picture_every is now called figure_every)"),
         ("del c.data.resident", "(data.resident is now called data.on_device)"),
     ],
@@ -279,5 +279,5 @@ def test_mistakes_with_keys_of_earlier_versions_name_the_present_ones(tmp_path, 
     with pytest.raises(UsageError) as caught:
         parse(f"--config={tmp_path}/mine.py")
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="figure_every=-1 must be a whole number"):
+    with pytest.raises(UsageError, match="figure_every=-1 must be an integer"):
         parse("--config=configs/demo.py", "--config.picture_every=-1")

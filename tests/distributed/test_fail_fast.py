@@ -17,7 +17,7 @@ import os, sys, time
 import jax
 from mae_jax.runtime import errors
 from mae_jax.distributed import fail_fast
-from mae_jax.runtime import leaving
+from mae_jax.runtime import abort
 from mae_jax.runtime.cli import setup_logging
 
 address, index, fails, how = sys.argv[1:]
@@ -32,7 +32,7 @@ with fail_fast.abort_all_on_error():
             time.sleep(0.3)
             raise ConnectionResetError("the other one is gone")
     elif how == "leave":  # as the watchdog does when the main thread hangs
-        leaving.leave(70, "it hangs")
+        abort.abort(70, "it hangs")
     elif how == "wait":
         raise errors.UsageError("no images\\nand more")
     elif how == "break":

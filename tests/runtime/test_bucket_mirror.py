@@ -67,7 +67,7 @@ def test_what_cannot_be_copied_at_the_end_stays_on_the_disk(gcs, caplog):
     writer.write(1, "train", {"loss": 1.0})
     writer.close()
     place = writer._growing.folder
-    assert f"not in {RUN} stay in {place}" in caplog.text
+    assert f"not be copied to {RUN}; they stay in {place}" in caplog.text
     assert [line["step"] for line in metric_writer.read(place)] == [1]
 
 

@@ -60,7 +60,7 @@ def test_the_folder_of_another_user_is_not_used(home, caplog, monkeypatch):
 
 def test_a_home_that_cannot_be_written_to_costs_the_cache_alone(home, caplog):
     (home / ".cache").write_text("a file where the folder should be")
-    assert compilation_cache.enable() is None and "cannot be made" in caplog.text
+    assert compilation_cache.enable() is None and "cannot be created" in caplog.text
 
 
 def test_buckets_are_left_to_jax():

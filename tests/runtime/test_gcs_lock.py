@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mae_jax.runtime import filesystem, gcs_lock, leaving, workdir, workdir_lock
+from mae_jax.runtime import abort, filesystem, gcs_lock, workdir, workdir_lock
 from mae_jax.runtime.errors import UsageError
 
 RUN = "gs://bucket/run"
@@ -127,7 +127,7 @@ def test_a_lock_that_is_removed_is_made_again_but_not_in_a_folder_that_is_gone(m
     filesystem.remove(PATH)
     filesystem.remove(f"{RUN}/config.json")
     monkeypatch.setattr(workdir_lock, "GONE_SECONDS", 0.1)
-    monkeypatch.setattr(leaving, "leave", lambda status, why: pytest.fail(why))
+    monkeypatch.setattr(abort, "abort", lambda status, why: pytest.fail(why))
     with pytest.raises(pytest.fail.Exception, match=f"{RUN} was deleted or renamed: this run ends"):
         held.ensure_held(now=True)
     held.release()

@@ -43,7 +43,7 @@ def looks(dog, clock, folder, until):
     while clock.seconds < began + until:
         clock.seconds += 10
         before = len(reports(folder))
-        dog._look()
+        dog._check()
         if len(reports(folder)) > before:
             found.append(clock.seconds - began)
     return found
@@ -64,10 +64,10 @@ def test_a_pause_is_no_silence(tmp_path, clock, caplog):
     """Of the process or the machine: the watchdog itself did not run meanwhile."""
     with watching(tmp_path) as dog, dog.phase("train"):
         for slept in (10.2, 49.0):
-            dog._look_for_pause(slept)
+            dog._detect_pause(slept)
         assert not caplog.records
         clock.seconds += 5000
-        dog._look_for_pause(5000.0)
+        dog._detect_pause(5000.0)
         (said,) = caplog.records
         assert "was paused for 5000 s; the watchdog starts over" in said.getMessage()
         assert dog._timer_seconds() == 660
@@ -93,10 +93,10 @@ def test_the_log_says_who_where_and_when_it_goes_on(tmp_path, clock, caplog):
     with watching(tmp_path, process=3) as dog, dog.phase("evaluate"):
         dog.heartbeat(120)
         clock.seconds += 700
-        dog._look()
+        dog._check()
         clock.seconds += 50
         dog.heartbeat(121)
-        dog._look()
+        dog._check()
     stuck, moves = [record.getMessage() for record in caplog.records]
     assert stuck.startswith("process 3 (")
     assert "has not moved for 700 s in phase evaluate after step 120" in stuck
@@ -117,7 +117,7 @@ def test_a_report_shows_all_threads_by_name_the_main_one_first(tmp_path, clock):
     (tmp_path / "stuck-0-1.txt").write_text("of an earlier start")
     with watching(tmp_path) as dog, dog.phase("save"):
         clock.seconds += 601
-        dog._look()
+        dog._check()
     release.set()
     thread.join()
     assert (tmp_path / "stuck-0-1.txt").read_text() == "of an earlier start"
@@ -138,7 +138,7 @@ def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, cap
     gone = tmp_path / place
     with watching(gone) as dog, dog.phase("train"):
         clock.seconds += 601
-        dog._look()
+        dog._check()
     assert "Thread MainThread:" in capsys.readouterr().err
     assert f"cannot be written ({why})" in caplog.text
     assert os.listdir(tmp_path) == ["file"]
@@ -210,7 +210,7 @@ def test_a_process_that_hangs_is_ended(tmp_path, kind, status):
     (report,) = reports(tmp_path)
     with open(report, encoding="utf-8") as file:
         assert f"in {kind if kind == 'lock' else '<lambda>'}" in file.read()
-    assert "is ended with status 70" in done.stderr and report in done.stderr
+    assert "exits with status 70" in done.stderr and report in done.stderr
 
 
 @pytest.mark.parametrize("abort", [False, True])

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from mae_jax.runtime import filesystem, leaving, workdir, workdir_lock
+from mae_jax.runtime import abort, filesystem, workdir, workdir_lock
 from mae_jax.runtime.errors import FAILED, UsageError
 from tests.helpers.processes import REPO
 
@@ -205,7 +205,7 @@ def test_a_run_whose_lock_was_taken_ends_at_once(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 1, "host": "far"}))
     output, _ = process.communicate("", timeout=20) if process.wait(20) else ("", "")
     assert process.returncode == FAILED
-    assert "belongs to process 1 on far" in output
+    assert "now belongs to process 1 on far" in output
 
 
 @pytest.mark.parametrize("left_over", [False, True])
@@ -234,7 +234,7 @@ def run(tmp_path, monkeypatch):
     def leave(status, why):
         raise Left(why)
 
-    monkeypatch.setattr(leaving, "leave", leave)
+    monkeypatch.setattr(abort, "abort", leave)
     monkeypatch.setattr(workdir_lock, "GONE_SECONDS", 0.5)
     with workdir.lock(str(tmp_path / "run"), first=True):
         yield tmp_path / "run"
@@ -274,7 +274,7 @@ def test_a_lock_that_is_removed_is_made_again(run, caplog):
     workdir.ensure_held(now=True)
     assert (
         run / workdir_lock.LOCK
-    ).read_text() == mine and "was removed: made again" in caplog.text
+    ).read_text() == mine and "was removed: created again" in caplog.text
 
 
 @pytest.mark.parametrize("clock", ["monotonic", "time"])
@@ -287,7 +287,7 @@ def test_after_a_pause_a_run_looks_whether_another_has_its_workdir(run, monkeypa
     workdir.ensure_held()  # a moment ago it was ours: no look at every step
     real = getattr(time, clock)
     monkeypatch.setattr(time, clock, lambda: real() + workdir_lock.STALE_SECONDS)
-    with pytest.raises(Left, match="belongs to process 1 on far"):
+    with pytest.raises(Left, match="now belongs to process 1 on far"):
         workdir.ensure_held()
 
 

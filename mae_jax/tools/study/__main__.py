@@ -98,7 +98,7 @@ def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
     text, written = "", None
     # Tasks of an array write the same files: over a newer table, if another row was done meanwhile.
     while (done := _done(cells)) != written:
-        with disk.told(folder):
+        with disk.translate_errors(folder):
             text, written = _write(study, report.rows(study, cells, done), folder), done
     return text
 
