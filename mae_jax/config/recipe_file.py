@@ -52,9 +52,7 @@ def find(path: str, flag: str = "--config") -> str:
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{flag}={path} is not a regular file{_suggestion(path, flag)}")
     if status.st_size > _LARGEST:
-        raise UsageError(
-            f"{flag}={path} has {status.st_size:,} bytes, which is too large for a recipe"
-        )
+        raise UsageError(f"{flag}={path} has {status.st_size:,} bytes: too large for a recipe")
     _check_program(found, path, flag)
     return found
 

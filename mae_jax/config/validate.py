@@ -16,7 +16,7 @@ from mae_jax.config.rules import Choice, Str, closest
 from mae_jax.config.schema import ALIASES, GROUPS, KEYS, keys_of
 from mae_jax.runtime.errors import UsageError, all_of, require
 
-MAX_CHARACTERS = 80  # of a value in a message
+MAX_CHARS = 80  # of a value in a message
 MIN_SHAPES_SIDE = 6  # pixels; smaller shapes are indistinguishable
 MAX_PATCHES = 2**16  # the attention matrix would have 2**32 entries
 
@@ -27,9 +27,7 @@ def check_name(key: str) -> None:
         return
     if key in GROUPS:
         first = next(name for name in KEYS if name.startswith(f"{key}."))
-        raise UsageError(
-            f"--config.{key} is a group of keys: set them one at a time, as in --config.{first}"
-        )
+        raise UsageError(f"--config.{key} is a group of keys: set one, such as --config.{first}")
     raise UsageError(
         f"--config.{shorten(key)}: there is no such key{_suggestion(key)} (docs/configuration.md)"
     )
@@ -37,11 +35,7 @@ def check_name(key: str) -> None:
 
 def shorten(text: str) -> str:
     """The text, truncated for a message."""
-    return (
-        text
-        if len(text) <= MAX_CHARACTERS
-        else f"{text[:MAX_CHARACTERS]}... ({len(text)} characters)"
-    )
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}... ({len(text)} characters)"
 
 
 def _suggestion(key: str) -> str:

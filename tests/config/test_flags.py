@@ -102,7 +102,7 @@ def test_values_of_every_type_are_read():
         ("--config.optim.b1=nan", "optim.b1=nan must be a number in [0, 1)"),
         ("--config.optim.b1=1e999", "optim.b1=inf must be a number in [0, 1)"),
         ("--config.model.size=" + "x" * 999, "x... (999 characters) is not one of Ti, S, B"),
-        ("--config.seed=1 --config=configs/demo.py", "--config has to come before --config.seed"),
+        ("--config.seed=1 --config=configs/demo.py", "--config must come before --config.seed"),
         ("--flagfile=/no/such/file", "/no/such/file"),
     ],
 )
@@ -122,7 +122,7 @@ HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  
     [
         ("def get_config(:", "SyntaxError: invalid syntax"),
         ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this"),
-        ("x = 1", "has no get_config(), as recipes have"),
+        ("x = 1", "has no get_config() function"),
         ("def get_config():\n  return {'task': 'knn'}", "must return an ml_collections.ConfigDict"),
         ("def get_config():\n  pass", "no recipe"),
         ("def get_config():\n  return 1 / 0", "recipe.py:2): ZeroDivisionError: division by zero"),
@@ -194,7 +194,7 @@ def test_what_is_not_a_program_is_one_line_and_never_waited_for(tmp_path):
         (f"{tmp_path}/image.png", "/image.png is not a Python program"),
         (f"{tmp_path}/notes.md", "notes.md:3: SyntaxError: unterminated string literal"),
         (f"{tmp_path}/config.json", "/config.json has no get_config()"),
-        (f"{tmp_path}/huge.py", "/huge.py has 2,097,152 bytes: that is not a recipe"),
+        (f"{tmp_path}/huge.py", "/huge.py has 2,097,152 bytes: too large for a recipe"),
         (f"{tmp_path}/none.py", "/none.py: No such file or directory"),
         (f"{tmp_path}/none.py/x.py", "No such file or directory"),
         ("x" * 300, "File name too long"),
@@ -209,7 +209,7 @@ def test_what_is_not_a_program_is_one_line_and_never_waited_for(tmp_path):
 def test_no_recipe(path):
     with pytest.raises(UsageError):
         parse(f"--config={path}")
-    with pytest.raises(UsageError, match="no recipe: give --config="):
+    with pytest.raises(UsageError, match="no recipe: use --config="):
         parse()
 
 
@@ -243,7 +243,7 @@ def test_a_recipe_in_the_current_folder_wins(tmp_path, monkeypatch):
 
 
 def test_keys_of_earlier_versions_are_taken_and_told_about(tmp_path, caplog):
-    command_line._tell_once.cache_clear()
+    command_line._warn_renamed_once.cache_clear()
     (tmp_path / "mine.py").write_text(
         "from configs import demo\ndef get_config():\n  c = demo.get_config()\n"
         "  c.data.resident = True\n  c.picture_every = 7\n  c.picture_images = 5\n  return c"

@@ -63,7 +63,7 @@ def test_arrays_of_process_0_are_those_of_both():
     }
     begin = ("found", "error", "one", "gone")
     lines = [[x for x in out.splitlines() if x.startswith(begin)] for out in (first, second)]
-    other = "error process 0 stopped: see what it printed last"
+    other = "error process 0 failed; see its log above"
     one = f"one {CheckpointPath('/run/checkpoints/3', '/run', 3)}"
     gone = "gone /run/checkpoints/3 is not there any more: another process could not read it"
     assert lines[0] == [

@@ -35,7 +35,7 @@ def finish(process):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "no recipe: give --config="),
+        ([], "no recipe: use --config="),
         (["--config=configs/nowhere.py"], "nowhere.py"),
         (["--config=configs/vit_l.py", "--config.optim.base_lrr=1"], "base_lrr"),
         (["--config=configs/vit_l.py", "--config.batch_size=many"], "batch_size"),

@@ -83,7 +83,7 @@ def test_processes_that_differ_stop_with_the_same_line(tmp_path):
     )
     assert os.listdir(tmp_path) == ["a"] and not os.listdir(tmp_path / "a")
     for _, output in results:  # waiting for what never comes ends, and harms nothing
-        assert "process 7 did not come to the start in time" in output
+        assert "process 7 did not start in time" in output
 
 
 @pytest.mark.slow
