@@ -104,13 +104,13 @@ def test_an_error_before_ends_the_wait_of_the_others(tmp_path):
         lines = meet(others, store)
         assert len(lines) == 2 and len(set(lines)) == 1
         assert lines[0].startswith(f"process {index} (")
-        assert lines[0].endswith("stopped at its start: --config.data.root=/d does not exist")
+        assert lines[0].endswith("failed during startup: --config.data.root=/d does not exist")
 
 
 def test_a_workdir_that_cannot_be_written_is_the_error(tmp_path):
     (tmp_path / "file").touch()
     found = at([tmp_path / "file"] * 2, records(2))
-    with pytest.raises(UsageError, match="cannot write into --workdir=.*file"):
+    with pytest.raises(UsageError, match="cannot write to --workdir=.*file"):
         consistency.exchange(Store(), 0, 2, found[0])
 
 

@@ -94,8 +94,8 @@ def test_who_does_not_see_the_workdir():
     found = records()
     found[2]["sees"] = found[3]["sees"] = False
     assert disagreement(found) == (
-        "workdir /runs/x is not shared: processes 2, 3 (node2) do not see what process 0 (node0) "
-        "wrote; use a folder that all hosts mount"
+        "workdir /runs/x is not shared: processes 2, 3 (node2) do not see the file that process 0 "
+        "(node0) wrote; use a folder that all hosts mount"
     )
     found[2]["sees"] = True
     found[3]["workdir"] = "/home/runs/x"

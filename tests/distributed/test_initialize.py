@@ -125,7 +125,7 @@ def test_so_do_their_collectives_whatever_the_name_of_the_host(monkeypatch):
     monkeypatch.delenv("NCCL_SOCKET_IFNAME")
     monkeypatch.setattr(host, "processes", 1)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
-    monkeypatch.setattr(initialize, "_count_here", lambda: 2)
+    monkeypatch.setattr(initialize, "_count_on_host", lambda: 2)
     register = factories.setdefault
     monkeypatch.setattr(
         xla_bridge, "register_backend_factory", lambda *words, **_: register(*words)
@@ -164,7 +164,7 @@ def test_variables_of_a_cluster_without_a_cluster_are_named(laptop, mode, variab
     with pytest.raises(UsageError) as caught:
         initialize.start(mode)
     text = str(caught.value)
-    assert text.startswith(f"{variable}={value}, but jax finds no cluster here (")
+    assert text.startswith(f"{variable}={value}, but jax finds no cluster (")
     assert "--distributed=off" in text and "\n" not in text
 
 

@@ -25,7 +25,7 @@ consistency.PROBE_SECONDS = 0.5
 
 def main():
     try:
-        kv_store.KVStore("agreement").get("never", until=time.monotonic() + 0.2, who="process 7")
+        kv_store.KVStore("consistency").get("never", until=time.monotonic() + 0.2, who="process 7")
     except errors.UsageError as error:
         print(error)
     with consistency.propagate_startup_error():
@@ -90,7 +90,7 @@ def test_processes_that_differ_stop_with_the_same_line(tmp_path):
 def test_what_stops_one_process_stops_the_other(tmp_path):
     first, second = errors(run_both("fail", [tmp_path, tmp_path]))
     assert second == "--config.data.root=/d does not exist"
-    assert first == f"process 1 ({socket.gethostname()}) stopped at its start: {second}"
+    assert first == f"process 1 ({socket.gethostname()}) failed during startup: {second}"
 
 
 def test_of_two_processes_the_one_that_hangs_is_seen(tmp_path):
