@@ -16,7 +16,7 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # TensorFlow reads it once, at the first gs:// of a process; buckets of the same name come and go.
+    # Read once, at a process's first gs:// path. Here buckets of the same name come and go.
     "GCS_STAT_CACHE_MAX_AGE": "0",
 }
 
