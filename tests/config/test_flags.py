@@ -1,12 +1,12 @@
-"""Recipes and their flags, in process: whatever is typed, there is a recipe or one clear line."""
+"""Recipes and their flags, in process: any input gives a config or one clear line."""
 
 import os
 import sys
 
 import pytest
-from absl import flags
+from absl.flags import FlagValues
 
-from mae_jax.config import flags as command_line
+from mae_jax.config import flags
 from mae_jax.runtime.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_colle
 
 @pytest.fixture(autouse=True)
 def own_modules():
-    """Recipes of a test bring modules called `configs`, which are not those of other tests."""
+    """Recipes of a test import modules named `configs`, which must not leak into other tests."""
 
     def known():
         return {name: x for name, x in sys.modules.items() if name.split(".")[0] == "configs"}
@@ -27,38 +27,38 @@ def own_modules():
 
 
 def parse(*argv):
-    sys.modules.pop("config_config", None)  # ml_collections loads the next recipe over the last
-    values = flags.FlagValues()
-    command_line.define_config(values, list(argv))
-    return command_line.parse(list(argv), values)
+    sys.modules.pop("config_config", None)  # or the last recipe is reused
+    values = FlagValues()
+    flags.define_config(values, list(argv))
+    return flags.parse(list(argv), values)
 
 
 def run_flags(*argv):
     sys.modules.pop("config_config", None)
-    values = flags.FlagValues()
-    command_line.define_run(values, list(argv))
-    command_line.parse(list(argv), values)
+    values = FlagValues()
+    flags.define_run(values, list(argv))
+    flags.parse(list(argv), values)
     return values
 
 
 def test_the_flags_of_a_run():
     recipe = "--config=configs/finetune/demo.py"
     values = run_flags(recipe, "--workdir=a/b", "--coordinator=h:1", "--num_processes=2")
-    assert command_line.workdir_of(values) == os.path.abspath("a/b")
+    assert flags.workdir_of(values) == os.path.abspath("a/b")
     assert (values.coordinator, values.num_processes, values.process_id) == ("h:1", 2, None)
     assert (values.distributed, values.allow_config_change) == ("auto", False)
-    named_after = command_line.workdir_of(run_flags(recipe))
+    named_after = flags.workdir_of(run_flags(recipe))
     assert named_after == os.path.abspath("runs/finetune/demo")
     with pytest.raises(UsageError, match="--workdir is empty"):
-        command_line.workdir_of(run_flags(recipe, "--workdir="))
+        flags.workdir_of(run_flags(recipe, "--workdir="))
     with pytest.raises(UsageError, match="distributed"):
         run_flags(recipe, "--distributed=perhaps")
 
 
 def test_help_has_what_the_program_says_and_every_flag():
-    values = flags.FlagValues()
-    command_line.define_run(values, [])
-    first, *lines = command_line.help_of("It trains.", values).splitlines()
+    values = FlagValues()
+    flags.define_run(values, [])
+    first, *lines = flags.help_of("It trains.", values).splitlines()
     assert first == "It trains." and "  Folder of the run" in "".join(lines)
     assert {line.split()[0] for line in lines if line.startswith("  --")} == {
         *("--config", "--workdir", "--allow_config_change", "--distributed"),
@@ -214,7 +214,7 @@ def test_no_recipe(path):
 
 
 def test_recipes_import_from_their_own_configs_and_from_ours_and_no_other(tmp_path, monkeypatch):
-    """Wherever the command is started, whatever else is called `configs`, in any order."""
+    """From any folder, with other modules named `configs`, in any order."""
     elsewhere = tmp_path / "project" / "configs"
     elsewhere.mkdir(parents=True)
     (elsewhere / "__init__.py").write_text("raise RuntimeError('of another project')")
@@ -222,7 +222,7 @@ def test_recipes_import_from_their_own_configs_and_from_ours_and_no_other(tmp_pa
     monkeypatch.syspath_prepend(str(elsewhere.parent))
     own = tmp_path / "mine" / "configs"
     (own / "sub").mkdir(parents=True)
-    (own / "demo.py").write_text("STEPS = 7")  # ours has no such thing
+    (own / "demo.py").write_text("STEPS = 7")  # ours has no such attribute
     (own / "sub" / "exp.py").write_text(
         "from configs import demo, tokenizer\n"
         "def get_config():\n  c = tokenizer.get_config()\n  c.steps = demo.STEPS\n  return c"
@@ -243,7 +243,7 @@ def test_a_recipe_in_the_current_folder_wins(tmp_path, monkeypatch):
 
 
 def test_keys_of_earlier_versions_are_taken_and_told_about(tmp_path, caplog):
-    command_line._warn_renamed_once.cache_clear()
+    flags._warn_renamed_once.cache_clear()
     (tmp_path / "mine.py").write_text(
         "from configs import demo\ndef get_config():\n  c = demo.get_config()\n"
         "  c.data.resident = True\n  c.picture_every = 7\n  c.picture_images = 5\n  return c"

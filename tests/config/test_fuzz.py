@@ -1,4 +1,4 @@
-"""Any values for any keys: either a task is built and its step traced, or one line says why not."""
+"""Any values for any keys: the task is built and its step traced, or one line says why not."""
 
 import json
 import math
@@ -7,12 +7,11 @@ import random
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
+from absl.flags import FlagValues
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mae_jax.config import flags as command_line
-from mae_jax.config import validate
+from mae_jax.config import flags, validate
 from mae_jax.config.rules import Bool, Choice, Float, Floats, Int, Str
 from mae_jax.config.schema import KEYS
 from mae_jax.distributed import sharding
@@ -32,7 +31,7 @@ RECIPES = {
     | {"model.num_classes": 12, "optim.warmup_epochs": 0.1},
     "configs/knn/demo.py": {"init_from": "", "steps": 0},
 }
-# Large values of these are possible, and take long to trace or much memory.
+# Large values of these are valid, but take long to trace or much memory.
 COSTLY = ("depth", "embed_dim", "image_size", "num_train", "num_eval", "channels")
 NASTY = [
     *("", " ", "nan", "inf", "-inf", "-1", "0", "1", "-0.0", "0.5", "1e999", "1e-320", "1e30"),
@@ -66,7 +65,7 @@ NASTY = [
 
 
 def texts(key):
-    """Words for the command line: good, just good, just bad, and of other types."""
+    """Command-line values: valid, barely valid, barely invalid, and of other types."""
     rule = KEYS[key].rule
     costly = key.endswith(COSTLY)
     values = []
@@ -103,18 +102,18 @@ def parse(recipe, overrides):
     if recipe != "configs/demo.py":
         config = {key: value for key, value in config.items() if "decoder" not in key}
     words = [f"--config.{key}={value}" for key, value in (config | overrides).items()]
-    values = flags.FlagValues()
+    values = FlagValues()
     argv = [f"--config={recipe}", *words]
-    command_line.define_config(values, argv)
-    return command_line.parse(argv, values)
+    flags.define_config(values, argv)
+    return flags.parse(argv, values)
 
 
 def start(config):
-    """All that a run does before its first compilation."""
+    """Everything that a run does before its first compilation."""
     mesh = sharding.make_mesh(**config.mesh)
     task = TASKS[config.task](config, "")
     abstract = abstract_state(task, mesh)
-    if task.num_steps == 0:  # only measures
+    if task.num_steps == 0:  # evaluates only
         return task
     step = make_train_step(task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum)
     shape = (config.batch_size, *task.data.image_size, config.model.channels)
@@ -132,7 +131,7 @@ def start(config):
 
 
 def started_or_refused(recipe, overrides, then=lambda task: None):
-    """True when a task was built, False after one clear line; anything else is raised."""
+    """True if a task was built, False after one clear line; anything else is raised."""
     try:
         then(start(parse(recipe, overrides)))
     except UsageError as error:
@@ -168,12 +167,12 @@ def test_the_recipes_themselves_start(recipe):
 
 def test_every_command_line_starts_or_is_refused():
     refused, built = fuzz(60, lambda task: None)
-    assert refused > 20 and built > 5  # both are really tried
+    assert refused > 20 and built > 5  # both outcomes occur
 
 
 @pytest.mark.slow
 def test_every_command_line_starts_or_is_refused_thousands():
-    """Also reads a first batch, which has errors of its own."""
+    """Also reads the first batch, which has its own errors."""
 
     def first_batch(task):
         if task.num_steps:
@@ -188,7 +187,7 @@ def test_every_command_line_starts_or_is_refused_thousands():
 
 
 def test_any_object_as_any_value_is_taken_or_refused():
-    """Recipes are programs, and may put anything into their configuration."""
+    """Recipes are programs and may put anything into their config."""
     objects = [
         None,
         True,

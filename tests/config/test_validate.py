@@ -1,4 +1,4 @@
-"""What a configuration may hold, and what is said about one that cannot work."""
+"""Valid configurations, and the messages for invalid ones."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""What process 0 makes is what two real processes have; what stops it stops both."""
+"""Values computed by process 0 reach two real processes; so do its errors."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ try:
 except UsageError as error:
     print("error", error)
 
-# A run saves while both look, and deletes what one of them reads.
+# A run saves while both processes look, and deletes what one of them is reading.
 reader.find = lambda path: CheckpointPath(f"{path}/checkpoints/{3 + index}", path, 3 + index)
 print("one", reader.find_one("/run"))
 

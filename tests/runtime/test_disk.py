@@ -1,4 +1,4 @@
-"""Errors of storage, from whatever library, are one line that names the disk."""
+"""Storage errors of any library become one line that names the disk."""
 
 import errno
 import os

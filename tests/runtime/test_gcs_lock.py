@@ -1,4 +1,4 @@
-"""One run at a time in a workdir of a bucket: the same as in `test_lock`, by other means."""
+"""One run at a time in a workdir in a bucket; `test_workdir_lock` has the same for disks."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from mae_jax.runtime.errors import UsageError
 
 RUN = "gs://bucket/run"
 PATH = f"{RUN}/lock.json"
-# Takes the lock; says how it went; holds it till stdin ends, and renews it all the time.
+# Takes the lock, prints the outcome, and holds the lock until stdin closes, renewing it constantly.
 STARTER = """
 import sys
 from mae_jax.runtime import workdir_lock
@@ -52,7 +52,7 @@ def run_alone():
 
 
 def leave_lock(**changes):
-    """A lock as another run wrote it."""
+    """A lock file as written by another run."""
     filesystem.write(PATH, json.dumps(run_alone() | changes).encode())
 
 
@@ -90,7 +90,7 @@ def test_of_two_that_start_at_once_one_wins(gcs):
     winner.kill()
     for process in both:
         process.communicate()
-    run_alone()  # one that was killed keeps nobody out
+    run_alone()  # a killed run does not block others
 
 
 def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():

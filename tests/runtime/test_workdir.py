@@ -1,4 +1,4 @@
-"""Folders of all kinds, with real faults; `test_lock` has the lock."""
+"""Workdirs of all types, with real faults; `test_workdir_lock` tests the lock."""
 
 import os
 
@@ -82,7 +82,7 @@ def dangling_link(folder):
 
 def full_disk(folder):
     folder.mkdir()
-    os.symlink("/dev/full", folder / filesystem.PROBE)  # what is written there finds no room
+    os.symlink("/dev/full", folder / filesystem.PROBE)  # writes fail for lack of space
 
 
 def lock_folder(folder):
@@ -117,7 +117,7 @@ def test_folders_that_cannot_be_used(tmp_path, prepare, name, message):
 
 def test_a_folder_that_is_only_for_reading(tmp_path, monkeypatch):
     tmp_path.chmod(0o555)
-    if os.geteuid() == 0:  # who may write everywhere
+    if os.geteuid() == 0:  # root may write anywhere
 
         def refuse(*args, **more):
             raise PermissionError(13, "Permission denied")
