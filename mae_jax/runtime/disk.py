@@ -87,10 +87,15 @@ def free_bytes(path: str) -> int:
 
 
 def _usage(path: str) -> Any:
+    return shutil.disk_usage(existing(path))  # not of the mount point: a folder may have a quota
+
+
+def existing(path: str) -> str:
+    """The path itself, or its nearest parent that exists."""
     path = os.path.realpath(path)
     while not os.path.exists(path):
         path = os.path.dirname(path)
-    return shutil.disk_usage(path)  # of the nearest folder: it may have a quota
+    return path
 
 
 def mount_of(path: str) -> str:

@@ -197,7 +197,7 @@ def extract(
 
 @contextlib.contextmanager
 def _told(out: str, folder: str) -> Iterator[None]:
-    """`disk.translate_errors`; of a command that fails only rows that are done stay, in a folder it names."""
+    """Like `disk.translate_errors`; rows done so far stay in `folder`, which the message names."""
     try:
         with disk.translate_errors(out):
             yield

@@ -121,7 +121,7 @@ def check_disk(out: Path, *, needed: int, files: int) -> None:
             f"too little disk: {gigabytes(needed)} are needed in {out}, {gigabytes(free)} are "
             f"free: make room for {gigabytes(needed - free)}, or name another disk by --out"
         )
-    status = os.statvfs(disk.mount_of(str(out)))
+    status = os.statvfs(disk.existing(str(out)))
     # Some file systems have no such limit and report 0.
     if status.f_files and status.f_favail < files:
         raise RunError(
