@@ -1,4 +1,4 @@
-"""Any values for any keys: the task is built and its step traced, or one line says why not."""
+"""Any values for any keys: either a task is built and its step traced, or one line says why not."""
 
 import json
 import math
@@ -31,7 +31,7 @@ RECIPES = {
     | {"model.num_classes": 12, "optim.warmup_epochs": 0.1},
     "configs/knn/demo.py": {"init_from": "", "steps": 0},
 }
-# Large values of these are valid, but take long to trace or much memory.
+# Large values of these are possible, and take long to trace or much memory.
 COSTLY = ("depth", "embed_dim", "image_size", "num_train", "num_eval", "channels")
 NASTY = [
     *("", " ", "nan", "inf", "-inf", "-1", "0", "1", "-0.0", "0.5", "1e999", "1e-320", "1e30"),
@@ -65,7 +65,7 @@ NASTY = [
 
 
 def texts(key):
-    """Command-line values: valid, barely valid, barely invalid, and of other types."""
+    """Words for the command line: good, just good, just bad, and of other types."""
     rule = KEYS[key].rule
     costly = key.endswith(COSTLY)
     values = []
@@ -109,11 +109,11 @@ def parse(recipe, overrides):
 
 
 def start(config):
-    """Everything that a run does before its first compilation."""
+    """All that a run does before its first compilation."""
     mesh = sharding.make_mesh(**config.mesh)
     task = TASKS[config.task](config, "")
     abstract = abstract_state(task, mesh)
-    if task.num_steps == 0:  # evaluates only
+    if task.num_steps == 0:  # only measures
         return task
     step = make_train_step(task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum)
     shape = (config.batch_size, *task.data.image_size, config.model.channels)
@@ -131,7 +131,7 @@ def start(config):
 
 
 def started_or_refused(recipe, overrides, then=lambda task: None):
-    """True if a task was built, False after one clear line; anything else is raised."""
+    """True when a task was built, False after one clear line; anything else is raised."""
     try:
         then(start(parse(recipe, overrides)))
     except UsageError as error:
@@ -167,12 +167,12 @@ def test_the_recipes_themselves_start(recipe):
 
 def test_every_command_line_starts_or_is_refused():
     refused, built = fuzz(60, lambda task: None)
-    assert refused > 20 and built > 5  # both outcomes occur
+    assert refused > 20 and built > 5  # both are really tried
 
 
 @pytest.mark.slow
 def test_every_command_line_starts_or_is_refused_thousands():
-    """Also reads the first batch, which has its own errors."""
+    """Also reads a first batch, which has errors of its own."""
 
     def first_batch(task):
         if task.num_steps:
@@ -187,7 +187,7 @@ def test_every_command_line_starts_or_is_refused_thousands():
 
 
 def test_any_object_as_any_value_is_taken_or_refused():
-    """Recipes are programs and may put anything into their config."""
+    """Recipes are programs, and may put anything into their configuration."""
     objects = [
         None,
         True,
