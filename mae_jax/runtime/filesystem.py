@@ -28,6 +28,7 @@ _ERRNOS = {
     "PermissionDeniedError": errno.EACCES,
     "UnauthenticatedError": errno.EACCES,
 }
+PROBE = ".probe"  # name of the file that `probe` writes
 
 
 def in_bucket(path: str) -> bool:
@@ -93,16 +94,16 @@ def replacing(path: str, *, shared: bool = False) -> Iterator[str]:
     parent, name = os.path.split(os.path.abspath(path))
     if shared:
         os.makedirs(parent, exist_ok=True)
-        place = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
+        folder = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
     else:
-        place = os.path.join(parent, f".{name}.tmp")
-        _remove_tree(place)  # left by a process that was killed
+        folder = os.path.join(parent, f".{name}.tmp")
+        _remove_tree(folder)  # left by a process that was killed
     try:
-        os.makedirs(place, exist_ok=shared)
-        yield os.path.join(place, name)
-        os.replace(os.path.join(place, name), path)
+        os.makedirs(folder, exist_ok=shared)
+        yield os.path.join(folder, name)
+        os.replace(os.path.join(folder, name), path)
     finally:
-        _remove_tree(place)
+        _remove_tree(folder)
 
 
 def _remove_tree(folder: str) -> None:
@@ -112,9 +113,6 @@ def _remove_tree(folder: str) -> None:
         if not os.path.lexists(folder):
             return
         time.sleep(0.05)
-
-
-PROBE = ".probe"
 
 
 def probe(folder: str, size: int = 0) -> float:
