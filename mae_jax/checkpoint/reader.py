@@ -26,7 +26,7 @@ from mae_jax.checkpoint.layout import ITEMS, CheckpointPath, NoSuchStep, find, f
 from mae_jax.config.diff import update_names
 from mae_jax.distributed.collectives import all_gather, broadcast_ints
 from mae_jax.runtime import backend, filesystem
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 
 log = logging.getLogger(__name__)
 ARRAYS = "arrays"  # key of the metadata
@@ -65,11 +65,8 @@ class Verified(NamedTuple):
 
 
 def line(error: BaseException) -> str:
-    """What an error says, on one line of bearable length."""
-    text = " ".join(_DETAILS.sub("", str(error)).split())
-    # Long ones name the kind of error first and its cause last.
-    text = text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
-    return text or type(error).__name__
+    """The text of an error on one line, without tensorstore's details."""
+    return one_line(_DETAILS.sub("", str(error)) or type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from mae_jax.models import targets
 from mae_jax.models.pos_embed import sincos_2d
 from mae_jax.ops.patches import grid_size
 from mae_jax.ops.trees import unflatten
-from mae_jax.runtime import disk
+from mae_jax.runtime import disk, filesystem
 from mae_jax.runtime.errors import UsageError
 
 _PIXELS_ONLY = ("hf", "official")  # of the formats that hold a decoder
@@ -163,20 +163,13 @@ def _as_vit(model: Weights) -> Weights:
 def _folder(model: Weights, path: str, arrays: Arrays, config: dict[str, Any], usage: str) -> str:
     os.makedirs(path)
     _save_safetensors(arrays, os.path.join(path, "model.safetensors"), {})
-    _write_json(os.path.join(path, "config.json"), config)
+    filesystem.write_json(os.path.join(path, "config.json"), config)
     if "model_type" in config:
-        _write_json(
+        filesystem.write_json(
             os.path.join(path, "preprocessor_config.json"), hugging_face.preprocessor_config(model)
         )
-    with open(os.path.join(path, "README.md"), "w", encoding="utf-8") as file:
-        file.write(model_card.text(model, usage))
+    filesystem.write(os.path.join(path, "README.md"), model_card.text(model, usage).encode())
     return f"a folder with {len(arrays)} arrays ({config.get('architectures', ['timm'])[0]})"
-
-
-def _write_json(path: str, value: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
 
 
 FORMATS: dict[str, Callable[[Weights, str], str]] = {

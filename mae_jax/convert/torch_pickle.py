@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes  # noqa: F401  (np.dtype("bfloat16"))
 import numpy as np
 
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 from mae_jax.runtime.safe_load import check_zip
 
 # torch.<name>Storage -> dtype. Names: a file must not get hold of anything that it can change.
@@ -83,7 +83,7 @@ def read(path: str) -> Any:
     # A damaged pickle can fail in nearly any way.
     except Exception as error:
         raise UsageError(
-            f"{path} is damaged, or not a file of PyTorch: {' '.join(str(error).split())[:300]}"
+            f"{path} is damaged, or not a file of PyTorch: {one_line(error)}"
         ) from error
 
 

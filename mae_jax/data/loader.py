@@ -13,7 +13,7 @@ from mae_jax.data.sources.base import Annotation, Record, Source
 from mae_jax.data.sources.cache import Cached
 from mae_jax.data.storage import StorageWait
 from mae_jax.data.transforms.decode import pixels
-from mae_jax.runtime.errors import StorageUnavailable, UsageError
+from mae_jax.runtime.errors import StorageUnavailable, UsageError, one_line
 
 log = logging.getLogger(__name__)
 PADDING = -1  # a row that pads the last evaluation batch
@@ -57,7 +57,7 @@ class BadExamples:
         with self._lock:
             if index in self._reasons:
                 return
-            self._reasons[index] = " ".join(reason.split())
+            self._reasons[index] = one_line(reason)
             count = len(self._reasons)
         log.warning("bad image %d: %s: %s", count, self._source.describe(index), reason)
 

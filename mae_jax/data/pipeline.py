@@ -27,7 +27,7 @@ from mae_jax.data.transforms import crop
 from mae_jax.data.transforms.base import Field, Transform, blank_rows, set_row
 from mae_jax.data.transforms.decode import pixels
 from mae_jax.data.transforms.image_and_label import ImageAndLabel
-from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError, one_line
 from mae_jax.runtime.filesystem import expand
 
 Batch = dict[str, np.ndarray]
@@ -163,7 +163,7 @@ def load_images(
             raise
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:
-            raise UsageError(f"cannot use the image {path}: {_one_line(error)}") from error
+            raise UsageError(f"cannot use the image {path}: {one_line(error)}") from error
     return images
 
 
@@ -291,11 +291,6 @@ class Batches(Iterator[Batch]):
             if image is not None:
                 set_row(batch, row, self._transform(image, annotation, plan.draws[row]))
         return *batch.values(), plan.wanted, used
-
-
-def _one_line(error: Exception) -> str:
-    """The text of an error on one line, cut to a readable length."""
-    return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
 @atexit.register

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from mae_jax.runtime.errors import DataMissing, StorageUnavailable
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable, one_line
 
 log = logging.getLogger(__name__)
 
@@ -208,4 +208,4 @@ def patiently(work: Callable[[], _T], *, what: str, limit: float, was_there: boo
 
 
 def _reason(error: OSError) -> str:
-    return " ".join((error.strerror or str(error)).split())
+    return one_line(error.strerror or error)

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"without {metric}: {', '.join(missing)}")
     if args.out:
         lines = {name: (curve.epochs, curve.values) for name, curve in runs.items()}
-        with disk.told(args.out):
+        with disk.translate_errors(args.out):
             figures.save_png(args.out, figures.curves(metric, lines, xlabel="epoch"))
         say(args.out)
     return 0

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=args.batch_size,
     )
     image = figures.confusion_matrix(answers.confusion(), answers.classes)
-    with disk.told(args.out):
+    with disk.translate_errors(args.out):
         files = answers.write(args.out, source.describe)
         files.append(os.path.join(args.out, "confusion.png"))
         figures.save_png(files[-1], image)

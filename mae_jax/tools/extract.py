@@ -197,9 +197,9 @@ def extract(
 
 @contextlib.contextmanager
 def _told(out: str, folder: str) -> Iterator[None]:
-    """`disk.told`; of a command that fails only rows that are done stay, in a folder it names."""
+    """Like `disk.translate_errors`; rows done so far stay in `folder`, which the message names."""
     try:
-        with disk.told(out):
+        with disk.translate_errors(out):
             yield
     except RunError as error:
         if any(name.endswith(".bin") and size for name, size in _sizes(folder)):

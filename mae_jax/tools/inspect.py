@@ -26,7 +26,7 @@ from mae_jax.convert import readers, surgery
 from mae_jax.ops import trees
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.cli import run_command, say, setup_logging
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import FAILED, UsageError
 
 
 def content_hash(params: Any) -> str:
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup_logging()
     if args.verify:
-        return 0 if verify(args.path) else 1
+        return 0 if verify(args.path) else FAILED
     info = describe(args.path)
     if args.json:
         print(json.dumps(info))

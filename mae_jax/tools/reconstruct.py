@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         priority=read_priority(args.priority, model) if args.priority else None,
         seed=args.seed,
     )
-    with disk.told(args.out):
+    with disk.translate_errors(args.out):
         figures.save_png(args.out, image)
     more = f" of {len(found)} (--max_images)" if len(files) < len(found) else ""
     say(f"{args.out}: {len(files)} images{more}")

@@ -111,7 +111,7 @@ class SavePolicy:
                 f"{self._failures} saves in a row failed ({failure}); {good}. Mend the cause and "
                 f"run the same command again (--config.checkpoint.max_failures={limit})"
             )
-        longest = STOPPING_PAUSE if self._stop.asked else LONGEST_PAUSE
+        longest = STOPPING_PAUSE if self._stop.requested else LONGEST_PAUSE
         pause = min(FIRST_PAUSE * 2 ** (self._failures - 1), longest)
         log.warning(
             "%s; next try in %.0f s (failure %d of %d)", failure, pause, self._failures, limit

@@ -7,12 +7,11 @@ import random
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
+from absl.flags import FlagValues
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mae_jax.config import flags as command_line
-from mae_jax.config import validate
+from mae_jax.config import flags, validate
 from mae_jax.config.rules import Bool, Choice, Float, Floats, Int, Str
 from mae_jax.config.schema import KEYS
 from mae_jax.distributed import sharding
@@ -103,10 +102,10 @@ def parse(recipe, overrides):
     if recipe != "configs/demo.py":
         config = {key: value for key, value in config.items() if "decoder" not in key}
     words = [f"--config.{key}={value}" for key, value in (config | overrides).items()]
-    values = flags.FlagValues()
+    values = FlagValues()
     argv = [f"--config={recipe}", *words]
-    command_line.define_config(values, argv)
-    return command_line.parse(argv, values)
+    flags.define_config(values, argv)
+    return flags.parse(argv, values)
 
 
 def start(config):

@@ -35,7 +35,7 @@ def finish(process):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "no recipe: give --config="),
+        ([], "no recipe: use --config="),
         (["--config=configs/nowhere.py"], "nowhere.py"),
         (["--config=configs/vit_l.py", "--config.optim.base_lrr=1"], "base_lrr"),
         (["--config=configs/vit_l.py", "--config.batch_size=many"], "batch_size"),
@@ -70,8 +70,8 @@ def test_mistyped_command_ends_at_once_with_one_line(tmp_path, arguments, messag
         ({"init_from": "/no/run"}, "no checkpoint under /no/run"),
         ({"mesh.fsdp": "3"}, "does not match 1 devices"),
         ({"model.num_heads": "5"}, "num_heads=5"),
-        ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be a whole number from 1"),
-        ({"seed": "-1"}, "--config.seed=-1 must be a whole number from 0"),
+        ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be an integer from 1"),
+        ({"seed": "-1"}, "--config.seed=-1 must be an integer from 0"),
     ],
 )
 def test_impossible_run_is_refused_with_the_way_out(tmp_path, changes, message):

@@ -109,7 +109,7 @@ class Starvation(threading.Thread):
     def run(self):
         while not storage.is_waited_for() or time.monotonic() - self.last_step < self._quiet:
             time.sleep(0.05)
-        self._stop_request._asked = True
+        self._stop_request._requested = True
 
 
 def test_a_signal_ends_the_wait_and_the_step_is_saved(data, undisturbed, tmp_path):
@@ -136,7 +136,7 @@ def test_a_read_that_hangs_does_not_keep_a_signal_from_saving(data, tmp_path, mo
     stop, over = StopRequest(), threading.Event()
 
     def hang(self, indices):
-        stop._asked = True
+        stop._requested = True
         assert over.wait(100)
         raise OSError(5, "was hanging")
 

@@ -117,7 +117,7 @@ def stop_in_step(step: int) -> dict[str, Any]:
     request = preemption.StopRequest()
 
     def before_step(now: int) -> None:
-        request._asked |= now == step
+        request._requested |= now == step
 
     return {"stop": request, "before_step": before_step}
 

@@ -315,7 +315,7 @@ def test_scores_are_those_of_plain_counting(tmp_path):
     [
         ({"model__num_classes": 1000}, "has 12 classes, but --config.model.num_classes=1000"),
         ({"trainable": "some"}, "--config.trainable=some is not one of"),
-        ({"trainable": "last", "trainable_blocks": 3.0}, "must be 0.5 or a whole number from 1"),
+        ({"trainable": "last", "trainable_blocks": 3.0}, "must be 0.5 or an integer from 1"),
         ({"head__pool": "max"}, "--config.head.pool=max is not one of"),
         ({"optim__name": "sgd"}, "--config.optim.name=sgd is not one of"),
         (

@@ -248,7 +248,7 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     request, evaluate = StopRequest(), pretrain.evaluate
 
     def asked(step, params, batches, mesh):
-        request._asked |= step_zero_is_done(tmp_path / "parts")
+        request._requested |= step_zero_is_done(tmp_path / "parts")
         return evaluate(step, params, batches, mesh)
 
     monkeypatch.setattr(pretrain, "evaluate", asked)
@@ -272,7 +272,7 @@ def test_a_signal_in_the_last_evaluation_does_not_make_a_run_done(tmp_path, monk
     request, evaluate = StopRequest(), pretrain.evaluate
 
     def asked(step, params, batches, mesh):
-        request._asked |= step_zero_is_done(tmp_path)
+        request._requested |= step_zero_is_done(tmp_path)
         return evaluate(step, params, batches, mesh)
 
     monkeypatch.setattr(pretrain, "evaluate", asked)

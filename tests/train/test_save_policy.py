@@ -134,7 +134,7 @@ def test_a_run_that_is_to_stop_gets_all_tries_and_short_pauses(clock):
         clock.now += 1
         if runs.should_save(step):
             runs.save(step, {})
-    stop._asked = True
+    stop._requested = True
     runs.save(200, {})
     with pytest.raises(RunError, match="6 saves in a row failed"):
         runs.save_final(lambda: runs.save(200, {}))
@@ -150,7 +150,7 @@ def test_a_request_to_stop_ends_the_pause_before_the_last_save(clock, monkeypatc
     def sleep(seconds):
         real(seconds)
         if sum(clock.slept) == 10 + 20 + 40 + 80 + 7:  # in the fifth pause, of 160 s
-            stop._asked = True
+            stop._requested = True
 
     monkeypatch.setattr(preemption.time, "sleep", sleep)
     runs.save_final(lambda: runs.save(7, {}))

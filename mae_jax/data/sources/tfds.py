@@ -14,7 +14,7 @@ from mae_jax.data.options import DataOptions
 from mae_jax.data.sources.base import Record
 from mae_jax.data.sources.tfrecord import Part, TFRecordReader
 from mae_jax.data.transforms.image_headers import ImageError
-from mae_jax.runtime.errors import DataMissing, UsageError
+from mae_jax.runtime.errors import DataMissing, UsageError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class ArrayRecords:
         except RuntimeError as error:
             # A reader that failed once always fails; a new one opens its files at the next read.
             self._files = self._open()
-            raise OSError(errno.EIO, " ".join(str(error).split())[:300]) from error
+            raise OSError(errno.EIO, one_line(error)) from error
 
 
 def make_tfds_sources(

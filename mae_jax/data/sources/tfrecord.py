@@ -4,7 +4,6 @@ import concurrent.futures
 import io
 import logging
 import os
-import socket
 import struct
 import zipfile
 import zlib
@@ -130,18 +129,15 @@ def _offsets(path: str, size: int) -> np.ndarray:
 
 
 def _write_index(cache: epath.Path, index: dict[str, np.ndarray], sizes: np.ndarray) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    # Hosts may share the workdir: each writes its own file, and the rename is atomic.
-    part = cache.with_name(f"{cache.name}.{socket.gethostname()}.{os.getpid()}")
-    with part.open("wb") as file:
-        np.savez(
-            file,
-            names=np.array([os.path.basename(path) for path in index]),
-            sizes=sizes,
-            counts=np.array([len(offsets) for offsets in index.values()]),
-            offsets=np.concatenate(list(index.values())),
-        )
-    part.replace(cache)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        names=np.array([os.path.basename(path) for path in index]),
+        sizes=sizes,
+        counts=np.array([len(offsets) for offsets in index.values()]),
+        offsets=np.concatenate(list(index.values())),
+    )
+    filesystem.write(str(cache), content.getvalue(), shared=True)
 
 
 def _read_index(

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.distributed import sharding
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 from mae_jax.train.state import abstract_state
 from mae_jax.train.step import make_train_step
 
@@ -70,7 +70,7 @@ def compile_step(config: Any, task: Any, mesh: Mesh) -> Any:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UsageError(
-            f"the step does not fit: {' '.join(str(error).split())[:300]} (raise "
+            f"the step does not fit: {one_line(error)} (raise "
             "--config.mesh.fsdp or --config.grad_accum, or set --config.model.remat=blocks)"
         ) from error
 
@@ -126,7 +126,7 @@ def topology_devices(topology: str) -> list[Any]:
         found = topologies.get_topology_desc(topology_name=topology, platform="tpu")
     except Exception as error:  # of many types; all say why there is no such TPU
         raise UsageError(
-            f"--topology={topology}: {' '.join(str(error).split())[:200]} (a topology is like "
+            f"--topology={topology}: {one_line(error)} (a topology is like "
             "v5e:4x4 or v4:2x2x4, and needs `pip install libtpu`)"
         ) from error
     return list(found.devices)

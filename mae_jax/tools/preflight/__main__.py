@@ -25,6 +25,7 @@ from absl import flags
 
 from mae_jax.config import flags as command_line
 from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.errors import FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with fail_fast.abort_all_on_error():
             changes = values.allow_config_change
-            return 0 if run.run(config, folder, tell, allow_config_change=changes) else 1
+            sound = run.run(config, folder, tell, allow_config_change=changes)
+            return 0 if sound else FAILED
     except fail_fast.EXPECTED as error:
         say(f"{run.FAILED} {error}")
-        return 1
+        return FAILED
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ All processes must call `clocks` and `all_reduce` together.
 
 import glob
 import os
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 
 from mae_jax.distributed import collectives, sharding
 from mae_jax.distributed.consistency import CLOCK_SECONDS
-from mae_jax.runtime import environment, host
+from mae_jax.runtime import disk, environment, host
 from mae_jax.runtime.host import available_memory
 from mae_jax.tools.preflight.report import FAILED, OK, WARNING, Row
 
@@ -53,9 +52,7 @@ def room(folder: str, size: int, keep: int, there: int = 0) -> Row:
       there: how many of these are on the disk already.
     """
     more = max(1, keep + 1 - there)
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free, needed = shutil.disk_usage(folder).free, size * more
+    free, needed = disk.free_bytes(folder), size * more
     kind = _file_system(folder)
     seen = (
         f"{free / 1e9:,.1f} GB free{f' ({kind})' * bool(kind)}, {more} more checkpoints take "

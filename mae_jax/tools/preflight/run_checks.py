@@ -14,6 +14,7 @@ from mae_jax.checkpoint import checkpointer, layout
 from mae_jax.distributed import consistency, sharding
 from mae_jax.distributed.fail_fast import EXPECTED
 from mae_jax.runtime import workdir
+from mae_jax.runtime.errors import first_line
 from mae_jax.tasks import TASKS
 from mae_jax.tools.preflight.machine_checks import timed
 from mae_jax.tools.preflight.report import FAILED, OK, WARNING, Row
@@ -56,7 +57,7 @@ def start(
         state, _, said, *_ = start_state(task, config, folder, saver, abstract, allow_config_change)
     except EXPECTED as error:
         advice = NO_MEMORY if isinstance(error, jax.errors.JaxRuntimeError) else ""
-        return None, Row(FAILED, "start", _line(error), advice)
+        return None, Row(FAILED, "start", first_line(error), advice)
     step = int(state.step)
     damaged = [str(later) for later in saver.steps() if later > step]
     if damaged:
@@ -87,7 +88,7 @@ def reading(batches: Any, rows: int, there: str) -> tuple[Any, Row]:
         first, batch = timed(next, batches)
         seconds = sum(timed(next, batches)[0] for _ in range(BATCHES))
     except EXPECTED as error:
-        seen = f"{there}: {_line(error)}"
+        seen = f"{there}: {first_line(error)}"
         return None, Row(FAILED, "data", seen, "docs/data.md says what can be read")
     rate = rows * BATCHES / max(seconds, 1e-9)
     seen = f"{there}; {rate:,.0f} images/s on this host, the first batch after {first:.1f} s"
@@ -113,7 +114,7 @@ def stepping(
             found.append(values)
             times.append(seconds)
     except EXPECTED as error:
-        return Row(FAILED, "step", _line(error), NO_MEMORY)
+        return Row(FAILED, "step", first_line(error), NO_MEMORY)
     loss = float(values["loss"])
     seen = (
         f"loss {loss:.4g}, {config.batch_size / min(times):,.0f} images/s; compiled in "
@@ -131,7 +132,3 @@ def _duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds / 60:.1f} minutes"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

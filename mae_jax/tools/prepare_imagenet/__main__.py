@@ -29,7 +29,7 @@ from typing import Any
 
 from mae_jax.runtime import filesystem, host
 from mae_jax.runtime.cli import run_command, say, setup_logging
-from mae_jax.runtime.errors import RunError, require
+from mae_jax.runtime.errors import INTERRUPTED, RunError, require
 from mae_jax.tools.prepare_imagenet import folders, tfds
 from mae_jax.tools.prepare_imagenet.release import Release, check_tars, imagenet_2012
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, release: Release | None = None) -> i
         run(args, release or imagenet_2012())
     except KeyboardInterrupt:
         log.info("stopped; the same command goes on")
-        return 130
+        return INTERRUPTED
     except OSError as error:  # a full disk, a broken one, no permission
         raise RunError(f"{error}; what is finished stays, the same command goes on") from error
     return 0

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_jax.runtime.errors import RunError, UsageError
+from mae_jax.runtime.errors import FAILED, RunError, UsageError
 from mae_jax.tools.prepare_imagenet import tars
 from mae_jax.tools.prepare_imagenet.release import Release, check_disk, gigabytes
 
@@ -175,7 +175,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    os._exit(FAILED)
 
 
 def check_folders(folder: Path, out: Path, release: Release) -> None:

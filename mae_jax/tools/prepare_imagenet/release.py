@@ -7,10 +7,10 @@ import hashlib
 import importlib.util
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from mae_jax.runtime import disk
 from mae_jax.runtime.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
@@ -114,18 +114,16 @@ def check_disk(out: Path, *, needed: int, files: int) -> None:
     Raises:
       RunError: too few bytes, or too few files that it can still hold.
     """
-    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    free = disk.free_bytes(str(out))
     log.info("disk: %s needed in %s, %s free", gigabytes(needed), out, gigabytes(free))
     if free < needed:
         raise RunError(
             f"too little disk: {gigabytes(needed)} are needed in {out}, {gigabytes(free)} are "
             f"free: make room for {gigabytes(needed - free)}, or name another disk by --out"
         )
-    status = os.statvfs(place)
-    if (
-        status.f_files and status.f_favail < files
-    ):  # some file systems have no such limit, and say 0
+    status = os.statvfs(disk.existing(str(out)))
+    # Some file systems have no such limit and report 0.
+    if status.f_files and status.f_favail < files:
         raise RunError(
             f"the disk of {out} can hold {status.f_favail:,} more files and {files:,} are needed "
             "(df -i): name another disk by --out, or use --format=tfds, which makes few files"

@@ -27,7 +27,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,7 +98,7 @@ def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
     text, written = "", None
     # Tasks of an array write the same files: over a newer table, if another row was done meanwhile.
     while (done := _done(cells)) != written:
-        with disk.told(folder):
+        with disk.translate_errors(folder):
             text, written = _write(study, report.rows(study, cells, done), folder), done
     return text
 
@@ -107,15 +106,11 @@ def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
 def _write(study: plan.Study, table: Sequence[dict[str, Any]], folder: str) -> str:
     text = report.markdown(study.title, table)
     os.makedirs(folder, exist_ok=True)
-    # Each file is replaced whole.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as here:
-        path = os.path.join(here, study.name)
-        for end, content in ((".md", text), (".csv", report.comma_separated(table))):
-            with open(path + end, "w", encoding="utf-8") as file:
-                file.write(content)
-        figures.save_png(path + ".png", figures.panels(study.title, *report.series(study, table)))
-        for name in os.listdir(here):
-            os.replace(os.path.join(here, name), os.path.join(folder, name))
+    path = os.path.join(folder, study.name)
+    image = figures.panels(study.title, *report.series(study, table))
+    figures.save_png(path + ".png", image, shared=True)
+    for extension, content in ((".md", text), (".csv", report.comma_separated(table))):
+        filesystem.write(path + extension, content.encode(), shared=True)
     return text
 
 

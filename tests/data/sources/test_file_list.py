@@ -45,7 +45,7 @@ def test_bad_lists_are_one_line(tmp_path):
     refused(b"", "it has none")
     refused(b"# only a comment\n", "it has none")
     refused(b'path\n"' + b"x" * 200_000 + b'"\n', "is not a CSV file: field larger")
-    refused("path\n1.jpg\n".encode("utf-16-le"), "it is not text in UTF-8", "list.txt")
+    refused("path\n1.jpg\n".encode("utf-16-le"), "it is not UTF-8 text", "list.txt")
     refused(b"\xff\xfe1", "is not valid utf-16-le", "list.txt")
     refused(b"a\x1b[31m.jpg\n", r"for example 'a\\x1b\[31m.jpg' \(", "list.txt")
     refused(b"1.jpg \n\xff.jpg\n", r"for example '1.jpg ', '\\udcff.jpg' \(", "list.txt")

@@ -239,7 +239,7 @@ def test_other_data_in_the_same_workdir_are_refused(trained):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"target__components": 49}, "components=49 is more than the 48 numbers of a patch of 4x4"),
+        ({"target__components": 49}, "components=49 is more than the 48 values of a patch of 4x4"),
         ({"target__normalize": True}, "set --config.target.normalize=False"),
     ],
 )

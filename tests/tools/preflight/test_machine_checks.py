@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from mae_jax.distributed import sharding
-from mae_jax.runtime import environment
+from mae_jax.runtime import disk, environment
 from mae_jax.tools.preflight import machine_checks
 from mae_jax.tools.preflight.run import FAILED, OK, WARNING
 
@@ -41,7 +41,7 @@ def test_versions_are_those_that_a_run_writes_down(monkeypatch):
 def three_gigabytes(monkeypatch):
     """Free on every disk."""
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: usage(10**9, 0, 3 * 10**9))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(10**9, 0, 3 * 10**9))
     monkeypatch.setattr(machine_checks, "_file_system", lambda _: "ext4")
 
 

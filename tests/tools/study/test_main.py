@@ -90,7 +90,7 @@ def test_a_row_that_another_task_did_meanwhile_is_in_the_table(tmp_path, monkeyp
     monkeypatch.setattr(run, "run_cell", lambda *_: 0)
     monkeypatch.setattr(run, "is_done", lambda stage: bool(drawn) and "0.5" in stage.folder)
     monkeypatch.setattr(report, "measured", lambda *_: {"loss": 0.25})
-    monkeypatch.setattr(figures, "save_png", lambda *_: drawn.append(1))
+    monkeypatch.setattr(figures, "save_png", lambda *_, **__: drawn.append(1))
     assert study.main([*tiny_configs.STUDY, f"--workdir={tmp_path}", "--cell=1"]) == 0
     assert "\n0.5,0.25," in (tmp_path / "mask_ratio.csv").read_text()
     assert len(drawn) == 2
