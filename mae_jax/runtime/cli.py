@@ -4,6 +4,7 @@ Names of files and arrays come from outside and may hold newlines and escape seq
 printed here shows these as text, so that they neither forge lines nor steer a terminal.
 """
 
+import argparse
 import io
 import logging
 import os
@@ -51,6 +52,16 @@ def _unraisable(unraisable: Any) -> None:
     trace = unraisable.exc_traceback
     if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
         sys.__unraisablehook__(unraisable)
+
+
+def make_parser(command: str, doc: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Parser of `python -m mae_jax.COMMAND`, whose --help starts with the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m mae_jax.{command}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
 
 
 def say(*lines: str, error: bool = False) -> None:

@@ -1,15 +1,16 @@
-"""Shows what is in a checkpoint or a file of weights, and checks it for damage.
+"""Shows the contents of a checkpoint or weights file, and checks it for damage.
 
 Examples:
   python -m mae_jax.tools.inspect runs/demo
   python -m mae_jax.tools.inspect --verify runs/demo
 
---verify reads all steps of a run, one step, or a folder of weights, compares
-every array with the checksum it was saved with, and exits with status 1 if one
-is damaged.
+Prints the model, the configuration, and the shape, type and statistics of every
+array. --verify instead checks every array against the checksum it was saved
+with, in all steps of a run, in one step or in a weights folder.
+
+Exit status: 0 sound, 1 damaged (--verify), 2 invalid input.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from mae_jax.config.diff import flatten
 from mae_jax.convert import readers, surgery
 from mae_jax.ops import trees
 from mae_jax.runtime import filesystem
-from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import UsageError
 
 
@@ -183,20 +184,15 @@ def _verify_one(found: layout.CheckpointPath) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.inspect", __doc__)
     parser.add_argument(
         "path",
         type=filesystem.expand,
-        help="a run's folder (its newest step), one step's folder, or weights (docs/weights.md)",
+        metavar="PATH",
+        help="a run (its newest step), one of its steps, or weights (docs/weights.md)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.add_argument(
-        "--verify", action="store_true", help="look for damage; of a run, in all its steps"
-    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verify", action="store_true", help="check for damage instead")
     args = parser.parse_args(argv)
     setup_logging()
     if args.verify:

@@ -44,7 +44,7 @@ def test_the_command_reports_and_writes(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "matched 74 of 74 parameters (safetensors)" in text
     assert "target normalised patches" in text and "94 arrays (ViTMAEForPreTraining)" in text
-    assert "these weights are cc0-1.0" in text
+    assert "license: cc0-1.0, which also applies to derived weights" in text
     assert json.loads((out / "config.json").read_text())["norm_pix_loss"] is True
     assert (out / "README.md").read_text().startswith("---\nlicense: cc0-1.0")
 
@@ -62,7 +62,7 @@ def test_bad_commands_are_one_line(tmp_path, capsys):
         ([*HEADS, "--format", "official"], "writes a file ending in .safetensors or .pth"),
         ([*HEADS, "--classes", "gone.txt"], "gone.txt"),
         ([*HEADS, "--classes", MAE + ".txt"], "cannot be read"),
-        ([*HEADS, "--encoder_only"], "for a decoder, and there is none"),
+        ([*HEADS, "--encoder_only"], "need a decoder, and this model has none"),
         ([*HEADS, "--mean", "0.5"], "give --mean for each of them"),
     ):
         assert run_command(lambda more=more: command(MAE, tmp_path / "out", *more)) == 2

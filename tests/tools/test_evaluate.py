@@ -77,7 +77,7 @@ def test_a_folder_with_other_classes_is_refused(run, tmp_path):
     # Without the list that the run kept the files themselves must be the same.
     listing = run[1] / "data"
     listing.rename(run[1] / "elsewhere")
-    with pytest.raises(UsageError, match="not there any more .*--images DIR"):
+    with pytest.raises(UsageError, match="images have changed .*--images DIR"):
         evaluate.main([*arguments, "--root", str(tmp_path / "new")])
     shutil.rmtree(listing, ignore_errors=True)
     (run[1] / "elsewhere").rename(listing)
@@ -111,7 +111,7 @@ def test_runs_are_compared_in_a_table_and_a_plot(tmp_path, capsys):
     assert np.asarray(Image.open(out)).std() > 5
     metric, curves = compare.compare([str(tmp_path / "a")], "train/loss")
     assert "| 5 | 0.25 | 1 | 1 | 5 |" in compare.table(metric, curves)
-    with pytest.raises(UsageError, match="eval/top2; there are: eval/top1, train/loss"):
+    with pytest.raises(UsageError, match="eval/top2; available: eval/top1, train/loss"):
         compare.main([str(tmp_path / "a"), "--metric=eval/top2"])
     with pytest.raises(UsageError, match="has no metrics.jsonl"):
         compare.main([str(tmp_path)])

@@ -92,7 +92,7 @@ def test_names_that_parquet_cannot_hold_are_refused_before_the_work(folder, weig
     name = "\udcff.png"
     (tmp_path / "odd").mkdir()
     shutil.copy(f"{folder}/cat/00.png", tmp_path / "odd" / name)
-    with pytest.raises(UsageError, match=r"holds names in UTF-8 only, which .*udcff.png' is not"):
+    with pytest.raises(UsageError, match=r"stores only UTF-8 names, and .*udcff.png' is not"):
         command(weights, str(tmp_path / "odd"), tmp_path / "out.parquet")
     assert os.listdir(tmp_path) == ["odd"]
     assert command(weights, str(tmp_path / "odd"), tmp_path / "out.npz") == 0
@@ -148,7 +148,7 @@ def test_a_full_disk_keeps_what_is_done_and_leaves_nothing_else(
         if len(calls) == 2:
             full()
 
-    stays = rf"stays in {path}.partial: the same command continues$"
+    stays = rf"kept in {path}.partial: run the same command to continue$"
     with monkeypatch.context() as patch:
         patch.setattr(extract.Partial, "append", fills_up)
         with pytest.raises(RunError, match=stays):
@@ -212,7 +212,7 @@ def test_a_signal_stops_it_behind_a_batch(folder, weights, tmp_path, monkeypatch
 
     monkeypatch.setattr(extract.Partial, "append", interrupted)
     assert command(weights, folder, tmp_path / "out.npz") == 75
-    assert "the same command continues" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
     assert os.path.getsize(tmp_path / "out.npz.partial" / "valid.bin") == 4
 
 
@@ -244,5 +244,5 @@ def test_what_an_earlier_version_began_is_continued(tmp_path):
     kind = {"shape": (2,), "dtype": np.dtype(np.float32)}
     extract.Partial(str(tmp_path), {"pixels": {"resident": False}}, **kind)
     extract.Partial(str(tmp_path), {"pixels": {"on_device": False}}, **kind)
-    with pytest.raises(UsageError, match="was begun with other settings"):
+    with pytest.raises(UsageError, match="was started with other settings"):
         extract.Partial(str(tmp_path), {"pixels": {"on_device": True}}, **kind)

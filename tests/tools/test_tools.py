@@ -233,7 +233,7 @@ def test_reconstruct_hides_what_has_priority(run, photos, tmp_path):
     with pytest.raises(UsageError, match=r"--priority: x\.npy cannot be read"):
         reconstruct.main([*arguments, "--priority", "x.npy"])
     np.save(tmp_path / "text.npy", np.array(["a"] * 16))
-    with pytest.raises(UsageError, match=r"text\.npy holds <U1, not numbers"):
+    with pytest.raises(UsageError, match=r"text\.npy contains <U1, not numbers"):
         reconstruct.main([*arguments, "--priority", str(tmp_path / "text.npy")])
 
 
@@ -258,7 +258,7 @@ def test_reconstruct_takes_any_weights_that_have_a_decoder(run, photos, tmp_path
 def test_reconstructions_of_folders_lists_and_files(run, photos, tmp_path, monkeypatch, capsys):
     shown = []
     blank = np.zeros((8, 8, 3), np.uint8)
-    monkeypatch.setattr(reconstruct, "picture", lambda m, files, **_: shown.append(files) or blank)
+    monkeypatch.setattr(reconstruct, "draw", lambda m, files, **_: shown.append(files) or blank)
     shutil.copy(photos / "0.png", tmp_path / "shot[0].png")
     (tmp_path / "list.txt").write_text(f"{photos}/2.png\n{photos}/1.png\n")
     out = str(tmp_path / "out.png")
@@ -281,6 +281,6 @@ def test_bad_input_is_named(run, photos, tmp_path):
         inspect.main([str(tmp_path)])
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(UsageError, match="text.png"):
-        reconstruct.picture(inference.load(run), [str(tmp_path / "text.png")])
+        reconstruct.draw(inference.load(run), [str(tmp_path / "text.png")])
     with pytest.raises(UsageError, match="mask ratio 1.5"):
-        reconstruct.picture(inference.load(run), [str(photos / "0.png")], ratios=[1.5])
+        reconstruct.draw(inference.load(run), [str(photos / "0.png")], ratios=[1.5])

@@ -40,7 +40,7 @@ def test_a_study_that_is_stopped_goes_on_and_gives_the_same_table(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate()
     assert process.returncode == 75, messages
-    assert "the same command continues" in messages
+    assert "run the same command to continue" in messages
     assert not (workdir / "mask_ratio.csv").read_text().splitlines()[2].startswith("0.75,0.")
 
     again = start(workdir)
@@ -53,7 +53,7 @@ def test_a_study_that_is_stopped_goes_on_and_gives_the_same_table(tmp_path):
     other = start(workdir, "--config.seed=1")
     _, messages = other.communicate()
     assert other.returncode == 2
-    assert "is done, with another configuration (seed: 0 -> 1): give another --work" in messages
+    assert "is done, with another configuration (seed: 0 -> 1): choose another --work" in messages
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
@@ -78,10 +78,10 @@ def test_what_hung_or_was_stopped_alone_is_told_to_who_starts_it_again(
     assert study.main([*tiny_configs.STUDY, f"--workdir={tmp_path}"]) == ended
     assert not list(left)
     hung = [row for row, status in zip(("0.5", "0.75"), statuses, strict=False) if status == 70]
-    said = f"rows that hung: {', '.join(hung)}; the same command continues"
+    message = f"rows that hung: {', '.join(hung)}; run the same command to continue"
     err = capsys.readouterr().err
-    assert (said in err) == bool(hung)
-    assert ("stopped; the same command continues" in err) == (ended == 75)
+    assert (message in err) == bool(hung)
+    assert ("stopped; run the same command to continue" in err) == (ended == 75)
 
 
 def test_a_row_that_another_task_did_meanwhile_is_in_the_table(tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_the_commands_can_be_looked_at_and_split(tmp_path, capsys):
     "word, message",
     [
         ("--cell=2", "has rows 0 to 1"),
-        ("--stages=pretrain", "pretrain is none of linprobe, finetune"),
+        ("--stages=pretrain", "pretrain is not one of linprobe, finetune"),
         ("--probe.epochs=2", "unknown argument '--probe.epochs=2'"),
         ("--pretrain.mask.rato=2", "did you mean --config.mask.ratio"),
         ("--rows=two", "must be a number"),

@@ -93,7 +93,7 @@ def test_studies_are_files_that_declare_rows(tmp_path):
         "0.5": {"mask.ratio": 0.5},
         "0.55": {"mask.ratio": 0.55},
     }
-    with pytest.raises(UsageError, match="--rows=0.5 is none of with, without"):
+    with pytest.raises(UsageError, match="--rows=0.5 is not one of with, without"):
         plan.choose(plan.load("configs/ablations/mask_token.py"), ["0.5"])
     with pytest.raises(UsageError, match="--study=configs/ablations/none.py: No such file"):
         plan.load("configs/ablations/none.py")
