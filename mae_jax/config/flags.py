@@ -151,7 +151,8 @@ def _what_failed(error: Exception, overridden: list[str]) -> str:
     bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
     if bad and bad[1] in KEYS:
         return f"--config.{bad[1]}={shorten(repr(bad[2]))} must be {KEYS[bad[1]].rule.allowed()}"
-    if isinstance(error, KeyError):  # the names are right, so it is this recipe that lacks one
+    # The names are valid, so the recipe lacks one: a group (KeyError) or a key (AttributeError).
+    if isinstance(error, (KeyError, AttributeError)):
         lacking = [k for k in overridden if set(k.split(".")) & set(re.findall(r"\w+", text)[:1])]
         if lacking:
             return f"the recipe has no key --config.{lacking[0]}"
