@@ -208,4 +208,4 @@ def _parse(recipe: str, words: list[str], where: str = "") -> Any:
     try:
         return command_line.parse(words, values)
     except UsageError as error:
-        raise UsageError(f"{where}{error}") from error
+        raise UsageError(*(f"{where}{problem}" for problem in error.args)) from error

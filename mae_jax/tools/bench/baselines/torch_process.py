@@ -77,6 +77,6 @@ class TorchProcess:
         line = self._process.stdout.readline()
         if not line:
             raise UsageError(
-                f"the PyTorch baseline exited with status {self._process.wait()}: see its output above"
+                f"the PyTorch baseline exited with status {self._process.wait()}, see above"
             )
         return json.loads(line)
