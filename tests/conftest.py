@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.fake_gcs import FakeGcs
 
-# Before jax starts. The programs of tests are small and many: compiling them costs most.
+# Set before JAX starts. Tests run many small programs, so compilation dominates their time.
 _CACHE = tempfile.TemporaryDirectory(prefix="mae_jax_tests_")
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
@@ -16,14 +16,14 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # TensorFlow reads it once, at the first gs:// of a process; buckets of the same name come and go.
+    # TensorFlow reads it once, at the first gs:// of a process; tests reuse names of buckets.
     "GCS_STAT_CACHE_MAX_AGE": "0",
 }
 
 
 @pytest.fixture
 def gcs(tmp_path_factory, monkeypatch):
-    """A Google Cloud Storage with an empty `bucket`, for this process and those it starts."""
+    """A fake Google Cloud Storage with an empty `bucket`, for this process and its children."""
     with FakeGcs(tmp_path_factory.mktemp("gcs"), "bucket") as service:
         for name, value in service.environment.items():
             monkeypatch.setenv(name, value)

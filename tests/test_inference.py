@@ -62,7 +62,7 @@ def test_poolings_and_layers_of_an_autoencoder(mae, images):
     np.testing.assert_allclose(mae.features(images), every.mean(axis=1), rtol=0, atol=1e-6)
     one_by_one = mae.features(images, pool="patches", batch_size=1)
     np.testing.assert_allclose(one_by_one, every, rtol=0, atol=1e-5)
-    # Independently: hidden states that Flax records, the class token first.
+    # Compared with hidden states that Flax records; the class token is first.
     encoder = surgery.encoder_only(convert.load(mae._path))
     vit = VisionTransformer(**encoder.fields)
     patches = to_float(patchify(images, (4, 4)), MEAN, STD)
@@ -100,7 +100,7 @@ def test_reconstruction_is_the_official_prediction(folder, images, name):
 
 
 def hidden_patches(views):
-    """bool [B, L]: patches that are grey in `masked`."""
+    """bool [B, L]: patches that are gray in `masked`."""
     return (np.abs(np.asarray(patchify(views.masked, (4, 4))) - 0.5) < 1e-6).all(axis=2)
 
 
@@ -121,7 +121,7 @@ def test_masks_by_ratio_seed_and_hand(mae, images):
 def test_masks_by_kind_and_priority(mae, images):
     grid = hidden_patches(mae.reconstruct(images, mask_kind="grid")).reshape(-1, 8, 8)
     assert not grid[:, ::2, ::2].any() and grid.sum() == len(images) * 48
-    # Pixels of which those of one patch are brighter than all others, those of another darker.
+    # One patch is brighter than all others, and one is darker.
     bright = np.full((len(images), 32, 32), 0.5)
     bright[:, 4:8, 8:12], bright[:, 28:, 28:] = 0.9, 0.1
     for priority in (patch_means(bright, (4, 4)), np.asarray(patch_means(bright, (4, 4)))[0]):
@@ -202,7 +202,7 @@ def test_images_of_a_folder_a_pattern_or_a_list(mae, tmp_path):
         mae.load_images(str(tmp_path / "nothing*"))
 
 
-def test_what_a_model_shows_of_itself(mae, folder):
+def test_the_repr_of_a_model(mae, folder):
     assert repr(mae) == (
         f"<Pretrained {folder}/normalised: ViT-{mae.metadata['model']['size']}: 3 blocks of width "
         "48, 3 heads, images 32x32x3, patches 4x4; decoder of 2 blocks, target normalised patches>"
@@ -211,14 +211,14 @@ def test_what_a_model_shows_of_itself(mae, folder):
     assert "classes, pool mean>" in classifier and "decoder" not in classifier
 
 
-def test_load_is_an_attribute_of_the_package_and_importing_that_is_instant():
+def test_load_is_an_attribute_of_the_package_and_importing_it_is_instant():
     assert mae_jax.load is inference.load
     assert "load" in dir(mae_jax) and not hasattr(mae_jax, "lode")
     code = "import mae_jax, sys; assert not {'jax', 'numpy', 'absl'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": REPO})
 
 
-def test_a_model_that_is_not_whole_is_refused(folder, tmp_path):
+def test_an_incomplete_model_is_refused(folder, tmp_path):
     model = convert.load(str(folder / "cls"))
     del model.params["norm/bias"]
     model.metadata["missing"] = ["norm/bias"]

@@ -44,7 +44,7 @@ def content_hash(params: Any) -> str:
 def describe(path: str) -> dict[str, Any]:
     """Everything the command prints, as plain values; arrays under our names and in our layout.
 
-    A file of which no model can be made gives `why`, and its arrays under its own names.
+    A file that cannot be loaded as a model gives the reason as `why`, and arrays under its names.
     """
     if not convert.is_file(path):
         return reader.read_one(path, _of_checkpoint)
@@ -95,7 +95,7 @@ def _tokenizer(found: layout.CheckpointPath, metadata: dict[str, Any]) -> dict[s
 
 
 def _contents(model: convert.Weights) -> list[str]:
-    """Which parts of a model and of a run there are."""
+    """The parts of the model, and of its run."""
     contents = ["encoder"]
     contents += ["decoder"] if model.kind == "mae" else []
     contents += ["head"] if model.fields.get("num_classes") else []
@@ -118,7 +118,7 @@ def _arrays(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 def _print(info: dict[str, Any]) -> None:
     say(info["checkpoint"])
     if "why" in info:
-        say(f"  not a model that can be used as it is: {info['why']}")
+        say(f"  cannot be loaded as a model: {info['why']}")
     else:
         _print_model(info)
     say("arrays")
@@ -131,7 +131,7 @@ def _print(info: dict[str, Any]) -> None:
 
 
 def _print_model(info: dict[str, Any]) -> None:
-    say(f"  holds: {', '.join(info['contents'])}")
+    say(f"  contents: {', '.join(info['contents'])}")
     for line in convert.LoadReport(**info["report"]).lines() if "report" in info else ():
         say(f"  {line}")
     metadata = dict(info["metadata"])
@@ -144,21 +144,21 @@ def _print_model(info: dict[str, Any]) -> None:
 
 
 def verify(path: str) -> bool:
-    """Prints a line for every checkpoint at `path`; whether all are sound.
+    """Prints one line for every checkpoint at `path`; returns whether all are sound.
 
     Raises:
-      UsageError: there is none, or it is not a folder of ours.
+      UsageError: there is no checkpoint, or `path` is a file, which has no checksums.
     """
     if os.path.isfile(path):
         raise UsageError(
-            f"--verify {path}: a file of weights has no checksums; give a run, a step or a folder "
-            "of weights of mae_jax"
+            f"--verify {path}: a weights file has no checksums; pass a run, a step or a weights "
+            "folder of mae_jax"
         )
     folder = layout.absolute(path)
     run = os.path.dirname(folder) if os.path.basename(folder) == layout.FOLDER else folder
     aside = layout.corrupt(run)
     for name in aside:
-        say(f"{name}: set aside as damaged at an earlier start, not looked at")
+        say(f"{name}: set aside as damaged when the run was started; not checked")
     steps = layout.steps(run)
     if aside and not steps:
         return False
@@ -175,7 +175,7 @@ def _verify_one(found: layout.CheckpointPath) -> bool:
         say(f"{name}: damaged: {error.reason}")
         return False
     except layout.NoSuchStep:
-        say(f"{name}: deleted meanwhile by its run")
+        say(f"{name}: deleted by its run in the meantime")
         return True
     state = "all sound" if compared else "all readable, saved without checksums"
     say(f"{name}: {arrays} arrays, {state}")

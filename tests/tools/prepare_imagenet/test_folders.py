@@ -1,4 +1,4 @@
-"""ImageNet's tar files to folders and to TFDS, on a made-up release with tiny pictures."""
+"""ImageNet's tar files to folders and to TFDS, on a synthetic release with tiny images."""
 
 import collections
 import io
@@ -23,7 +23,7 @@ from tests.tools.prepare_imagenet import fake_imagenet as fake
 
 @pytest.fixture
 def made(tmp_path):
-    train, val = fake.pictures()
+    train, val = fake.images()
     return train, val, fake.write(tmp_path / "tars", train, val)
 
 
@@ -42,7 +42,7 @@ def contents(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-def test_the_real_release_is_the_known_one():
+def test_the_real_release_is_consistent():
     real = imagenet_release.imagenet_2012()
     assert len(real.classes) == 1000 and list(real.classes) == sorted(real.classes)
     assert set(collections.Counter(real.val_labels).values()) == {50}
@@ -122,7 +122,7 @@ from tests.tools.prepare_imagenet.test_folders import slow_extract
 
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
-    train, val = fake.pictures()
+    train, val = fake.images()
     release = fake.release(folder / "tars", train, val)
     tars.extract_class = slow_extract
     folders.make_folders(folder / "tars", folder / "out", release, workers=int(sys.argv[2]))
@@ -130,7 +130,7 @@ if __name__ == "__main__":
 
 
 def slow_extract(task, real=tars.extract_class):
-    """Stops for a minute with the first validation class half done."""
+    """Pauses for a minute when the first validation class is half done."""
     if task.inner is None:
         os.makedirs(task.scratch)
         with open(os.path.join(task.scratch, "half"), "w") as file:
@@ -217,9 +217,9 @@ def link(name, target="/etc/passwd"):
     + ["a/n01751748_5.JPEG", "n09193705_5.JPEG", "n01751748_٣.JPEG", "n01751748_9.JPEG"],
 )  # fmt: skip
 def test_other_names_are_refused(tmp_path, name):
-    train, val = fake.pictures()
+    train, val = fake.images()
     wnid = fake.LABELS[0]
-    content = link(name) if name.endswith("_9.JPEG") else fake.picture(1)  # a name like others
+    content = link(name) if name.endswith("_9.JPEG") else fake.image(1)  # a name like others
     bad = fake.tar_of(train[wnid] | {name: content})
     release = fake.write(tmp_path / "tars", train, val, inner={wnid: bad})
     with pytest.raises(RunError, match=r"n01751748\.tar in .*contains") as error:
@@ -233,7 +233,7 @@ def test_other_names_are_refused(tmp_path, name):
     "name", ["../ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000006.JPEG"]
 )
 def test_other_validation_names_are_refused(tmp_path, name):
-    train, val = fake.pictures()
+    train, val = fake.images()
     release = fake.write(tmp_path / "tars", train, val | {name: b""})
     release = release._replace(val_labels=release.val_labels[:5])
     with pytest.raises(RunError, match="not one of the 5 images") as error:
@@ -242,7 +242,7 @@ def test_other_validation_names_are_refused(tmp_path, name):
 
 
 def test_a_missing_class_and_a_strange_one(tmp_path):
-    train, val = fake.pictures()
+    train, val = fake.images()
     release = fake.write(tmp_path / "tars", dict(list(train.items())[1:]), val)
     with pytest.raises(RunError, match="lacks the tar files of 1 classes, for example n01751748"):
         make(tmp_path, release)
@@ -251,11 +251,9 @@ def test_a_missing_class_and_a_strange_one(tmp_path):
         make(tmp_path, release)
 
 
-@pytest.mark.parametrize(
-    "damage", ["cut at a file", "cut in a file", "zeroed header", "no picture"]
-)
+@pytest.mark.parametrize("damage", ["cut at a file", "cut in a file", "zeroed header", "no image"])
 def test_damaged_class(tmp_path, damage):
-    train, val = fake.pictures()
+    train, val = fake.images()
     wnid = fake.LABELS[0]
     good = fake.tar_of(train[wnid])
     second = tars.Entry("", *positions(good)[1])
@@ -287,7 +285,7 @@ def test_too_little_disk(tmp_path, made, monkeypatch):
     ):
         make(tmp_path, release)
     assert not contents(tmp_path / "out")
-    # What is done already needs no room.
+    # Finished classes need no more space.
     monkeypatch.undo()
     make(tmp_path, release)
     shutil.rmtree(tmp_path / "out" / "train" / fake.LABELS[1])
@@ -320,10 +318,10 @@ def test_known_image_in_the_wrong_class(tmp_path, made):
 
 
 def test_tfds(tmp_path, caplog):
-    """TFDS's own builder, on the made-up tar files under their real names, read by our source."""
+    """The builder of TFDS, on synthetic tar files with the real names, read by our source."""
     from mae_jax.data.sources.tfds import make_tfds_sources
 
-    train, val = fake.pictures()
+    train, val = fake.images()
     folder, out = tmp_path / "tars", tmp_path / "out"
     fake.write(folder, train, val)
     names = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")

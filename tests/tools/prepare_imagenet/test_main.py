@@ -1,4 +1,4 @@
-"""The command and its script: flags, exit statuses, and what they print."""
+"""The command and its script: flags, exit statuses and output."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.tools.prepare_imagenet import fake_imagenet as fake
 
 @pytest.fixture
 def release(tmp_path):
-    return fake.write(tmp_path / "tars", *fake.pictures())
+    return fake.write(tmp_path / "tars", *fake.images())
 
 
 def command(tmp_path, release, *flags):
@@ -23,7 +23,7 @@ def command(tmp_path, release, *flags):
     return run_command(lambda: prepare_imagenet.main(flags, release))
 
 
-def test_done_with_the_flags_to_train_with(tmp_path, release, capsys):
+def test_success_prints_the_flags_to_train_with(tmp_path, release, capsys):
     assert command(tmp_path, release) == 0
     out, err = capsys.readouterr()
     assert f"--config.data.source=folder --config.data.root={tmp_path / 'out'}\n" in out
@@ -70,7 +70,7 @@ def test_failures(tmp_path, release, capsys, monkeypatch):
 
 
 def test_the_script(tmp_path):
-    """With the real release, whose files are not there."""
+    """With the real release, whose files do not exist."""
     script = os.path.join(REPO, "launch", "prepare_imagenet.sh")
 
     def start(*flags):
