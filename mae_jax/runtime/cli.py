@@ -4,6 +4,7 @@ File and array names are untrusted and may contain newlines and escape sequences
 escaped, so that they can neither fake log lines nor control the terminal.
 """
 
+import argparse
 import io
 import logging
 import os
@@ -51,6 +52,16 @@ def _unraisable(unraisable: Any) -> None:
     trace = unraisable.exc_traceback
     if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
         sys.__unraisablehook__(unraisable)
+
+
+def make_parser(command: str, doc: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Parser of `python -m mae_jax.COMMAND`, whose --help starts with the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m mae_jax.{command}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
 
 
 def say(*lines: str, error: bool = False) -> None:

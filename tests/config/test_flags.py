@@ -89,6 +89,7 @@ def test_values_of_every_type_are_read():
         ("--config.model={}", "--config.model is a group of keys"),
         ("--config.data.mean[0]=1", "did you mean --config.data.mean?"),
         ("--config.mix.group=2", "the recipe has no key --config.mix.group"),
+        ("--config.label_smoothing=0.1", "the recipe has no key --config.label_smoothing"),
         (
             "--config.mask.kind=randm",
             "=randm is not one of random, block, grid, checkerboard or your own module:attribute",
