@@ -49,7 +49,7 @@ def load(
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
     else:
-        model = reader.read_one(path, lambda found: _checkpoint(path, found, ema))
+        model = reader.resolve_and_read(path, lambda found: _checkpoint(path, found, ema))
     metadata = add_hints(model.metadata, hints)
     if license:
         origin = metadata.get("provenance", {})
@@ -68,7 +68,7 @@ def load_with_average(path: str) -> tuple[Weights, Weights | None]:
         model = load(found.folder)
         return model, load(found.folder, ema=True) if model.averaged else None
 
-    return (load(path), None) if readers.is_file(path) else reader.read_one(path, both)
+    return (load(path), None) if readers.is_file(path) else reader.resolve_and_read(path, both)
 
 
 def _checkpoint(path: str, found: layout.CheckpointPath, ema: bool) -> Weights:

@@ -1,6 +1,5 @@
 """Tokenizers in: a run of task `tokenizer`, a run that used one, or the files of DALL-E."""
 
-import hashlib
 import os
 import re
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mae_jax.checkpoint import layout, reader
+from mae_jax.checkpoint import checksums, layout, reader
 from mae_jax.convert import readers
 from mae_jax.convert.param_names import Arrays
 from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
@@ -34,7 +33,7 @@ class Tokenizer(NamedTuple):
     sha256: str
 
     def metadata(self) -> dict[str, Any]:
-        """For a checkpoint that holds the arrays; `described` is the way back."""
+        """For a checkpoint that holds the arrays; `from_metadata` is the way back."""
         return {**self.sizes, "parts": _parts(self.arrays), "sha256": self.sha256}
 
 
@@ -55,20 +54,20 @@ def load(path: str) -> Tokenizer:
         if os.path.isfile(os.path.join(path, _FOLDER[0])):
             inside = [os.path.join(path, name) for name in _FOLDER]
             return _of_dall_e([file for file in inside if os.path.isfile(file)])
-        return reader.read_one(path, _of_checkpoint)
+        return reader.resolve_and_read(path, _of_checkpoint)
     except UsageError as error:
         raise UsageError(f"--config.target.tokenizer={path}: {error}") from error
 
 
 def _of_checkpoint(found: layout.CheckpointPath) -> Tokenizer:
     metadata = reader.load_metadata(found)
-    sizes, own = sizes_of(metadata), metadata["task"] == "tokenizer"
+    sizes, own = sizes_from_metadata(metadata), metadata["task"] == "tokenizer"
     part = "params" if own else "model_state"
     arrays = reader.load_arrays(found, (part,))[part]
     return _checked(sizes, flatten(arrays if own else arrays["target"]))
 
 
-def sizes_of(metadata: dict[str, Any]) -> dict[str, int]:
+def sizes_from_metadata(metadata: dict[str, Any]) -> dict[str, int]:
     """`Tokenizer.sizes` by the metadata of a checkpoint.
 
     Raises:
@@ -86,7 +85,7 @@ def sizes_of(metadata: dict[str, Any]) -> dict[str, int]:
     return _check_sizes({key: said.get(key) for key in SIZES})
 
 
-def described(metadata: dict[str, Any]) -> Tokenizer:
+def from_metadata(metadata: dict[str, Any]) -> Tokenizer:
     """What `Tokenizer.metadata` describe, with shapes in the place of arrays."""
     sizes = _check_sizes({key: metadata[key] for key in SIZES})
     return Tokenizer(sizes, _shapes(sizes, metadata["parts"]), metadata["sha256"])
@@ -159,7 +158,7 @@ def _checked(sizes: dict[str, int], arrays: Arrays) -> Tokenizer:
             problems.append(f"{name} is {x.shape}, needed {wanted[name].shape}")
     if problems or "encoder" not in _parts(arrays):
         raise UsageError(f"not a whole tokenizer: {'; '.join(problems[:5]) or 'no encoder'}")
-    return Tokenizer(sizes, arrays, _sha256(arrays))
+    return Tokenizer(sizes, arrays, checksums.content_hash(arrays))
 
 
 def _parts(arrays: dict[str, Any]) -> list[str]:
@@ -169,11 +168,3 @@ def _parts(arrays: dict[str, Any]) -> list[str]:
 
 def _shapes(sizes: dict[str, Any], parts: list[str]) -> dict[str, jax.ShapeDtypeStruct]:
     return part_shapes(DiscreteVAE((1, 1), **sizes), tuple(parts))
-
-
-def _sha256(arrays: Arrays) -> str:
-    digest = hashlib.sha256()
-    for name, x in sorted(arrays.items()):
-        digest.update(f"{name} {x.dtype} {x.shape}\n".encode())
-        digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()

@@ -42,7 +42,7 @@ def find_tokenizer(config: Any, workdir: str) -> tokenizer.Tokenizer:
       UsageError: there is none, or it is damaged, incomplete, or something else.
     """
     if kept := _kept(config, workdir):
-        return tokenizer.described(kept)
+        return tokenizer.from_metadata(kept)
     require(
         config.target.tokenizer != "",
         "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
@@ -59,7 +59,7 @@ def _kept(config: Any, workdir: str) -> dict[str, Any] | None:
     if workdir and layout.exists(workdir):
         metadata = _newest(workdir)
     elif config.resume:
-        metadata = reader.read_one(config.resume, reader.load_metadata)
+        metadata = reader.resolve_and_read(config.resume, reader.load_metadata)
     target = metadata.get("target", {})
     return target["tokenizer"] if target.get("kind") == "tokens" else None
 

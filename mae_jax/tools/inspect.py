@@ -10,7 +10,6 @@ is damaged.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax import convert
-from mae_jax.checkpoint import layout, reader
+from mae_jax.checkpoint import checksums, layout, reader
 from mae_jax.config.diff import flatten
 from mae_jax.convert import readers, surgery
 from mae_jax.ops import trees
@@ -29,24 +28,13 @@ from mae_jax.runtime.cli import run_command, say, setup_logging
 from mae_jax.runtime.errors import UsageError
 
 
-def content_hash(params: Any) -> str:
-    """SHA-256 of all parameters: names, shapes, dtypes and values. Independent of file layout."""
-    digest = hashlib.sha256()
-    arrays = trees.flatten(params)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 def describe(path: str) -> dict[str, Any]:
     """Everything the command prints, as plain values; arrays under our names and in our layout.
 
     A file of which no model can be made gives `why`, and its arrays under its own names.
     """
     if not convert.is_file(path):
-        return reader.read_one(path, _of_checkpoint)
+        return reader.resolve_and_read(path, _of_checkpoint)
     where = os.path.abspath(path)
     try:
         model = convert.load(path)
@@ -77,7 +65,7 @@ def _of_model(where: str, model: convert.Weights) -> dict[str, Any]:
         "metadata": model.metadata,
         "arrays": _arrays(model.params | model.statistics | target),
         "parameters": sum(x.size for x in model.params.values()),
-        "sha256": content_hash(model.params),
+        "sha256": checksums.content_hash(model.params),
     }
 
 
@@ -89,7 +77,7 @@ def _tokenizer(found: layout.CheckpointPath, metadata: dict[str, Any]) -> dict[s
         "metadata": metadata,
         "arrays": _arrays(params),
         "parameters": sum(x.size for x in params.values()),
-        "sha256": content_hash(params),
+        "sha256": checksums.content_hash(params),
     }
 
 
@@ -155,7 +143,7 @@ def verify(path: str) -> bool:
         )
     folder = layout.absolute(path)
     run = os.path.dirname(folder) if os.path.basename(folder) == layout.FOLDER else folder
-    aside = layout.corrupt(run)
+    aside = layout.quarantined(run)
     for name in aside:
         say(f"{name}: set aside as damaged at an earlier start, not looked at")
     steps = layout.steps(run)

@@ -16,7 +16,7 @@ import jax
 
 from mae_jax import convert
 from mae_jax.checkpoint import checkpointer, layout, reader
-from mae_jax.config import diff as config_lib
+from mae_jax.config import diff
 from mae_jax.convert.official_release import UNKNOWN
 from mae_jax.convert.surgery import encoder_only, with_channels
 from mae_jax.models.vit import SIZES
@@ -61,7 +61,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     # The same data may lie elsewhere now.
     keys = [key for key in was if key != "root" and was[key] != now.get(key)]
     data = [f"data {key}: {was[key]} -> {now.get(key)}" for key in keys]
-    return [*config_lib.changes(old["config"], new["config"]), *data]
+    return [*diff.changes(old["config"], new["config"]), *data]
 
 
 def check_same_run(old: dict[str, Any], new: dict[str, Any], allow_change: bool) -> None:
@@ -109,8 +109,8 @@ def start_state(
         try:
             return _continued(task, saver, step, abstract, allow_change)
         except reader.CorruptCheckpointError as error:
-            saver.set_aside(step, error.reason)
-    aside = [*layout.corrupt(workdir), *map(str, saver.steps())]
+            saver.quarantine(step, error.reason)
+    aside = [*layout.quarantined(workdir), *map(str, saver.steps())]
     if aside:
         raise UsageError(
             f"every checkpoint in {workdir}/{layout.FOLDER} is damaged ({', '.join(aside)}): "
@@ -123,10 +123,10 @@ def start_state(
             f"a step's folder by its number ({int(misnamed[0])}), or move it away to start over"
         )
     if config.resume:
-        return reader.read_one(
+        return reader.resolve_and_read(
             config.resume,
             lambda found: _resumed(task, config.resume, found, abstract, allow_change),
-            find=reader.find_one,
+            find=reader.find_on_all_hosts,
         )
     if not config.init_from:
         return Start(create_state(task, abstract), {}, "from scratch")
@@ -144,8 +144,9 @@ def _resumed(
 
 
 def _initialized(task: Task, config: Any, abstract: TrainState) -> Start:
-    """A new run with another model's weights, which are read before anything is compiled."""
+    """Starts a new run from another model's weights, which are read before anything is compiled."""
     path = config.init_from
+    reader.read_on_all_hosts(path, lambda: check_init_from(path))
 
     def read(place: str) -> convert.Weights:
         return reader.read_on_all_hosts(place, lambda: read_initial(config, place))
@@ -153,8 +154,8 @@ def _initialized(task: Task, config: Any, abstract: TrainState) -> Start:
     if convert.is_file(path):
         initial = read(path)
     else:
-        find = reader.find_one
-        initial = reader.read_one(path, lambda found: read(found.folder), find=find)
+        find = reader.find_on_all_hosts
+        initial = reader.resolve_and_read(path, lambda found: read(found.folder), find=find)
     state, account = load_initial(initial, task, create_state(task, abstract), path=path)
     matched, fresh = len(account["matched"]), len(account["fresh"])
     summary = f"weights from {path}: {matched} of {matched + fresh} arrays"
@@ -178,7 +179,7 @@ def _continued(
     return Start(state, old.get("provenance", {}), summary, rerun_eval)
 
 
-def check_there(path: str) -> None:
+def check_init_from(path: str) -> None:
     """Raises UsageError, which names the key, unless there is something at `path` to read."""
     try:
         if convert.is_file(path):

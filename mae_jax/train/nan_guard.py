@@ -33,7 +33,7 @@ class NanGuard:
         self._bad: list[dict[str, Any]] = []
         self._last_finite = "no step of this start had a finite loss"
 
-    def look(
+    def check(
         self, step: int, values: dict[str, float], newest: Callable[[], int | None]
     ) -> str | None:
         """Takes note of a step; a line for the person if its update was skipped.

@@ -49,7 +49,7 @@ def log_and_write(
         log.info("%-14s %s", name, value)
 
 
-def facts_of(task: Task, *, allow_config_change: bool) -> dict[str, Any]:
+def consistency_facts(task: Task, *, allow_config_change: bool) -> dict[str, Any]:
     """What `check` compares of a run besides its configuration.
 
     The target is more than the configuration says: a tokenizer's hash is part of it.

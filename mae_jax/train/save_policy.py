@@ -48,7 +48,7 @@ class SavePolicy:
         """
         options, checking = self._options, step % self._check_every == 0
         may_ask = checking or jax.process_count() == 1
-        if may_ask and (failure := self._saver.failure()):
+        if may_ask and (failure := self._saver.pop_error()):
             self._note(failure)
         if self._again_at is not None:
             return may_ask and self._past(self._again_at)

@@ -62,7 +62,7 @@ class StepMonitor:
                 continue
             names = ("skipped", "loss", "grad_norm", "lr")
             numbers = {name: float(metrics[name]) for name in names}
-            warning = self._guard.look(step, numbers, self._newest_checkpoint)
+            warning = self._guard.check(step, numbers, self._newest_checkpoint)
             if warning:
                 self._progress.message(warning, logging.WARNING)
 

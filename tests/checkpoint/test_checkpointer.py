@@ -187,7 +187,7 @@ def test_damage_is_found_by_all_who_read(run, fault):
     with pytest.raises(reader.CorruptCheckpointError):
         reader.load_arrays(str(run), ("params", "opt_state", "step"))
     assert step_names(run) == ["1", "2"]  # nobody but a start renames anything
-    saver.set_aside(2, caught.value.reason)
+    saver.quarantine(2, caught.value.reason)
     assert saver.latest_step() == 1 and step_names(run) == ["1", "corrupt-2"]
     assert_same(saver.restore(1, abstract()), make_state(1))
     saver.close()
@@ -285,7 +285,7 @@ def test_what_does_not_prove_damage_is_not_damage(run, monkeypatch, error):
         assert not isinstance(caught.value, reader.CorruptCheckpointError)
         said = str(caught.value)
         assert f"checkpoints/2 cannot be read ({type(error).__name__}: " in said
-        assert "left as it is" in said and "\n" not in said
+        assert "left unchanged" in said and "\n" not in said
     saver.close()
 
 
@@ -332,12 +332,12 @@ def test_a_step_that_its_run_deletes_meanwhile_is_no_damage(run, monkeypatch, ca
     if moment == "while":
         monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", late)
     with caplog.at_level("INFO"):
-        metadata, params = reader.read_one(path, work)
+        metadata, params = reader.resolve_and_read(path, work)
     assert seen == [2, 3] and metadata == {"step": 3} and step_names(run) == ["3"]
     assert_same(params, make_state(3).params)
-    assert "checkpoints/2 is not there" in caplog.text and "reading step 3 instead" in caplog.text
-    with pytest.raises(layout.NoSuchStep, match=r"checkpoints/2 is not there.*run: 3\)"):
-        reader.read_one(f"{path}/checkpoints/2", work)
+    assert "checkpoints/2 does not exist" in caplog.text and "reading step 3 instead" in caplog.text
+    with pytest.raises(layout.NoSuchStep, match=r"checkpoints/2 does not exist.*run: 3\)"):
+        reader.resolve_and_read(f"{path}/checkpoints/2", work)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_used(tmp_path, caplog):
@@ -350,7 +350,7 @@ def test_a_checkpoint_of_an_earlier_version_is_used(tmp_path, caplog):
         manager.save(3, args=args)
     saver = checkpointer.Checkpointer(str(tmp_path))
     assert_same(saver.restore(saver.latest_step(), abstract()), state)
-    assert "no checksums" in caplog.text
+    assert "without checksums" in caplog.text
     assert saver.metadata(3) == {"step": 3}
     other = abstract()
     other.params["extra"] = jax.ShapeDtypeStruct((), jnp.float32)
@@ -381,11 +381,11 @@ def test_a_disk_that_is_full_is_told_and_the_step_saved_again(tmp_path):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert saver.failure() is None  # told once
+    assert saver.pop_error() is None  # told once
     assert saver.latest_step() == 1
     saver.save(make_state(2), {"step": 2})
     saver.wait()
-    assert saver.failure() is None and saver.latest_step() == 2
+    assert saver.pop_error() is None and saver.latest_step() == 2
     assert_same(saver.restore(2, abstract()), make_state(2))
     saver.close()
     assert step_names(tmp_path) == ["2"]
@@ -395,8 +395,8 @@ def test_a_folder_that_cannot_be_made_is_told_and_not_raised(tmp_path):
     saver = checkpointer.Checkpointer(str(tmp_path))
     (tmp_path / "checkpoints").write_text("a file")
     saver.save(make_state(1), {"step": 1})
-    assert "checkpoint 1 is not saved" in str(saver.failure())
-    assert saver.failure() is None
+    assert "checkpoint 1 is not saved" in str(saver.pop_error())
+    assert saver.pop_error() is None
     os.remove(tmp_path / "checkpoints")
     saver.save(make_state(1), {"step": 1})
     saver.close()
@@ -415,9 +415,9 @@ def test_asking_for_failures_does_not_wait(tmp_path, monkeypatch):
     saver = checkpointer.Checkpointer(str(tmp_path))
     monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", slow)
     saver.save(make_state(1), {"step": 1})
-    assert saver.failure() is None
+    assert saver.pop_error() is None
     hold.set()
-    while not (error := saver.failure()):
+    while not (error := saver.pop_error()):
         pass
     assert str(error) == "checkpoint 1 is not saved: bucket is gone"
     monkeypatch.undo()
@@ -458,7 +458,7 @@ def test_what_cannot_be_read_back_is_neither_set_aside_nor_a_reason_to_delete(
 
     saver = save(tmp_path, 1, keep=1)
     monkeypatch.setattr(reader, "verify", unreadable)
-    monkeypatch.setattr(writer, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.0)
     saver.save(make_state(2), {"step": 2})
     with pytest.raises(writer.SaveFailed, match="2 is written but could not be read back.*Inp"):
         saver.wait()
@@ -521,7 +521,7 @@ def test_verifying_reads_a_little_at_a_time(run, monkeypatch):
         return state
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", spy)
-    monkeypatch.setattr(reader, "_AT_ONCE", 1)
+    monkeypatch.setattr(reader, "_GROUP_BYTES", 1)
     assert reader.verify(layout.find(str(run))) == (5, True)
     assert groups == [1] * 5
     reader.load_arrays(str(run))
@@ -532,7 +532,7 @@ def test_names_of_what_is_set_aside_never_collide(run):
     for expected in ("corrupt-2", "corrupt-2-2", "corrupt-2-3"):
         assert layout.quarantine(str(run), 2) == expected
         shutil.copytree(run / "checkpoints" / "1", run / "checkpoints" / "2")
-    assert layout.corrupt(str(run)) == ["corrupt-2", "corrupt-2-2", "corrupt-2-3"]
+    assert layout.quarantined(str(run)) == ["corrupt-2", "corrupt-2-2", "corrupt-2-3"]
 
 
 TWO = """
@@ -553,7 +553,7 @@ saver = checkpointer.Checkpointer(run)
 
 def save(step):
     saver.save(make_state(step), {"step": step})
-    while (failure := saver.failure()) is None and step not in saver.steps():
+    while (failure := saver.pop_error()) is None and step not in saver.steps():
         meet()
     if failure is None:
         saver.wait()
@@ -592,7 +592,7 @@ try:
     saver.restore(2, abstract(fsdp=4))
 except reader.CorruptCheckpointError as error:
     print("damaged")
-    saver.set_aside(2, error.reason)
+    saver.quarantine(2, error.reason)
 print(saver.steps())
 state = saver.restore(1, abstract(fsdp=4))
 whole = multihost_utils.process_allgather(state.params, tiled=True)

@@ -48,7 +48,7 @@ def test_names_layout_and_sizes(tmp_path):
     )
     again = dall_e.write(tmp_path / "encoder.pkl", theirs, "encoder")
     assert tokenizer.load(again).sha256 == found.sha256
-    described = tokenizer.described(found.metadata())
+    described = tokenizer.from_metadata(found.metadata())
     assert {k: x.shape for k, x in described.arrays.items()} == {
         k: x.shape for k, x in found.arrays.items()
     }

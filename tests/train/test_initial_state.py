@@ -108,7 +108,7 @@ def test_the_step_to_begin_with_is_the_one_that_process_0_finds(copied, tmp_path
         used.append(arguments)
         raise UsageError("enough")
 
-    monkeypatch.setattr(reader, "find_one", lambda path: found)
+    monkeypatch.setattr(reader, "find_on_all_hosts", lambda path: found)
     monkeypatch.setattr(initial_state, "read_initial", stop)
     monkeypatch.setattr(checkpointer.Checkpointer, "restore", stop)
     with pytest.raises(UsageError, match="enough"):

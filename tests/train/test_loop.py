@@ -12,8 +12,7 @@ import pytest
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from mae_jax.checkpoint import checkpointer, layout
-from mae_jax.checkpoint import reader as checkpoint
+from mae_jax.checkpoint import checkpointer, layout, reader
 from mae_jax.config.diff import flatten
 from mae_jax.config.schema import ADDED
 from mae_jax.distributed import sharding
@@ -35,7 +34,7 @@ def run(workdir, config, **options):
 
 
 def assert_same_params(a, b, **tolerance):
-    a, b = checkpoint.load_arrays(str(a))["params"], checkpoint.load_arrays(str(b))["params"]
+    a, b = reader.load_arrays(str(a))["params"], reader.load_arrays(str(b))["params"]
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0} | tolerance)
@@ -198,9 +197,9 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Pretrain, "metadata", earlier)
     run(tmp_path, tiny_configs.config(steps=2))
     monkeypatch.undo()
-    assert "color_jitter" not in checkpoint.load_metadata(str(tmp_path))["config"]["data"]
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(epath.Path(tmp_path) / "checkpoints" / "2" / "state").tree
+    assert "color_jitter" not in reader.load_metadata(str(tmp_path))["config"]["data"]
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        tree = handler.metadata(epath.Path(tmp_path) / "checkpoints" / "2" / "state").tree
     assert tree.keys() == {"step", "params", "opt_state"}  # all that there was then
     with pytest.raises(UsageError, match="optim.name: adamw -> lars"):
         run(tmp_path, tiny_configs.config(steps=2, optim__name="lars"))
@@ -293,7 +292,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     line = tiny_configs.metric_lines(tmp_path)[-1]
     assert {"step", "epoch", "split", "loss", "baseline_loss", "lr", "grad_norm"} <= line.keys()
     assert line["bad_images"] == 0 and line["epoch"] == pytest.approx(4 / 6)
-    metadata = checkpoint.load_metadata(str(tmp_path))
+    metadata = reader.load_metadata(str(tmp_path))
     assert metadata["step"] == 4 and metadata["model"]["patch_size"] == [4, 4]
     assert metadata["target"] == {"kind": "pixel", "normalize": False}
     assert metadata["data"]["mean"] == [0.5, 0.5, 0.5]

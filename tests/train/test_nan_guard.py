@@ -144,5 +144,5 @@ def test_the_row_is_broken_by_a_good_step():
     bad = {"skipped": 1.0, "loss": float("nan"), "grad_norm": 1.0, "lr": 0.1}
     good = bad | {"skipped": 0.0, "loss": 1.0}
     for step, values in enumerate([bad, bad, good, bad, bad], start=1):
-        assert (guard.look(step, values, lambda: None) is None) == (values is good)
+        assert (guard.check(step, values, lambda: None) is None) == (values is good)
     assert (guard.streak, guard.total) == (2, 4)
