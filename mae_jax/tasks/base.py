@@ -70,7 +70,7 @@ class ImageTask(Task):
     def describe_batch(self, step: int) -> list[str]:
         return self.data.describe_batch(step)
 
-    def save_picture(self, image: np.ndarray, step: int) -> str:
+    def save_figure(self, image: np.ndarray, step: int) -> str:
         path = os.path.join(self.workdir, "pictures", f"step_{step:08d}.png")
         figures.save_png(path, image)
         return path

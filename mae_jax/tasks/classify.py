@@ -167,7 +167,7 @@ class Classify(ImageTask):
         )
         return self._predictor({"params": params, **state.model_state}, batches, mesh)
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Confusion matrix on the held-out images."""
         if self._answers is None or self._answers[0] != int(state.step):
             self.evaluate(state, mesh)

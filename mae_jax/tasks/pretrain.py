@@ -168,7 +168,7 @@ class Pretrain(ImageTask):
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         return jax.vmap(lambda k: sample(k, 1, *shape)[0])(keys)
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images with masks that never change, and what the model makes of them."""
         _, views = self._figure.compute(_variables(state), mesh)
         return figures.reconstruction_grid(views, self.target.caption)

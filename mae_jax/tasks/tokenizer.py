@@ -147,7 +147,7 @@ class Tokenizer(ImageTask):
             "valid": batch["valid"],
         }
 
-    def picture(self, state: Any, mesh: Mesh) -> np.ndarray:
+    def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Held-out images, and what the decoder draws of their likeliest codes."""
         batch, drawn = self._figure.compute(state.params, mesh)
         original = batch["image"] / np.float32(255)

@@ -169,7 +169,7 @@ def test_weights_that_cannot_begin_a_run_stop_it_before_anything_is_compiled(tmp
         loop.run(Pretrain(config, ""), config, str(tmp_path / "a"))
     config = tiny_configs.config(resume=str(tmp_path / "w"), steps=1, **MODEL, **DECODER)
     assert command(MAE, tmp_path / "w", *HEADS) == 0
-    with pytest.raises(UsageError, match="weights without an optimizer: begin with them"):
+    with pytest.raises(UsageError, match="weights without an optimizer state: start a new run from them"):
         loop.run(Pretrain(config, ""), config, str(tmp_path / "b"))
 
 

@@ -156,7 +156,7 @@ def broken_disk(kind):
 
 
 def test_a_real_device_without_room_costs_only_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr(record_file, "WAITING_BYTES", 10)
+    monkeypatch.setattr(record_file, "BUFFER_BYTES", 10)
     file = record_file.RecordFile("/dev/full", b"12345")
     for record, lost in ((b"67890", 0), (b"x", 1), (b"y", 2)):
         with pytest.raises(OSError, match="No space left"):

@@ -69,7 +69,7 @@ class Faulty(Pretrain):
 
 
 def faulty(config, workdir, faults):
-    """A task with faults in some steps; that of a rate is in its optimiser too."""
+    """A task with faults in some steps; a faulty learning rate also reaches its optimizer."""
     task = Faulty(config, str(workdir))
     task.faults = faults
     bad = jnp.array([step for step, fault in faults.items() if fault == RATE] or [0])

@@ -1,4 +1,4 @@
-"""Saves that fail: told, tried again, and not for ever."""
+"""Failed saves: reported, retried, and limited in number."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ from tests.helpers import tiny_configs
 
 
 class Saver:
-    """Stands for a Checkpointer whose first saves fail, so many of them."""
+    """A fake Checkpointer whose first `bad` saves fail."""
 
     def __init__(self, bad):
         self.bad, self.saved, self.open = bad, [], None
@@ -51,7 +51,7 @@ def options(**changes):
 
 
 class Clock:
-    """Time that only passes when somebody sleeps, or by a second for each step."""
+    """Fake time that passes only by sleeping, or one second per step."""
 
     def __init__(self, monkeypatch):
         self.now, self.slept = 1000.0, []
@@ -106,8 +106,10 @@ def test_too_many_failures_in_a_row_end_the_run(clock):
         if runs.should_save(step):
             runs.save(step, {})
     assert saver.saved == [5, 6]  # 1 and 3 failed, as the step after each noticed
-    saver.bad = 9  # a new row: the first two do not count any more
-    with pytest.raises(RunError, match=r"3 saves in a row failed \(disk full\); checkpoint 6 is"):
+    saver.bad = 9  # the count starts over: the first two no longer count
+    with pytest.raises(
+        RunError, match=r"3 saves in a row failed \(disk full\); checkpoint 6 is intact"
+    ):
         for step in range(7, 20):
             clock.now += 60
             if runs.should_save(step):
@@ -182,16 +184,16 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(ocp.AsyncCheckpointer, "save", sometimes)
     config = tiny_configs.config(steps=8, checkpoint__every_steps=2, checkpoint__max_failures=3)
-    with pytest.raises(RunError, match="No space left .*; checkpoint 4 is there. Mend the cause"):
+    with pytest.raises(RunError, match="No space left .*; checkpoint 4 is intact. Fix the problem"):
         loop.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
-    assert "No space left" in caplog.text and "next try in 0 s (failure 1 of 3)" in caplog.text
+    assert "No space left" in caplog.text and "next attempt in 0 s (failure 1 of 3)" in caplog.text
     assert layout.find(str(tmp_path)).step == 4
     full.clear()
     assert loop.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
     assert layout.find(str(tmp_path)).step == 8
 
 
-# A limit on the size of files is a disk that refuses in the middle of writing, without root.
+# A limit on file sizes acts like a disk that fails in the middle of a write, and needs no root.
 REFUSED = """
 import resource, signal, sys, threading
 from mae_jax.checkpoint import checkpointer, writer

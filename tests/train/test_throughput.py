@@ -42,7 +42,7 @@ def test_the_line_names_shares_speeds_and_remedies():
     line = watch.judge(waited=16.0, total=40.0, steps=50)
     assert line is not None and "\n" not in line
     assert "40% of the time" in line
-    assert "makes 80 images/s, the steps could use 133.3" in line  # 50 x 64 / 40, / (1 - 0.4)
+    assert "delivers 80 images/s, the steps could use 133.3" in line  # 50 x 64 / 40, / (1 - 0.4)
     for flag in ("workers", "prefetch", "cache=encoded", "on_device=True"):
         assert f"--config.data.{flag}" in line
     assert "resize_antialias" not in line  # slower, since the usual resize is fast

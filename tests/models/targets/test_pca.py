@@ -257,7 +257,7 @@ def test_pictures_and_reconstructions_show_what_the_components_say(trained):
     task = Pretrain(pca_config(), "")
     mesh = sharding.make_mesh(**pca_config().mesh)
     state = create_state(task, abstract_state(task, mesh))
-    assert task.picture(state, mesh).dtype == np.uint8
+    assert task.figure(state, mesh).dtype == np.uint8
 
 
 def test_the_tools_know_it(trained, tmp_path, capsys):
