@@ -1,4 +1,4 @@
-"""Checkpoints of a tiny state: damage of every kind, failed saves, and what is deleted when."""
+"""Checkpoints of a tiny state: all types of damage, failed saves, deletion of old steps."""
 
 import gc
 import json
@@ -186,7 +186,7 @@ def test_damage_is_found_by_all_who_read(run, fault):
         reader.verify(layout.find(str(run)))
     with pytest.raises(reader.CorruptCheckpointError):
         reader.load_arrays(str(run), ("params", "opt_state", "step"))
-    assert step_names(run) == ["1", "2"]  # nobody but a start renames anything
+    assert step_names(run) == ["1", "2"]  # only a start renames steps
     saver.quarantine(2, caught.value.reason)
     assert saver.latest_step() == 1 and step_names(run) == ["1", "corrupt-2"]
     assert_same(saver.restore(1, abstract()), make_state(1))
@@ -238,7 +238,7 @@ def test_another_model_is_not_damage(run):
 
 
 def of_tensorstore(code, number):
-    """As tensorstore says that a disk does not answer."""
+    """An error of tensorstore for a disk that does not respond."""
     return ValueError(
         f'{code}Error opening "zarr" driver: Error reading local file "d/0": Failed to read: '
         f"No [tensorstore_spec='{{}}'] [os_error_code='{number}']"
@@ -283,14 +283,14 @@ def test_what_does_not_prove_damage_is_not_damage(run, monkeypatch, error):
         with pytest.raises(UsageError) as caught:
             read()
         assert not isinstance(caught.value, reader.CorruptCheckpointError)
-        said = str(caught.value)
-        assert f"checkpoints/2 cannot be read ({type(error).__name__}: " in said
-        assert "left unchanged" in said and "\n" not in said
+        message = str(caught.value)
+        assert f"checkpoints/2 cannot be read ({type(error).__name__}: " in message
+        assert "left unchanged" in message and "\n" not in message
     saver.close()
 
 
 def test_a_disk_that_refuses_a_file_is_not_damage(run):
-    """What tensorstore itself says of a number of the operating system, ELOOP."""
+    """A real error of tensorstore with an error code of the operating system, ELOOP."""
     for file in data_files(run / "checkpoints" / "2"):
         os.remove(file)
         os.symlink(os.path.basename(file), file)
@@ -301,7 +301,7 @@ def test_a_disk_that_refuses_a_file_is_not_damage(run):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"state/_METADATA": "0"}'])
 def test_small_files_without_checksums_prove_nothing(run, text):
-    """As those of an earlier version, and of a process that was killed at the wrong moment."""
+    """As in earlier versions, or after a kill at the wrong moment."""
     sums = run / "checkpoints" / "2" / "small_files.json"
     sums.write_text(text) if text else os.remove(sums)
     assert reader.verify(layout.find(str(run))) == (5, True)
@@ -312,7 +312,7 @@ def test_small_files_without_checksums_prove_nothing(run, text):
 
 
 @pytest.mark.parametrize("moment", ["before", "while"])
-def test_a_step_that_its_run_deletes_meanwhile_is_no_damage(run, monkeypatch, caplog, moment):
+def test_a_step_deleted_while_it_is_read_is_not_damaged(run, monkeypatch, caplog, moment):
     path, restore, seen = str(run), ocp.PyTreeCheckpointHandler.restore, []
 
     def train_on():
@@ -381,7 +381,7 @@ def test_a_disk_that_is_full_is_told_and_the_step_saved_again(tmp_path):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert saver.pop_error() is None  # told once
+    assert saver.pop_error() is None  # reported once
     assert saver.latest_step() == 1
     saver.save(make_state(2), {"step": 2})
     saver.wait()
@@ -485,7 +485,7 @@ def test_a_save_leaves_nothing_behind_in_memory(tmp_path):
     assert (objects_after(range(4, 9)) - before) / 5 < 40
 
 
-def test_what_a_kill_left_is_removed_at_the_start_alone(run, caplog):
+def test_leftovers_of_a_kill_are_removed_only_at_the_start(run, caplog):
     left = [run / "checkpoints" / n for n in ("3.orbax-checkpoint-tmp", "deleting-0")]
     for folder in left:
         (folder / "state").mkdir(parents=True)
@@ -525,7 +525,7 @@ def test_verifying_reads_a_little_at_a_time(run, monkeypatch):
     assert reader.verify(layout.find(str(run))) == (5, True)
     assert groups == [1] * 5
     reader.load_arrays(str(run))
-    assert groups[5:] == [2]  # the parameters alone
+    assert groups[5:] == [2]  # only the parameters
 
 
 def test_names_of_what_is_set_aside_never_collide(run):
@@ -562,12 +562,12 @@ def save(step):
 if first:
     open(run + "/checkpoints", "w").close()
 meet()
-save(1)  # refused by process 0, told by both
+save(1)  # refused by process 0, reported by both
 if first:
     os.remove(run + "/checkpoints")
 meet()
 save(1)
-# One process cannot write its part; nobody waits long, and the same step is saved when it can.
+# One process cannot write its part: none waits long, and the step can be saved again later.
 writer.WAIT_SECONDS = 5
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)

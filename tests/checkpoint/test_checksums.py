@@ -1,4 +1,4 @@
-"""Checksums: the same everywhere, and different for any other content."""
+"""Checksums are the same on all devices and differ for any other content."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_a_changed_bit_is_always_found():
             assert checksums.differences(right, checksums.host_record(wrong)[0])
 
 
-def test_other_orders_signs_and_long_arrays_are_told_apart():
+def test_order_signs_and_long_arrays_matter():
     x = np.arange(3 * checksums.CHUNK + 5, dtype=np.float32)
     right, _ = checksums.host_record({"x": x})
     assert checksums.device_record({"x": jnp.asarray(x)}) == (right, [])

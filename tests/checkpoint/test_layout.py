@@ -1,4 +1,4 @@
-"""Folders of checkpoints, on a disk and in a bucket (which a folder plays here)."""
+"""Folders of checkpoints, on a disk and in a bucket (simulated by a folder)."""
 
 import os
 

@@ -153,7 +153,8 @@ def test_averages_inside_a_file_are_noted_and_taken_when_asked_for(tmp_path, key
     model = convert.load(path, hints=CLASSIFIER)
     assert model.averaged
     assert (
-        f"the file also has averaged weights ({key}): convert --ema reads them" in model.report.notes
+        f"the file also has averaged weights ({key}): convert --ema reads them"
+        in model.report.notes
     )
     np.testing.assert_array_equal(bias(path), arrays["head.bias"])
     np.testing.assert_array_equal(bias(path, ema=True), arrays["head.bias"] + 1)

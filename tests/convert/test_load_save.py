@@ -265,7 +265,7 @@ def test_the_grid_is_read_from_the_fixed_table_and_never_guessed(tmp_path):
     assert any("assumed that 64 positions are a 8x8 grid" in n for n in square.report.notes)
 
 
-def test_an_autoencoder_with_other_tables_gives_its_encoder_alone(tmp_path):
+def test_an_autoencoder_with_other_tables_gives_only_its_encoder(tmp_path):
     learnt = np.random.default_rng(0).normal(size=(1, 65, 48)).astype(np.float32)
     path = change(tmp_path, {"pos_embed": learnt})
     with pytest.raises(UsageError, match="--encoder_only keeps it"):
@@ -360,7 +360,7 @@ def test_what_is_missing_is_reported_not_stumbled_over(tmp_path, name):
     assert report.missing == [name.replace(".", "_", 1).replace(".", "/")]
 
 
-def test_a_file_of_mae_pytorch_gives_its_encoder_alone(tmp_path):
+def test_a_file_of_mae_pytorch_gives_only_its_encoder(tmp_path):
     """It has no class token and no position table in it, and its positions are other ones."""
     arrays = {}
     for name, x in load_file(official.path("mae_tiny.safetensors")).items():

@@ -224,7 +224,7 @@ def calls(tree):
 
 
 def test_the_package_runs_nothing_that_it_reads():
-    """No unpickling but the reader's that knows tensors alone; no evaluation of text; no shell."""
+    """Only the reader unpickles, and only tensors; no evaluation of text, no shell."""
     found = collections.Counter()
     for path in (Path(REPO) / "mae_jax").rglob("*.py"):
         tree, name = (

@@ -75,11 +75,11 @@ def mask_tokens(request, tiny):
 
 
 def test_the_encoder_with_mask_tokens_leaves_them_behind(mask_tokens, encoder):
-    alone = surgery.encoder_only(mask_tokens)
-    alone.report.check()
-    assert alone.fields == encoder.fields and alone.params.keys() == encoder.params.keys()
+    bare = surgery.encoder_only(mask_tokens)
+    bare.report.check()
+    assert bare.fields == encoder.fields and bare.params.keys() == encoder.params.keys()
     np.testing.assert_array_equal(
-        *(tokens(model, random_images(1, 32, 32, 3)) for model in (alone, encoder))
+        *(tokens(model, random_images(1, 32, 32, 3)) for model in (bare, encoder))
     )
 
 
@@ -114,7 +114,7 @@ def seen(model, images):
 
 
 def test_grey_images_are_seen_as_their_three_equal_channels(tiny, encoder):
-    """Of bytes, as users have them: the three channels are normalised by different numbers."""
+    """With bytes, as users have them: each channel is normalized differently."""
     grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
     three = np.repeat(grey, 3, axis=-1)
     one = surgery.with_channels(encoder, 1, "mean")
@@ -186,7 +186,7 @@ def test_selected_channels_are_as_they_were(tiny):
         ("repeat", "2 channels cannot repeat 3"),
     ],
 )
-def test_channels_change_by_an_explicit_policy_alone(tiny, policy, error):
+def test_channels_change_only_by_an_explicit_policy(tiny, policy, error):
     with pytest.raises(UsageError, match=error):
         surgery.with_channels(tiny, 2, policy)
 
