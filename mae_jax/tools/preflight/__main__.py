@@ -1,19 +1,18 @@
-"""Checks, before an expensive run, that this machine and the others can do it.
+"""Checks before an expensive run that all machines are ready for it.
 
 Examples:
   python -m mae_jax.tools.preflight --config=configs/demo.py
   srun python -m mae_jax.tools.preflight --config=configs/vit_l.py --workdir=DIR
 
-Takes the flags of mae_jax.main; start it the way the run will be started, on
-every machine. It compares the processes, writes to the workdir and cleans up,
+Takes the flags of mae_jax.main. Start it on every machine, the way the run will
+be started. It compares the processes, writes to the workdir and cleans up,
 measures an all-reduce, restores the checkpoint or reads the weights that the
-run would start from, reads data, and makes four training steps with the
-recipe's batch. Nothing is left behind, and the run need not compile again what
-was compiled here.
+run would start from, reads data, and runs four training steps with the recipe's
+batch. It leaves no files, and the run reuses the compiled programs.
 
-Process 0 prints every row; the others print only rows that need attention.
+Process 0 prints every row; others print only rows that need attention.
 
-Exit status: 0 no check failed (there may be warnings, !), 1 a check failed (✗),
+Exit status: 0 no check failed (possibly warnings, !), 1 a check failed (✗),
 2 invalid input.
 """
 

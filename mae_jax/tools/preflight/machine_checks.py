@@ -1,4 +1,4 @@
-"""What is looked at of the machines: devices, versions, disk, memory, clocks, what connects them.
+"""Checks of the machines: devices, versions, disk, memory, clocks, interconnect.
 
 All processes must call `clocks` and `all_reduce` together.
 """
@@ -21,13 +21,13 @@ from mae_jax.runtime import environment, host
 from mae_jax.runtime.host import available_memory
 from mae_jax.tools.preflight.report import FAILED, OK, WARNING, Row
 
-HOST_GB = 4.0  # of memory that should be free
+HOST_GB = 4.0  # free memory that a run needs
 DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 IN_MEMORY = ("tmpfs", "ramfs")  # file systems
 
 
 def devices() -> Row:
-    """Which devices jax has, and whether there are others that it does not see."""
+    """The devices of JAX, and whether there are others that it does not see."""
     here = jax.local_devices()
     seen = f"{jax.device_count()} x {here[0].device_kind}, {len(here)} of this process"
     unseen = [path for pattern in DEVICE_FILES for path in glob.glob(pattern)]
@@ -38,19 +38,19 @@ def devices() -> Row:
 
 
 def versions() -> Row:
-    """What is installed, and the revision of this program."""
+    """Versions of the packages, and the revision of this code."""
     found = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
     return Row(OK, "versions", f"{found}, git {environment.git_revision()}")
 
 
 def room(folder: str, size: int, keep: int, there: int = 0) -> Row:
-    """Whether the disk has room for the checkpoints: those that are kept, and the next one.
+    """Whether the disk has room for the checkpoints to keep and one more.
 
     Args:
       folder: the workdir, which need not exist.
       size: bytes of the state.
-      keep: how many checkpoints are kept.
-      there: how many of these are on the disk already.
+      keep: number of checkpoints to keep.
+      there: number of checkpoints already on the disk.
     """
     more = max(1, keep + 1 - there)
     while not os.path.isdir(folder):
@@ -62,39 +62,44 @@ def room(folder: str, size: int, keep: int, there: int = 0) -> Row:
         f"{needed / 1e9:,.1f} GB"
     )
     if free < needed:
-        return Row(FAILED, "disk", seen, "another --workdir, or fewer: --config.checkpoint.keep=1")
+        return Row(
+            FAILED,
+            "disk",
+            seen,
+            "another --workdir, or fewer: --config.checkpoint.keep=1",
+        )
     if kind in IN_MEMORY:
-        return Row(WARNING, "disk", seen, "it is memory, gone with this machine: another --workdir")
+        return Row(WARNING, "disk", seen, "a RAM disk, gone with this machine: another --workdir")
     return Row(OK, "disk", seen)
 
 
 def _file_system(folder: str) -> str:
-    """Type of the file system that a folder is on; "" where Linux does not tell."""
+    """Type of the file system that a folder is on; "" if unknown."""
     try:
         with open("/proc/mounts", encoding="utf-8", errors="replace") as file:
             mounts = [line.split()[1:3] for line in file]
     except FileNotFoundError:
         return ""
     folder = os.path.join(os.path.realpath(folder), "")
-    around = [
+    parents = [
         (len(place), index, kind)
         for index, (place, kind) in enumerate(mounts)
         if folder.startswith(os.path.join(place.replace("\\040", " "), ""))
     ]
-    return max(around, default=(0, 0, ""))[2]  # of two at one place the later one counts
+    return max(parents, default=(0, 0, ""))[2]  # of two mounts at one place the later one counts
 
 
 def host_memory() -> Row:
-    """Memory that is free for this process."""
+    """CPUs and free memory for this process."""
     free = available_memory() / 1e9
     seen = f"{host.usable_cpus()} CPUs, {free:,.1f} GB of memory free"
-    advice = "end what else runs here, or --config.data.prefetch=1 --config.data.cache=none"
+    advice = "stop other programs, or --config.data.prefetch=1 --config.data.cache=none"
     return Row(OK, "host", seen) if free >= HOST_GB else Row(WARNING, "host", seen, advice)
 
 
 def clocks() -> Row:
-    """How far the clocks of the processes are apart."""
-    collectives.all_gather(0)  # then all of them look at the same moment
+    """How far apart the clocks of the processes are."""
+    collectives.all_gather(0)  # a barrier, so that all read their clocks together
     read = collectives.all_gather(int(time.time()))
     apart = max(read) - min(read)
     seen = f"within {apart} s" if len(read) > 1 else "one process"
@@ -105,7 +110,7 @@ def clocks() -> Row:
 
 
 def all_reduce(mesh: Mesh) -> Row:
-    """Whether a sum over all devices, as that of the gradients, is right, and what it takes."""
+    """Whether an all-reduce over all devices is correct, and its bandwidth."""
     if mesh.size == 1:
         return Row(OK, "all-reduce", "one device")
     megabytes = 4 if jax.default_backend() == "cpu" else 64
@@ -134,21 +139,21 @@ def _numbered(mesh: Mesh, length: int) -> jax.Array:
 
 
 def device_memory(devices: list[Any]) -> list[Row]:
-    """How full the fullest of these devices has been, where they tell; CPU does not."""
+    """Peak memory of the fullest device, if devices report it (CPU does not)."""
     stats = [device.memory_stats() or {} for device in devices]
     known = [x for x in stats if x.get("peak_bytes_in_use") and x.get("bytes_limit")]
     if not known:
         return []
     fullest = max(known, key=lambda x: x["peak_bytes_in_use"] / x["bytes_limit"])
     peak, limit = fullest["peak_bytes_in_use"], fullest["bytes_limit"]
-    seen = f"{peak / 1e9:.1f} of {limit / 1e9:.1f} GB at the most"
+    seen = f"{peak / 1e9:.1f} of {limit / 1e9:.1f} GB at most"
     if peak <= 0.9 * limit:
         return [Row(OK, "memory", seen)]
     return [Row(WARNING, "memory", seen, "it is close: docs/performance.md#when-it-does-not-fit")]
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """(seconds, result) of a call, also of what it leaves the devices to do."""
+    """Returns (seconds, result) of a call, including its asynchronous work on the devices."""
     began = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
     return time.perf_counter() - began, result

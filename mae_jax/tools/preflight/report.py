@@ -1,4 +1,4 @@
-"""What a preflight has found, row by row, and whether it is well on every process."""
+"""The results of a preflight, row by row, and whether all checks passed on every process."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,13 +12,13 @@ OK, WARNING, FAILED = "✓", "!", "✗"
 
 
 class Row(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
       mark: OK, WARNING or FAILED.
-      name: of what.
-      seen: what was found.
-      advice: what to do, where something is to be done.
+      name: name of the check.
+      seen: the result as text.
+      advice: what to do, if anything.
     """
 
     mark: str
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     advice: str = ""
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """The row as printed lines."""
         advice = [f"  {'':<11} -> {self.advice}"] if self.advice else []
         return [f"{self.mark} {self.name:<11} {self.seen}", *advice]
 
@@ -36,10 +36,10 @@ class Report:
     """The rows so far.
 
     Args:
-      tell: gets a row as soon as it is known.
+      tell: called with each row as soon as it is known.
 
     Attributes:
-      fine: whether nothing has failed, on any process.
+      fine: whether no check has failed on any process.
     """
 
     def __init__(self, tell: Callable[[Row], None]):
@@ -52,7 +52,7 @@ class Report:
             self._tell(row)
 
     def add(self, *rows: Row) -> bool:
-        """Adds rows that each process found for itself; whether none failed on any of them.
+        """Adds rows that each process determined itself; returns whether none failed anywhere.
 
         All processes must call this together.
         """
@@ -62,10 +62,10 @@ class Report:
         return fine
 
     def add_shared(self, *rows: Row) -> bool:
-        """The same of what the processes did together.
+        """Like `add`, for rows of work that the processes did together.
 
         Raises:
-          RunError: it failed here, where the others may still be at it and cannot be asked.
+          RunError: the work failed here; the others may still be busy and cannot be asked.
         """
         failed = [row for row in rows if row.mark == FAILED]
         if failed and jax.process_count() > 1:

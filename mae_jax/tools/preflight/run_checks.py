@@ -1,4 +1,4 @@
-"""What is looked at of the run: where it begins, its data, and some of its steps.
+"""Checks of the run: where it starts, its data, and a few steps.
 
 All processes must call these functions together.
 """
@@ -29,18 +29,18 @@ NO_MEMORY = "out of memory? docs/performance.md#when-it-does-not-fit"
 
 
 def make_task(config: Any, folder: str, *, allow_config_change: bool) -> Any:
-    """The run's task, if nobody else is at work in the workdir and all processes are alike.
+    """Creates the run's task, if the workdir is not in use and all processes agree.
 
     Raises:
-      UsageError: on every process, whatever `main` refuses before it looks for a state.
+      UsageError: on every process, for anything that `main` refuses before it restores a state.
     """
     first = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
         with consistency.propagate_startup_error():
             sharding.make_mesh(**config.mesh)
             closing.enter_context(workdir.lock(folder, first=first))
-            # Before its first checkpoint a run has nothing there that is needed, and a task would
-            # replace what an earlier start has kept, such as the list of images.
+            # Without a checkpoint nothing in the workdir is needed, and a task would replace files
+            # of an earlier start, such as the list of images.
             task = TASKS[config.task](config, folder if layout.exists(folder) else "")
             facts = run_info.consistency_facts(task, allow_config_change=allow_config_change)
         consistency.check_consistency(config, folder, facts)
@@ -50,47 +50,49 @@ def make_task(config: Any, folder: str, *, allow_config_change: bool) -> Any:
 def start(
     task: Task, config: Any, folder: str, abstract: TrainState, *, allow_config_change: bool
 ) -> tuple[TrainState | None, Row]:
-    """(the state that the run would begin with, where that is); None where it cannot begin."""
+    """Returns (initial state of the run, row); None if the run cannot start."""
     saver = checkpointer.Checkpointer(folder, read_only=True)
     try:
-        state, _, said, *_ = start_state(task, config, folder, saver, abstract, allow_config_change)
+        state, _, summary, *_ = start_state(
+            task, config, folder, saver, abstract, allow_config_change
+        )
     except EXPECTED as error:
         advice = NO_MEMORY if isinstance(error, jax.errors.JaxRuntimeError) else ""
         return None, Row(FAILED, "start", _line(error), advice)
     step = int(state.step)
     damaged = [str(later) for later in saver.steps() if later > step]
     if damaged:
-        advice = f"checkpoint {', '.join(damaged)} is damaged: the steps since are done again"
-        return state, Row(WARNING, "start", said, advice)
+        advice = f"checkpoint {', '.join(damaged)} is damaged: the steps after {step} are repeated"
+        return state, Row(WARNING, "start", summary, advice)
     if 0 < task.num_steps <= step:
-        advice = "nothing is left to do: another --workdir for a new run, or more epochs"
-        return state, Row(WARNING, "start", said, advice)
-    return state, Row(OK, "start", said)
+        advice = "nothing is left to do: give another --workdir for a new run, or more epochs"
+        return state, Row(WARNING, "start", summary, advice)
+    return state, Row(OK, "start", summary)
 
 
 def recipe(task: Task, config: Any) -> Row:
-    """What is trained, for how long."""
+    """What is trained, and for how long."""
     facts = {"task": config.task, **task.summary()}
     names = ("task", "parameters", "trained", "global batch", "steps", "learning rate")
     return Row(OK, "recipe", "; ".join(f"{name} {facts[name]}" for name in names if name in facts))
 
 
-def reading(batches: Any, rows: int, there: str) -> tuple[Any, Row]:
-    """(a batch, how fast this host reads); None where nothing can be read.
+def reading(batches: Any, rows: int, data: str) -> tuple[Any, Row]:
+    """Returns (a batch, row with the reading speed of this host); None if reading fails.
 
     Args:
       batches: from `Task.train_batches`.
-      rows: of a batch, on this host.
-      there: what data these are.
+      rows: rows of a batch on this host.
+      data: description of the data.
     """
     try:
         first, batch = timed(next, batches)
         seconds = sum(timed(next, batches)[0] for _ in range(BATCHES))
     except EXPECTED as error:
-        seen = f"{there}: {_line(error)}"
+        seen = f"{data}: {_line(error)}"
         return None, Row(FAILED, "data", seen, "docs/data.md says what can be read")
     rate = rows * BATCHES / max(seconds, 1e-9)
-    seen = f"{there}; {rate:,.0f} images/s on this host, the first batch after {first:.1f} s"
+    seen = f"{data}; {rate:,.0f} images/s on this host, the first batch after {first:.1f} s"
     if not batches.bad_count:
         return batch, Row(OK, "data", seen)
     bad = f"{seen}; {batches.bad_count} of these images bad"
@@ -100,17 +102,17 @@ def reading(batches: Any, rows: int, there: str) -> tuple[Any, Row]:
 def stepping(
     task: Task, config: Any, mesh: Mesh, abstract: TrainState, state: TrainState, batch: Any
 ) -> Row:
-    """Some steps of training with the recipe's batch, from a state, which is used up."""
+    """Runs a few training steps with the recipe's batch; the state is donated."""
     make: Any = make_train_step
     left = task.num_steps - int(state.step)
     step = make(task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum)
     try:
         on_device = sharding.to_device(mesh, batch)
         compiling, (state, values) = timed(step, state, on_device)
-        found, times = [values], []
+        metrics, times = [values], []
         for _ in range(STEPS):
             seconds, (state, values) = timed(step, state, on_device)
-            found.append(values)
+            metrics.append(values)
             times.append(seconds)
     except EXPECTED as error:
         return Row(FAILED, "step", _line(error), NO_MEMORY)
@@ -119,9 +121,9 @@ def stepping(
         f"loss {loss:.4g}, {config.batch_size / min(times):,.0f} images/s; compiled in "
         f"{compiling:.0f} s; at this speed {left:,} steps take {_duration(min(times) * left)}"
     )
-    if not math.isfinite(loss) or any(float(values["skipped"]) for values in found):
+    if not math.isfinite(loss) or any(float(values["skipped"]) for values in metrics):
         seen = f"not finite (docs/fault_tolerance.md#non-finite-updates): {seen}"
-        advice = "look at the images, --config.data.mean and data.std, --config.optim.base_lr"
+        advice = "check the images, --config.data.mean and data.std, --config.optim.base_lr"
         return Row(FAILED, "step", seen, advice)
     return Row(OK, "step", seen)
 

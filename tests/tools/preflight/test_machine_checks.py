@@ -1,4 +1,4 @@
-"""What is looked at of a machine, with the faults it is for."""
+"""Checks of a machine, each with the faults it must detect."""
 
 import builtins
 import collections

@@ -39,6 +39,6 @@ def test_where_the_others_cannot_be_asked_it_is_raised(told, monkeypatch):
     assert told == [BAD, BAD]
 
 
-def test_lines_for_a_person():
+def test_printed_lines():
     assert GOOD.lines() == ["✓ a           x"]
     assert ODD.lines() == ["! b           y", " " * 14 + "-> mend it"]

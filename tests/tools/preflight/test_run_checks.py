@@ -1,4 +1,4 @@
-"""What is looked at of a run, with the faults it is for."""
+"""Checks of a run, each with the faults it must detect."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def run(finished, tmp_path):
 
 
 def files(folder):
-    """Names and times of change below a folder."""
+    """Paths and modification times of all files in a folder."""
     return {
         os.path.join(top, name): os.stat(os.path.join(top, name)).st_mtime_ns
         for top, _, names in os.walk(folder)
@@ -45,7 +45,7 @@ def files(folder):
 
 
 def start(folder, *, allow=False, config=None, **changes):
-    """The row, and the step to begin with; nothing in the folder changes."""
+    """The row and the initial step; nothing in the folder may change."""
     config, before = config or tiny_configs.config(**CONFIG | changes), files(folder)
     task = run_checks.make_task(config, str(folder), allow_config_change=allow)
     mesh = sharding.make_mesh(**config.mesh)
@@ -59,7 +59,7 @@ def test_from_scratch(tmp_path):
     assert start(tmp_path) == ((OK, "start", "from scratch", ""), 0)
 
 
-def test_a_run_that_goes_on(run):
+def test_a_run_that_continues(run):
     shutil.rmtree(run / "checkpoints" / "6")
     assert start(run) == ((OK, "start", "continuing after step 4 of 6", ""), 4)
 
@@ -162,7 +162,7 @@ def test_a_workdir_in_use(tmp_path):
 
 
 class Batches:
-    """Some batches, then an error."""
+    """A few batches, then an error."""
 
     def __init__(self, batch, left, bad=0):
         self.batch, self.left, self.bad_count = batch, left, bad
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite():
 
 
 def test_an_update_that_is_not_finite(monkeypatch):
-    """Only one, and not of the last step."""
+    """Only one of them, not the last."""
     right, taken = run_checks.make_train_step, []
 
     def wrong(*words, **more):
