@@ -33,6 +33,7 @@ import numpy as np
 import tqdm
 
 from mae_jax import inference
+from mae_jax.checkpoint import checksums
 from mae_jax.config.diff import update_names
 from mae_jax.data import Source, eval_batches, image_source, storage
 from mae_jax.distributed import sharding
@@ -40,7 +41,6 @@ from mae_jax.runtime import disk, filesystem, text
 from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import STOPPED, RunError, UsageError, require
 from mae_jax.runtime.preemption import stop_on_signals
-from mae_jax.tools.inspect import content_hash
 from mae_jax.train import evaluate as evaluation
 
 SUFFIXES = (".npz", ".parquet")
@@ -159,7 +159,7 @@ def extract(
     pixels = jax.ShapeDtypeStruct((1, *model.image_size, model.channels), np.uint8)
     shape = jax.eval_shape(function, model.encoder_variables, pixels).shape[1:]
     settings = {
-        "weights": content_hash(model.params),
+        "weights": checksums.content_hash(model.params),
         "model": model.metadata["model"],
         "pixels": model.metadata["config"]["data"],
         "images": source.fingerprint(),

@@ -11,7 +11,6 @@ with, in all steps of a run, in one step or in a weights folder.
 Exit status: 0 sound, 1 damaged (--verify), 2 invalid input.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax import convert
-from mae_jax.checkpoint import layout, reader
+from mae_jax.checkpoint import checksums, layout, reader
 from mae_jax.config.diff import flatten
 from mae_jax.convert import readers, surgery
 from mae_jax.ops import trees
@@ -30,24 +29,13 @@ from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import FAILED, UsageError
 
 
-def content_hash(params: Any) -> str:
-    """SHA-256 of all parameters: names, shapes, dtypes and values. Independent of file layout."""
-    digest = hashlib.sha256()
-    arrays = trees.flatten(params)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 def describe(path: str) -> dict[str, Any]:
     """Everything the command prints, as plain values; arrays under our names and in our layout.
 
     A file that cannot be loaded as a model gives the reason as `why`, and arrays under its names.
     """
     if not convert.is_file(path):
-        return reader.read_one(path, _of_checkpoint)
+        return reader.resolve_and_read(path, _of_checkpoint)
     where = os.path.abspath(path)
     try:
         model = convert.load(path)
@@ -78,7 +66,7 @@ def _of_model(where: str, model: convert.Weights) -> dict[str, Any]:
         "metadata": model.metadata,
         "arrays": _arrays(model.params | model.statistics | target),
         "parameters": sum(x.size for x in model.params.values()),
-        "sha256": content_hash(model.params),
+        "sha256": checksums.content_hash(model.params),
     }
 
 
@@ -90,7 +78,7 @@ def _tokenizer(found: layout.CheckpointPath, metadata: dict[str, Any]) -> dict[s
         "metadata": metadata,
         "arrays": _arrays(params),
         "parameters": sum(x.size for x in params.values()),
-        "sha256": content_hash(params),
+        "sha256": checksums.content_hash(params),
     }
 
 
@@ -156,7 +144,7 @@ def verify(path: str) -> bool:
         )
     folder = layout.absolute(path)
     run = os.path.dirname(folder) if os.path.basename(folder) == layout.FOLDER else folder
-    aside = layout.corrupt(run)
+    aside = layout.quarantined(run)
     for name in aside:
         say(f"{name}: set aside as damaged when the run was started; not checked")
     steps = layout.steps(run)

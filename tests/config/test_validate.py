@@ -160,7 +160,7 @@ def test_problems_of_one_start_are_reported_together(tmp_path):
         "--config.data.mean=(0.5,) has 1",
         f"--config.data.root={tmp_path}/**/*.jpg does not exist: give the folder, "
         f"--config.data.root={tmp_path}",
-        f"--config.init_from={tmp_path}/no_run (by default, the run of",
+        f"--config.init_from={tmp_path}/no_run (default: the run of",
         "image height 18 is not",
     ):
         assert sum(line.startswith(f"  - {start}") for line in lines) == 1, (start, lines)

@@ -40,7 +40,7 @@ except UsageError as error:
 
 # A run saves while both processes look, and deletes what one of them is reading.
 reader.find = lambda path: CheckpointPath(f"{path}/checkpoints/{3 + index}", path, 3 + index)
-print("one", reader.find_one("/run"))
+print("one", reader.find_on_all_hosts("/run"))
 
 def read():
     if index == 1:
@@ -65,12 +65,12 @@ def test_arrays_of_process_0_are_those_of_both():
     lines = [[x for x in out.splitlines() if x.startswith(begin)] for out in (first, second)]
     other = "error process 0 failed; see its log above"
     one = f"one {CheckpointPath('/run/checkpoints/3', '/run', 3)}"
-    gone = "gone /run/checkpoints/3 is not there any more: another process could not read it"
+    gone = "gone /run/checkpoints/3 no longer exists: another process could not read it"
     assert lines[0] == [
         f"found {expected}",
         "error no images",
         one,
-        f"{gone}: see what it printed last",
+        f"{gone}: see its log above",
     ]
     assert lines[1] == [f"found {expected}", other, one, "gone 3 is not there"]
 

@@ -161,15 +161,15 @@ def test_what_is_compared_besides_the_configuration(tmp_path):
     """Everything that a checkpoint records about data and target, and `allow_config_change`."""
     config = tiny_configs.config()
     task = Pretrain(config, str(tmp_path))
-    facts = run_info.facts_of(task, allow_config_change=False)
+    facts = run_info.consistency_facts(task, allow_config_change=False)
     assert facts["--config.target"] == task.metadata(0)["target"]
     assert facts.items() >= task.metadata(0)["data"].items()
     say = consistency.describe(config, str(tmp_path), facts)
-    allowed = run_info.facts_of(task, allow_config_change=True)
+    allowed = run_info.consistency_facts(task, allow_config_change=True)
     line = disagreement([say, consistency.describe(config, str(tmp_path), allowed)])
     assert line is not None and "--allow_config_change true, but false" in line
     task.target.metadata = lambda: {"kind": "tokens", "hash": "other"}
-    other = run_info.facts_of(task, allow_config_change=False)
+    other = run_info.consistency_facts(task, allow_config_change=False)
     line = disagreement([say, consistency.describe(config, str(tmp_path), other)])
     assert line is not None and "--config.target" in line
 

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own: statuses, messages, signals, several processes."""
+"""The command line in subprocesses: exit statuses, messages, signals, several processes."""
 
 import os
 import re
@@ -83,7 +83,7 @@ def test_impossible_run_is_refused_with_the_way_out(tmp_path, changes, message):
 
 
 def signal_after_step_three(process, number):
-    """Sends the signal once a step from 3 on is logged; returns what was printed till then."""
+    """Sends the signal once step 3 or later is logged; returns the output so far."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -139,7 +139,7 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
 
 
 def start_two(flags, cwd, own=((), ())):
-    """Two processes of one run, with two devices each and flags of their own."""
+    """Two processes of one run, with two devices and individual flags each."""
     several = [f"--coordinator={free_address()}", "--num_processes=2"]
     return [
         start(*flags, *several, f"--process_id={i}", *own[i], cwd=cwd, devices=2) for i in range(2)

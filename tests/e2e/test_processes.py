@@ -1,4 +1,4 @@
-"""Two real processes that compare themselves, and of which one hangs."""
+"""Two real processes that compare their setups; one of them hangs."""
 
 import glob
 import os
@@ -61,13 +61,13 @@ except errors.UsageError as error:
 
 
 def run_both(what, workdirs):
-    """(status, output and errors) of both."""
+    """(exit status, stdout and stderr) of both."""
     results = run_two(CHILD, [[str(workdir), what] for workdir in workdirs], timeout=120)
     return [(status, output + errors) for status, output, errors in results]
 
 
 def errors(results):
-    """The line that each of them ends with."""
+    """The last line of each."""
     lines = []
     for status, output in results:
         assert status == 2, output

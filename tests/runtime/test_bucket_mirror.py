@@ -25,7 +25,7 @@ def test_what_was_written_is_in_the_bucket_before_a_checkpoint_and_at_the_end(gc
     writer.secure()
     assert [line["step"] for line in metric_writer.read(RUN)] == [1]
     writer.write(2, "train", {"loss": 0.5})
-    place = writer._growing.folder
+    place = writer._mirror.folder
     writer.close()
     assert [line["step"] for line in metric_writer.read(RUN)] == [1, 2]
     (board,) = [name for name in gcs.names("bucket") if "tensorboard" in name]
@@ -66,7 +66,7 @@ def test_what_cannot_be_copied_at_the_end_stays_on_the_disk(gcs, caplog):
     gcs.refuse("WRITE", "", 403)
     writer.write(1, "train", {"loss": 1.0})
     writer.close()
-    place = writer._growing.folder
+    place = writer._mirror.folder
     assert f"not be copied to {RUN}; they stay in {place}" in caplog.text
     assert [line["step"] for line in metric_writer.read(place)] == [1]
 

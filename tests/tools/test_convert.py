@@ -53,11 +53,11 @@ def test_bad_commands_are_one_line(tmp_path, capsys):
     for more, error in (
         ([], "--num_heads"),
         ([*HEADS, "--format", "onnx"], "--format=onnx is not one of mae, hf"),
-        ([*HEADS, "--ema"], "keeps no averaged weights"),
+        ([*HEADS, "--ema"], "has no averaged weights"),
         ([*HEADS, "--fc_norm"], "add --encoder_only"),
         ([*HEADS, "--resample_patch", "6"], "add --encoder_only"),
         ([*HEADS, "--channels", "1"], "--channel_policy of convert"),
-        ([*HEADS, "--channels", "0", "--channel_policy", "mean"], "0 channels are none"),
+        ([*HEADS, "--channels", "0", "--channel_policy", "mean"], "channels=0 must be positive"),
         ([*HEADS, "--resize", "32", "32", "32"], "must be one number, or height and width"),
         ([*HEADS, "--format", "official"], "writes a file ending in .safetensors or .pth"),
         ([*HEADS, "--classes", "gone.txt"], "gone.txt"),
@@ -94,7 +94,7 @@ def test_missing_parameters_are_named_and_start_from_scratch(tmp_path, capsys):
     assert "missing ['cls_token']" in capsys.readouterr().err
     assert command(path, out, "--num_heads", "3", "--allow_missing", "cls*") == 0
     assert convert.load(str(out)).metadata["missing"] == ["cls_token"]
-    with pytest.raises(UsageError, match="needs all parameters; missing are"):
+    with pytest.raises(UsageError, match="needs all parameters; missing: "):
         command(out, tmp_path / "hf", "--format", "hf_vit")
     config = tiny_configs.classify_config(init_from=str(out), steps=1, **MODEL)
     assert loop.run(Classify(config, str(tmp_path / "run")), config, str(tmp_path / "run"))
@@ -169,7 +169,7 @@ def test_unsuitable_weights_stop_a_run_before_anything_is_compiled(tmp_path):
         loop.run(Pretrain(config, ""), config, str(tmp_path / "a"))
     config = tiny_configs.config(resume=str(tmp_path / "w"), steps=1, **MODEL, **DECODER)
     assert command(MAE, tmp_path / "w", *HEADS) == 0
-    with pytest.raises(UsageError, match="weights without an optimizer: begin with them"):
+    with pytest.raises(UsageError, match="weights without an optimizer state: start a new"):
         loop.run(Pretrain(config, ""), config, str(tmp_path / "b"))
 
 

@@ -43,7 +43,7 @@ def make_task(config: Any, folder: str, *, allow_config_change: bool) -> Any:
             # Without a checkpoint the task needs nothing from the workdir, and would overwrite
             # files of an earlier start, such as the list of images.
             task = TASKS[config.task](config, folder if layout.exists(folder) else "")
-            facts = run_info.facts_of(task, allow_config_change=allow_config_change)
+            facts = run_info.consistency_facts(task, allow_config_change=allow_config_change)
         consistency.check_consistency(config, folder, facts)
     return task
 

@@ -297,7 +297,7 @@ def test_the_tools_know_it(trained, tmp_path, capsys):
         assert again.kind == "vit" and not again.target
     for format in ("timm", "hf_vit"):
         convert.save(convert.load(str(trained)), str(tmp_path / format), format=format)
-    with pytest.raises(UsageError, match="only the encoder is of use"):
+    with pytest.raises(UsageError, match="only the encoder can be adapted"):
         surgery.with_channels(convert.load(str(trained)), 1, "mean")
 
 

@@ -9,8 +9,6 @@ import pytest
 
 from mae_jax.distributed import sharding
 from mae_jax.runtime import workdir, workdir_lock
-from mae_jax.runtime.errors import UsageError
-from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools.preflight import run as preflight
 from mae_jax.tools.preflight import run_checks
@@ -46,10 +44,11 @@ def files(folder):
     }
 
 
-def start(folder, *, kind=Pretrain, allow=False, config=None, **changes):
+def start(folder, *, allow=False, config=None, **changes):
     """The row, and the step the run would start from; nothing in the folder changes."""
     config, before = config or tiny_configs.config(**CONFIG | changes), files(folder)
-    task, mesh = kind(config, str(folder)), sharding.make_mesh(**config.mesh)
+    task = run_checks.make_task(config, str(folder), allow_config_change=allow)
+    mesh = sharding.make_mesh(**config.mesh)
     abstract = abstract_state(task, mesh)
     state, row = run_checks.start(task, config, str(folder), abstract, allow_config_change=allow)
     assert files(folder) == before
@@ -116,7 +115,7 @@ def test_weights(run, tmp_path):
     assert step == 0 and row.mark == OK
     assert row.seen == f"weights from {run}: {total} of {total} arrays"
     tune = tiny_configs.classify_config(init_from=str(run))
-    row, _ = start(tmp_path / "new", kind=Classify, config=tune)
+    row, _ = start(tmp_path / "new", config=tune)
     assert row.mark == OK and row.seen == f"weights from {run}: 16 of 20 arrays"
 
 
@@ -125,8 +124,10 @@ def test_weights_that_do_not_fit_or_are_not_there(run, tmp_path):
     row, step = start(tmp_path / "new", init_from=str(run), model__depth=2)
     assert row.mark == FAILED and step is None
     assert "missing" in row.seen and "blocks_1/attn/qkv/kernel" in row.seen
-    with pytest.raises(UsageError, match="no checkpoint under"):  # the recipe's row
-        start(tmp_path / "new", init_from=str(tmp_path / "nowhere"))
+    for nowhere in (tmp_path / "nowhere", tmp_path / "nowhere.pth"):
+        row, _ = start(tmp_path / "new", init_from=str(nowhere))
+        assert row.mark == FAILED and f"--config.init_from={nowhere} (by default" in row.seen
+        assert "no checkpoint under" in row.seen or "no file" in row.seen
     damage(run, 6)
     row, _ = start(tmp_path / "new", init_from=str(run))
     assert row.mark == FAILED and "is damaged" in row.seen
