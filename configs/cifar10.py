@@ -6,7 +6,7 @@ Data: CIFAR-10 prepared by TFDS (50,000 images; if missing, the message says how
 or a folder of images with --config.data.source=folder --config.data.root=DIR, from which 5,000 are
 held out unless it has val/.
 
-For two CPU cores there is a setting with 4 blocks, width 128 and 24 epochs:
+A setting for two CPU cores, with 4 blocks, width 128, and 24 epochs:
 
     launch/local.sh --config=configs/cifar10.py:laptop
 

@@ -1,11 +1,11 @@
-"""A tiny masked autoencoder on images drawn by the project itself: the first thing to run.
+"""A tiny masked autoencoder on synthetic images: the first thing to run.
 
     launch/local.sh --config=configs/demo.py
 
 Hardware: anything; two CPU cores are enough.
 Cost (measured, two CPU cores): 220 to 270 images/s, under three minutes.
 Expect: held-out loss from 1.5 to about 0.43 (predicting each patch's own mean would cost 0.40). The
-figures in runs/demo/pictures recover colors and rough shapes where three quarters were hidden.
+figures in runs/demo/pictures recover colors and rough shapes where three quarters were masked.
 """
 
 import ml_collections

@@ -12,10 +12,10 @@ A small one for CIFAR-10, with 8 x 8 codes out of 512 for patches of 4 pixels:
 
     launch/local.sh --config=configs/tokenizer.py:cifar10
 
-Architecture, batch, optimizer and temperatures are those of DALL-E's (2102.12092, appendix A.2),
-which was trained for 3,000,000 updates on 250 million images: yours will differ. Differences in the
-recipe: the temperature falls over the whole run; the divergence has weight 1, which is the true
-bound, from the beginning (there it rises to 6.6 in the first 5000 updates); no averaged weights.
+Architecture, batch size, optimizer, and temperatures follow DALL-E (2102.12092, appendix A.2),
+which was trained for 3,000,000 updates on 250 million images: results will differ. Differences in
+the recipe: the temperature falls over the whole run; the KL divergence has weight 1, the true ELBO,
+from the start (in DALL-E it rises to 6.6 over the first 5000 updates); no averaged weights.
 
 Hardware: any GPU or TPU mesh whose device count divides 512; cifar10: two CPU cores are enough.
 Cost (arithmetic, not measured): 333 GFLOP per image for training; 40 epochs of ImageNet-1K are
@@ -42,7 +42,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
         config.epochs = 40.0
         config.batch_size = 512
         config.model.image_size = (112, 112)
-        config.model.patch_size = (8, 8)  # what a code stands for
+        config.model.patch_size = (8, 8)  # the pixels that a code covers
         config.optim.base_lr = 5e-5  # 1e-4 for the batch of 512
         config.optim.min_lr = 1.25e-6
         config.optim.b1 = 0.9

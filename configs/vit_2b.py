@@ -4,7 +4,7 @@
 
 The encoder of Singh et al. (2303.13496), width 2560, 24 blocks, 32 heads, with the recipe of
 configs/vit_h.py. It has not been trained with this code, and the learning rate may not suit it.
-To see what it needs on hardware you do not have:
+To find out what it needs on hardware that you do not have:
 
     python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --topology=v5e:8x8
 

@@ -4,7 +4,7 @@
 
 Same as configs/vit_l.py, which describes the data and `:ablation`.
 
-Hardware: as configs/vit_l.py; --config.mesh.fsdp=N splits parameters and optimizer state (7.9 GB
+Hardware: see configs/vit_l.py; --config.mesh.fsdp=N splits parameters and optimizer state (7.9 GB
 in float32) over N devices.
 Cost (arithmetic, not measured: 291.4 GFLOP per image for training): 1600 epochs are 5.97e20 FLOP,
 168 H100-hours at peak, so about 340 at 50 % utilization.

@@ -10,9 +10,10 @@ ablations (raw pixels, tables 1 and 2, figures 5 and 7) is:
 Data: ImageNet-1K prepared by TFDS, or raw class folders with
     --config.data.source=folder --config.data.root=DIR   (DIR has train/ and val/)
 
-Hardware: any TPU or GPU mesh whose device count divides 4096; --config.grad_accum=N makes the same
-update on fewer devices. Cost (arithmetic, not measured: 124.5 GFLOP per image for training): 1600
-epochs are 2.55e20 FLOP, 72 H100-hours at peak, so about 145 at 50 % utilization.
+Hardware: any TPU or GPU mesh whose device count divides 4096; --config.grad_accum=N gives the
+same update on fewer devices.
+Cost (arithmetic, not measured: 124.5 GFLOP per image for training): 1600 epochs are 2.55e20 FLOP,
+72 H100-hours at peak, so about 145 at 50 % utilization.
 Expect: loss 1.80 before the first step (normalized pixels), about 0.40 to 0.45 at the end;
 fine-tuned 85.9 %, linear probe 75.8 % (paper tables 3 and 12).
 """

@@ -5,11 +5,11 @@
 # Creates the TPU, sets it up, starts the run (see launch/tpu_pod.sh), and checks on it regularly. A
 # preempted TPU is created again. A run that stopped after saving, or that hung and was ended by the
 # watchdog, is restarted. If the run ends with an error, this script shows the end of its log and exits
-# with the same status. A run that is already alive on that TPU is watched.
+# with the same status. If a run is already alive on that TPU, it is watched.
 #
 # The workdir must outlive the TPU: a folder in a bucket or on a disk that all workers share.
 #
-# Ctrl-C does not stop the run; the same command watches it again.
+# Ctrl-C does not stop the run; rerun the same command to watch it again.
 #
 #   --project=, --runtime=, --spot, --queued, --network=, --subnetwork=, --service_account=,
 #   --wait_minutes=         as for tpu_pod.sh create
@@ -72,7 +72,7 @@ case $nfs in
   ?*) setup=("$nfs") lasting+='|^/mnt/mae_jax/.' ;;
 esac
 [[ $workdir =~ $lasting ]] || refuse "the workdir ${workdir:-runs/NAME} is on the TPU's own disk and lost" \
-  'with it: give --workdir=gs://BUCKET/run, or --nfs=HOST:/SHARE and --workdir=/mnt/mae_jax/run' \
+  'with it: use --workdir=gs://BUCKET/run, or --nfs=HOST:/SHARE and --workdir=/mnt/mae_jax/run' \
   '(--nfs=none if the workers mount a disk themselves)'
 # A hung run exits with 70 and is restarted.
 [[ $* == *--config.watchdog.abort* ]] || set -- "$@" --config.watchdog.abort=True
@@ -99,7 +99,7 @@ leave() {
 }
 trap leave INT TERM HUP
 
-# Respond to signals at once, not after the pause.
+# Sleeps in the background, so that signals are handled at once.
 pause() { # SECONDS
   sleep "$1" &
   wait $!

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Compares our training step with PyTorch's on one GPU, in under nine minutes: launch/bench.sh [flags]
 #
-#   launch/bench.sh --torch_python=/path/to/python   an interpreter that has torch with CUDA
+#   launch/bench.sh --torch_python=/path/to/python   an interpreter with a CUDA build of torch
 #   launch/bench.sh --repeats=50                     other flags of `mae_jax.tools.bench step`
 #
-# ViT-L comes first (and again with cuDNN's attention), then B and H. Each prints its table as soon as it
-# is done, so results are kept even if time runs out.
+# ViT-L runs first (and again with cuDNN's attention), then B and H. Each prints its table as soon as it is
+# done, so earlier results are kept if time runs out.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # this file may be a symlink
 setup run
 setup_environment
 

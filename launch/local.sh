@@ -2,7 +2,7 @@
 # Trains on this machine: launch/local.sh --config=configs/demo.py [flags of mae_jax.main]
 #
 # One process uses every GPU, every chip of a TPU host, or the CPU. The first call creates .venv (see
-# setup.sh); later calls start at once. Paths in the flags are relative to the current folder.
+# setup.sh); later calls start immediately. Paths in the flags are relative to the current folder.
 #
 #   --processes=N   N processes that share the GPUs evenly (or the CPU); one per GPU sometimes feeds
 #                   them faster. All but the first prefix their lines with the process, [1]. They
@@ -13,14 +13,14 @@
 #
 # Exit status, that of mae_jax.main: 0 done, 1 failed, 2 bad input, 70 ended by the watchdog, 75 stopped
 # by a signal after saving. After 70 and 75 the same command continues the run. If any process exits with
-# 75 or 70, that status is used (the others may have died of it); otherwise that of the first that failed.
+# 75 or 70, that status is used (it may have caused the others to fail); otherwise that of the first to fail.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # this file may be a symlink
 
 processes='' program=mae_jax.main
-for word; do # what is ours is taken out
+for word; do # extract the options of this script
   shift
   case $word in
     --processes=*) processes=${word#*=} ;;
@@ -103,14 +103,14 @@ forward() { # SIGNAL
   kill "-$1" ${pids[@]+"${pids[@]}"} 2>/dev/null || true
 }
 for name in INT TERM USR1; do
-  # shellcheck disable=SC2064 # the name is meant to be put in now
+  # shellcheck disable=SC2064 # expand the name now
   trap "forward $name" "$name"
 done
 for pid in ${pids[@]+"${pids[@]}"}; do
   while :; do # a signal ends the wait, not the process
     signaled='' now=0
     wait "$pid" || now=$?
-    ((now == 127)) || ended=$now # 127: it had ended before
+    ((now == 127)) || ended=$now # 127: it was already reaped
     [[ -n $signaled ]] || break
   done
   case $ended in

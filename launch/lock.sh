@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Writes launch/locks/: the versions that are tested together, with the hash of every published file.
+# Writes launch/locks/: package versions that are tested together, with the hash of every published file.
 # Needs uv (pip install uv).
 #
-#   launch/lock.sh            after changing requirements*.txt; other versions stay as they are
-#   launch/lock.sh --upgrade  the newest version of everything
+#   launch/lock.sh            after changing requirements*.txt; other versions do not change
+#   launch/lock.sh --upgrade  upgrades every package
 #
 # One list serves every supported Python and system. Before committing, run launch/test.sh with each
 # Python.
@@ -19,7 +19,7 @@ compile() { # FILE ARGUMENTS...: requirements come from the arguments and from t
     --no-emit-find-links --custom-compile-command launch/lock.sh --output-file "$@" - >/dev/null
 }
 
-# Everything at once first, so that the lists agree. uv keeps the versions already in the file.
+# Resolve everything at once first, so that the lists agree. uv keeps versions already in the file.
 sed -n 's/ \\$//; /==/p' launch/locks/*.txt | sort -u >"$new/all"
 printf 'jax[%s]\n' cuda12 cuda13 tpu |
   compile "$new/all" "$@" requirements.txt requirements-dev.txt

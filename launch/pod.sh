@@ -1,14 +1,14 @@
 # shellcheck shell=bash
 # Sourced by tpu_pod.sh and babysit.sh, after common.sh: selects the TPU and queries its workers.
 #
-# Some answers are kept in scratch, a folder that is removed at the end.
+# The workers' answers are kept in scratch, a temporary folder.
 # shellcheck disable=SC2154 # set by tpu_pod.sh and tpu_node.sh
 
 # --- options -----------------------------------------------------------------------------------------
 
 name='' zone='' project='' poll_seconds=''
 
-take_option() { # WORD: one that both scripts have
+take_option() { # WORD: an option that both scripts have
   case $1 in
     -h | --help) show_help "$0" && exit ;;
     --dry_run) dry_run=yes ;;
@@ -19,7 +19,7 @@ take_option() { # WORD: one that both scripts have
         '(see --help; flags of mae_jax come after --)'
       ;;
     *)
-      [[ -z $name ]] || refuse "one name, not '$name' and '$1'"
+      [[ -z $name ]] || refuse "give one name, not '$name' and '$1'"
       name=$1
       ;;
   esac
@@ -45,30 +45,30 @@ start_pod() {
 gcloud_do() { execute gcloud "$@" --quiet; }
 
 start_waiting() { deadline=$((SECONDS + wait_minutes * 60)); }
-pause_until_deadline() { # MESSAGE of giving up
+pause_until_deadline() { # MESSAGE on giving up
   ((SECONDS < deadline)) || die "$1"
   sleep "$poll_seconds"
 }
 
 # --- workers -----------------------------------------------------------------------------------------
 
-# Runs a command on all workers at once. The output of each is kept, with its exit status as the last
-# line: gcloud only reports that some worker failed, and counts a lost connection as a failure too.
+# Runs a command on all workers at once. The output of each is kept, with its exit status in the last line:
+# gcloud only reports that some worker failed, and treats a lost connection as a failure too.
 on_workers() { # COMMAND...
   rm -rf "$scratch/answers"
   mkdir "$scratch/answers"
   # shellcheck disable=SC2016 # $? is for the worker
   gcloud_do compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=all \
     --output-directory="$scratch/answers" --command="$(quoted "$@"); "'printf "\nexit status %s\n" $?' \
-    2>"$scratch/ssh" || true # which worker failed is found in the answers
+    2>"$scratch/ssh" || true # the answers show which worker failed
 }
 
-exit_of() { # WORKER: its exit status, or nothing when it did not answer
+exit_of() { # WORKER: its exit status, or nothing if it did not answer
   # shellcheck disable=SC2016 # $ is the last line
   sed -n '${s/^exit status \([0-9]*\)$/\1/p;}' "$scratch/answers/$1.log" 2>/dev/null || true
 }
 
-what_said() { # WORKER
+output_of() { # WORKER
   if [[ -n $(exit_of "$1") ]]; then
     sed '$d' "$scratch/answers/$1.log" | sed '${/^$/d;}'
   else
@@ -77,7 +77,7 @@ what_said() { # WORKER
   fi
 }
 
-# Sets failed: the numbers of the workers whose command failed, or that did not answer.
+# Sets failed: the numbers of the workers whose command failed or that did not answer.
 find_failed() {
   local i
   failed=''
@@ -90,7 +90,7 @@ find_failed() {
 show_answers() { # [WORKERS]
   local i
   for i in ${1:-$(seq 0 $((workers - 1)))}; do
-    what_said "$i" | sed "s/^/worker $i: /" >&2
+    output_of "$i" | sed "s/^/worker $i: /" >&2
   done
 }
 

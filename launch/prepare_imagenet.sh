@@ -7,7 +7,7 @@
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # this file may be a symlink
 setup run
 setup_environment
 exec "$python" -P -m mae_jax.tools.prepare_imagenet "$@"

@@ -2,7 +2,7 @@
 # Sourced by the launch scripts: creates .venv in the repository, once, and finds the interpreter.
 #
 #   source .../launch/setup.sh   sets root, the folder of the repository
-#   setup run                    or: setup dev, which adds what the tests need
+#   setup run                    or: setup dev, which adds test dependencies
 #   setup_environment
 #   "$python" ...                the interpreter; accelerator is cpu, cuda12, cuda13 or tpu
 #
@@ -11,7 +11,7 @@
 # Settings (environment variables):
 #   MAE_JAX_ACCELERATOR=cpu|cuda12|cuda13|tpu   install for this instead of the detected hardware
 #   MAE_JAX_UNLOCKED=1                          the newest packages instead of those in launch/locks/
-#   MAE_JAX_PYTHON=/path/to/python              use this interpreter as it is; install nothing
+#   MAE_JAX_PYTHON=/path/to/python              use this interpreter unchanged; install nothing
 # (MAE_JAX_SYSROOT replaces / when tests fake /proc, /dev and /sys.)
 
 root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
@@ -19,7 +19,7 @@ root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$root/launch/common.sh"
 
-# slurp NAME FILE: NAME=content of FILE, empty when it cannot be read; no process is started.
+# slurp NAME FILE: NAME=content of FILE, empty if it cannot be read; starts no process.
 slurp() {
   printf -v "$1" ''
   if [[ -r $2 ]]; then IFS= read -r -d '' "$1" <"$2" || true; fi
@@ -27,15 +27,15 @@ slurp() {
 
 # --- hardware ------------------------------------------------------------------------------------
 
-# The PCI ids by which JAX itself detects a TPU (jax/_src/hardware_utils.py). The vendor is not enough,
-# Google's network card has it too; and /dev/vfio exists on many machines without a TPU.
+# The PCI IDs by which JAX detects TPUs (jax/_src/hardware_utils.py). The vendor is not enough: Google's
+# network card has it too, and /dev/vfio exists on many machines without a TPU.
 tpu_pci_ids=' 0x0027 0x0056 0x005e 0x0062 0x0063 0x006f 0x0076 0x007c 0x0083 '
 
 has_tpu() {
   local sys=${MAE_JAX_SYSROOT:-} file vendor device
   compgen -G "$sys/dev/accel[0-9]*" >/dev/null || compgen -G "$sys/dev/vfio/[0-9]*" >/dev/null ||
     return 1
-  # Set in TPU containers; covers a generation whose id is not listed yet.
+  # Set in TPU containers; covers generations whose ID is not listed yet.
   [[ -z ${TPU_ACCELERATOR_TYPE:-} ]] || return 0
   for file in "$sys"/sys/bus/pci/devices/*/vendor; do
     slurp vendor "$file"
@@ -46,8 +46,8 @@ has_tpu() {
   return 1
 }
 
-# Sets accelerator, and gpu_note for the line printed on installation. nvidia-smi takes a good part of
-# a second, so its answer is cached with the driver version that it belongs to.
+# Sets accelerator, and gpu_note for the line printed on installation. nvidia-smi takes most of a
+# second, so its answer is cached together with the driver version.
 detect_nvidia() {
   local sys=${MAE_JAX_SYSROOT:-} kept='' answer='' line driver=0 capability oldest=999
   accelerator=cpu
@@ -66,7 +66,7 @@ detect_nvidia() {
   # WSL has no /proc/driver/nvidia; some containers have no nvidia-smi.
   if command -v nvidia-smi >/dev/null; then
     answer=$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null) ||
-      gpu_note=' (nvidia-smi is there but does not work)'
+      gpu_note=' (nvidia-smi exists but does not work)'
   fi
   while read -r line; do # one per GPU: 580.65.06, 9.0
     [[ $line =~ ^([0-9]+)\.[0-9.]+,\ *([0-9]+)\.([0-9]+) ]] || continue
@@ -94,7 +94,7 @@ detect_accelerator() {
 
 # --- is it installed? ----------------------------------------------------------------------------
 
-# Sets lists: the files that name the packages.
+# Sets lists: the package lists to install.
 find_lists() { # run|dev
   if [[ -n ${MAE_JAX_UNLOCKED:-} ]]; then
     lists=("$root/requirements.txt")
@@ -137,7 +137,7 @@ supported='import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (
 
 make_venv() {
   local candidate without_venv=''
-  # Each is run, not only looked up: a pyenv shim is on PATH whether or not its Python exists.
+  # Run each candidate: a pyenv shim is on PATH whether or not its Python exists.
   for candidate in python3.12 python3.13 python3.11 python3 python; do
     "$candidate" -c "$supported" >/dev/null 2>&1 || continue
     if [[ -n $uv ]]; then
@@ -150,7 +150,7 @@ make_venv() {
     fi
     without_venv=${without_venv:-$candidate}
   done
-  if [[ -n $uv ]]; then # uv fetches a Python of its own
+  if [[ -n $uv ]]; then # uv downloads a Python
     "$uv" venv --quiet --seed --allow-existing --python 3.12 "$venv"
   elif [[ -n $without_venv ]]; then
     die "$without_venv has no venv module; on Debian and Ubuntu: sudo apt install $without_venv-venv"
@@ -163,10 +163,10 @@ pip_install() { # run|dev
   local list
   local -a pip packages=()
   if [[ -n $uv ]]; then
-    # Without the byte code, which uv leaves out by default, every import is three times slower.
+    # Without bytecode, which uv omits by default, every import is three times slower.
     pip=("$uv" pip install --quiet --compile-bytecode --python "$venv/bin/python")
   else
-    # -I: packages that PYTHONPATH or the user's site directory offer do not count as installed.
+    # -I: packages in PYTHONPATH or the user's site directory do not count as installed.
     pip=("$venv/bin/python" -I -m pip)
     "${pip[@]}" --version >/dev/null 2>&1 ||
       "$venv/bin/python" -I -m ensurepip >/dev/null || return
@@ -179,8 +179,8 @@ pip_install() { # run|dev
     [[ -n $uv ]] || packages+=(--upgrade-strategy eager)
     "${pip[@]}" --upgrade "${packages[@]}"
   else
-    # promise (of tensorflow-datasets) is published only as source. By default pip and uv build it with
-    # the newest setuptools and require no hash of that.
+    # promise (a dependency of tensorflow-datasets) is published only as source. By default, pip and uv
+    # build it with the newest setuptools, without checking its hash.
     "${pip[@]}" --require-hashes -r "$root/launch/locks/build.txt" || return
     "${pip[@]}" --require-hashes --no-build-isolation "${packages[@]}"
   fi
@@ -200,15 +200,15 @@ start_again() { # WHY
 install() { # run|dev
   local accelerator=$accelerator size=2.3 stage=first state='' old=''
   uv=$(command -v uv || true)
-  # mae_jax.unfinished holds the stage while the installer runs, "failed" after an update that gave
-  # up. A killed installer leaves a package that looks installed but is not (seen with numpy), so after
-  # that, and after a first installation that failed in any way, we start from an empty folder. Only a
-  # manually created one ("adopted") is never deleted.
+  # mae_jax.unfinished contains the stage while the installer runs, and "failed" after a failed update.
+  # A killed installer can leave a package that looks installed but is broken (seen with numpy), so after
+  # that, and after any failed first installation, we start from an empty folder. A manually created
+  # folder ("adopted") is never deleted.
   slurp state "$venv/mae_jax.unfinished"
   slurp old "$venv/mae_jax.run"
   old=${old%%$'\n'*} # the accelerator it was installed for
   if [[ -n $old ]]; then stage=update; elif [[ -e $python && -z $state ]]; then stage=adopted; fi
-  # If no GPU is visible, an environment made for one stays so, with matching plugins.
+  # If no GPU is visible, an environment for GPUs keeps its plugins.
   if [[ $accelerator == cpu && -n $old ]]; then accelerator=$old; fi
   case $accelerator in cuda*) size=6 ;; esac
   if [[ $state == adopted* ]]; then
@@ -216,7 +216,7 @@ install() { # run|dev
   elif [[ $state == first* || $state == update* ]]; then
     start_again 'the last installation did not finish'
   elif [[ $stage == update && ! -x $venv/bin/python ]]; then
-    start_again 'the Python that .venv was made with is gone'
+    start_again 'the Python that created .venv is gone'
   elif [[ $old == cuda12 && $accelerator == cuda13 || $old == cuda13 && $accelerator == cuda12 ]]; then
     start_again "$old before, $accelerator now" # JAX's plugins for the two exclude each other
   fi
@@ -224,7 +224,7 @@ install() { # run|dev
     say "updating the packages for $accelerator$gpu_note in $venv"
   else
     say "installing the packages for $accelerator$gpu_note into $venv:" \
-      "a minute or two and $size GB of disk, once"
+      "takes a minute or two and $size GB of disk, once"
   fi
   mkdir -p "$venv"
   printf '%s\n' "$stage" >"$venv/mae_jax.unfinished"
@@ -246,7 +246,7 @@ install() { # run|dev
   say "installed in $SECONDS s"
 }
 
-# With two starts at once, the second waits and then finds everything done.
+# If two starts overlap, the second waits and then finds everything installed.
 lock() {
   if command -v flock >/dev/null; then
     exec 9>"$root/.venv.lock"
@@ -265,7 +265,7 @@ lock() {
 }
 
 unlock() {
-  exec 9>&- # or the training run would hold the lock
+  exec 9>&- # otherwise the training run would hold the lock
   if [[ -d $root/.venv.lock.d ]]; then rmdir "$root/.venv.lock.d"; fi
   trap - EXIT INT TERM HUP
 }
@@ -286,17 +286,17 @@ setup() { # run|dev
     fi
     [[ -w $root ]] || die "$root is not writable, so .venv cannot be created there"
     lock
-    # pip turns Ctrl-C into an ordinary failure; only a trap makes sure that we stop too.
+    # pip turns Ctrl-C into an ordinary failure, so a trap is needed to stop.
     trap 'exit 130' INT TERM HUP
     is_ready "$1" || install "$1"
     unlock
   fi
-  if [[ -n $gpu_driver ]]; then # spare the next start nvidia-smi
+  if [[ -n $gpu_driver ]]; then # so that the next start can skip nvidia-smi
     printf '%s\n%s' "$accelerator" "$gpu_driver" 2>/dev/null >"$venv/mae_jax.gpu" || true
   fi
 }
 
-# The environment of every program of ours.
+# Sets the environment variables of all our programs.
 setup_environment() {
   export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
   export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"

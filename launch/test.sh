@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Every check that CI makes: launch/test.sh [arguments of pytest]
+# Runs every check of CI: launch/test.sh [arguments of pytest]
 #
 #   launch/test.sh                               everything that needs no accelerator (see pyproject.toml)
 #   launch/test.sh tests/launch/test_setup.py -k lock  some tests
-#   launch/test.sh -m slow                       the slow ones; likewise gpu, tpu
-#   launch/test.sh --interop                     exported weights in torch, transformers and timm, which
-#                                                it installs into .venv (requirements-interop.txt)
+#   launch/test.sh -m slow                       the slow tests; likewise gpu, tpu
+#   launch/test.sh --interop                     exported weights in torch, transformers, and timm, which
+#                                                are installed into .venv (requirements-interop.txt)
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # this file may be a symlink
 setup dev
 setup_environment
 cd "$root"
 if [[ ${1:-} == --interop ]]; then
   shift
-  # Without the hashes: the lists have none for torch, and pip wants them for all or for none.
+  # Without hashes: the lists have none for torch, and pip requires them for all packages or none.
   [[ -n ${MAE_JAX_PYTHON:-} ]] ||
     "$python" -m pip install --quiet --disable-pip-version-check -r requirements-interop.txt \
       -c <(sed -n 's/ \\$//; /==/p' launch/locks/*.txt | sort -u)
@@ -23,7 +23,7 @@ if [[ ${1:-} == --interop ]]; then
 fi
 
 failed=''
-check() { # NAME COMMAND...: all of them run, whatever fails
+check() { # NAME COMMAND...: later checks run even if one fails
   local name=$1
   shift
   printf '== %s\n' "$name"
@@ -31,9 +31,9 @@ check() { # NAME COMMAND...: all of them run, whatever fails
 }
 check 'ruff check' "$python" -m ruff check .
 check 'ruff format' "$python" -m ruff format --check .
-export PYRIGHT_PYTHON_IGNORE_WARNINGS=1 # no look-up of newer versions on the network
+export PYRIGHT_PYTHON_IGNORE_WARNINGS=1 # do not look up newer versions on the network
 check 'pyright' "$python" -m pyright --pythonpath "$python"
-# A process per core; the tests of a file share one, and what they compile.
+# One process per core; the tests of a file share a process, and thus compiled programs.
 check 'pytest' "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
 
 if [[ -n $failed ]]; then

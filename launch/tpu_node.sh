@@ -19,12 +19,12 @@ describe() { # RESOURCE FORMAT
   return 1
 }
 
-# Sets node: its state, ABSENT, or UNKNOWN (answer tells why); and the number of workers.
+# Sets node: its state, ABSENT, or UNKNOWN (answer says why); and the number of workers.
 find_node() {
   workers=0
   if [[ -n $dry_run ]]; then
     describe tpu-vm 'value(state,networkEndpoints.len())'
-    # As --help says: it does not exist before create.
+    # As documented in --help, it does not exist before create.
     if [[ $action == create ]]; then node=ABSENT; else node=READY workers=1; fi
   elif describe tpu-vm 'value(state,networkEndpoints.len())'; then
     read -r node workers <<<"$answer"
@@ -46,7 +46,7 @@ require_node() {
   esac
 }
 
-# Sets queue: the state of the queued resource, ABSENT, or UNKNOWN (answer tells why).
+# Sets queue: the state of the queued resource, ABSENT, or UNKNOWN (answer says why).
 find_queue() {
   if [[ -n $dry_run ]]; then
     describe queued-resources 'value(state.state)'
@@ -85,7 +85,7 @@ make_queued() {
   find_queue
   case $queue in
     UNKNOWN) die "$answer" ;;
-    FAILED | SUSPENDED | SUSPENDING | ACTIVE) # ACTIVE: its node was found not to be usable
+    FAILED | SUSPENDED | SUSPENDING | ACTIVE) # ACTIVE: its node is not usable
       say "the request is $queue: requesting it again"
       delete_queue
       queue=ABSENT
@@ -107,7 +107,7 @@ make_queued() {
         die "the request of $name became $queue; run create again to repeat it ($way_out)"
         ;;
     esac
-    pause_until_deadline "$name is still $queue; run create to keep waiting, delete to give it up"
+    pause_until_deadline "$name is still $queue; run create to keep waiting, or delete to cancel the request"
   done
 }
 

@@ -6,10 +6,10 @@
 #   setup NAME                 copies this repository (the files git tracks, as they are on disk) to
 #                              ~/mae_jax on every worker and creates .venv there
 #   run NAME -- --config=configs/vit_l.py --workdir=gs://BUCKET/run [flags of mae_jax.main]
-#                              starts it on every worker; it survives the end of the connection
+#                              starts the run on every worker; it outlives the connection
 #   status NAME                state of the TPU, and of the run on every worker
 #   logs NAME                  the last lines of every worker; with --follow, worker 0 as it writes
-#   stop NAME                  lets the run save and stop on every worker, and waits for it
+#   stop NAME                  makes the run save and stop on every worker, and waits for it
 #   delete NAME                deletes the TPU and its request
 #
 # All actions: --zone=ZONE, --project=PROJECT, --dry_run (prints the gcloud commands without running them,
@@ -19,14 +19,14 @@
 #         --spot                  a cheap TPU that can be preempted; implies --queued
 #         --queued                request it as a queued resource
 #         --network=, --subnetwork=
-#         --service_account=      the workers' identity, also for buckets; default: Compute Engine's own
+#         --service_account=      the workers' identity, also for buckets; default: that of Compute Engine
 #         --wait_minutes=60       how long to wait until it is ready
 #         --poll_seconds=10       time between checks
 # setup:  --nfs=HOST:/SHARE       a disk that all workers share (Filestore), mounted at /mnt/mae_jax;
 #                                 not needed for a workdir in a bucket
 # run:    --env=KEY=VALUE         for the environment of the run; may be repeated
 # logs:   --lines=20, --follow, --worker=N (one worker instead of all, with --follow instead of 0)
-# stop:   --force                 kill it, without saving
+# stop:   --force                 kill it without saving
 #         --wait_minutes=10, --poll_seconds=10
 #
 # Needs gcloud, and an SSH key without a passphrase or loaded in ssh-agent. On the workers it runs
@@ -39,7 +39,7 @@
 #   4 the TPU does not exist, or is not usable (preempted)
 #   5 nothing was started on some worker       6 the run vanished from a worker without a status
 #   7 unknown: a worker or Google Cloud did not answer, or the TPU is being created or repaired
-#   75 or 70 if any worker ended with it (run again continues; the others may have died of it)
+#   75 or 70 if any worker ended with it (run continues the run; it may have caused others to fail)
 #   otherwise the largest exit status of the run on any worker
 set -euo pipefail
 
@@ -65,12 +65,12 @@ pack() { # FILE
     git -C "$root" ls-files --others --exclude-standard | sed 's/^/launch:   /' >&2
   fi
   git -C "$root" ls-files -z | while IFS= read -r -d '' file; do
-    if [[ -e $root/$file || -L $root/$file ]]; then printf '%s\0' "$file"; fi # or it was deleted
+    if [[ -e $root/$file || -L $root/$file ]]; then printf '%s\0' "$file"; fi # skip deleted files
   done >"$scratch/files"
   execute tar -czf "$1" -C "$root" --null -T "$scratch/files"
 }
 
-# shellcheck disable=SC2016 # it is for the workers
+# shellcheck disable=SC2016 # expanded by the workers
 unpack='set -e
 if [ -e mae_jax/launch/worker.sh ]; then
   state=0; bash mae_jax/launch/worker.sh status 2>/dev/null || state=$?
@@ -107,11 +107,11 @@ run() { # FLAGS...
   on_workers "${worker[@]}" start --id="$id" "${environment[@]}" -- "$@"
   find_failed
   if [[ -n $failed ]]; then
-    # The others would wait for it. Runs that were alive before have a different id.
+    # The others would wait for it. Runs that were already alive have a different ID.
     failed_text=$(show_answers "$failed" 2>&1)
     on_workers "${worker[@]}" stop --force --id="$id"
     printf '%s\n' "$failed_text" >&2
-    die "not started on worker(s) $failed; stopped again where it had started"
+    die "not started on worker(s) $failed; stopped on the others"
   fi
   if [[ -n $dry_run ]]; then return; fi
   say "started on all workers; to watch it: launch/tpu_pod.sh logs $name ${place[*]} --follow"
@@ -124,11 +124,11 @@ find_verdict() {
   on_workers "${worker[@]}" status
   for ((i = 0; i < workers; i++)); do
     own=$(exit_of "$i")
-    states+="worker $i: $(what_said "$i" | tail -n 1)"$'\n'
+    states+="worker $i: $(output_of "$i" | tail -n 1)"$'\n'
     case $own in
       '') missing=yes ;;
       3) running=yes ;;
-      5 | 127) none=yes ;; # 127: no worker.sh there
+      5 | 127) none=yes ;; # 127: worker.sh is missing
       6) gone=yes ;;
       70 | 75) ((own <= ${again:-0})) || again=$own ;;
       *) ((own <= largest)) || largest=$own ;;
@@ -138,7 +138,7 @@ find_verdict() {
     verdict=7
   elif [[ -n $running ]]; then
     verdict=3
-  # A worker lost its disk or was restarted: the others die of that in their own ways.
+  # A worker lost its disk or was restarted, which makes the others fail in various ways.
   elif [[ -n $none ]]; then
     verdict=5
   elif [[ -n $gone ]]; then
@@ -178,7 +178,7 @@ logs() {
   on_workers "${worker[@]}" log --lines="$lines"
   if [[ -n $dry_run ]]; then return; fi
   for ((i = 0; i < workers; i++)); do
-    [[ -n $one && $i != "$one" ]] || what_said "$i" | sed "s/^/$i: /"
+    [[ -n $one && $i != "$one" ]] || output_of "$i" | sed "s/^/$i: /"
   done
   fail_if_any 'no log'
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Manages one training run on this machine that outlives the SSH connection that started it.
 #
-#   launch/worker.sh setup [--nfs=HOST:/SHARE]   creates .venv; gets uv if no Python is new enough;
+#   launch/worker.sh setup [--nfs=HOST:/SHARE]   creates .venv; installs uv if no Python is new enough;
 #                                                mounts the share at /mnt/mae_jax, also after a reboot
 #   launch/worker.sh start [--env=KEY=VALUE] [--id=ID] -- [flags of mae_jax.main]
 #   launch/worker.sh status
@@ -10,23 +10,23 @@
 #
 # With --dry_run, setup, start, and stop only print what they would do.
 #
-# start runs launch/local.sh in the repository's folder and returns at once. log, pid, and status are kept
-# in ~/mae_jax_run. It refuses to start while a run is alive or while a process holds the TPU (which it
-# names); a lock left behind by a killed run is removed. With the --id of the run that is alive it does
-# nothing (SSH may retry a command).
+# start runs launch/local.sh in the repository's folder and returns at once. The files log, pid, and
+# status are in ~/mae_jax_run. It refuses to start while a run is alive or a process holds the TPU (the
+# message names it); a lock left behind by a killed run is removed. With the --id of the run that is alive,
+# it does nothing, since SSH may retry a command.
 #
-# stop asks the run to save and exit, only once: a second request would make it exit without saving.
-# --force kills it. With --id only the run that was started with it is stopped.
+# stop asks the run to save and exit, but only once: a second signal would make it exit without saving.
+# --force kills it. With --id, only the run started with that ID is stopped.
 #
-# Exit status of status: 3 running, 5 nothing was started, 6 the run is gone and left no status (killed,
-# or the machine was restarted), otherwise that of the run. Other actions: 0 done, 1 failed or refused,
-# 2 bad input.
+# Exit status of status: 3 running, 5 nothing was started, 6 the run vanished without a status (it was
+# killed, or the machine was restarted), otherwise that of the run. Other actions: 0 done, 1 failed or
+# refused, 2 bad input.
 #
 # MAE_JAX_RUN_DIR replaces ~/mae_jax_run. (MAE_JAX_SYSROOT replaces / in tests.)
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # it may be called through a link
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # this file may be a symlink
 PATH=$HOME/.local/bin:$PATH # where pip puts uv
 folder=${MAE_JAX_RUN_DIR:-$HOME/mae_jax_run}
 sys=${MAE_JAX_SYSROOT:-}
@@ -37,7 +37,7 @@ sys=${MAE_JAX_SYSROOT:-}
 started_at() { # PID
   local stat
   slurp stat "/proc/$1/stat"
-  read -r -a stat <<<"${stat##*) }" # the name before may have spaces
+  read -r -a stat <<<"${stat##*) }" # the name before it may contain spaces
   [[ ${stat[0]:-Z} != Z ]] || return 1
   printf '%s\n' "${stat[19]}"
 }
@@ -58,7 +58,7 @@ find_state() {
   elif [[ -e $folder/status ]]; then
     state=$(<"$folder/status")
   else
-    # The status is written a moment after the end.
+    # The status is written shortly after the run ends.
     local tries
     for ((tries = 0; tries < 30; tries++)); do
       [[ ! -e $folder/status ]] || break
@@ -85,7 +85,7 @@ show_status() {
 
 # --- the TPU ---------------------------------------------------------------------------------------
 
-# Without root only our own processes can be inspected. TPU machines let everybody use sudo.
+# Without root, only our own processes can be inspected. TPU machines let all users run sudo.
 as_root=()
 if sudo -n true 2>/dev/null; then as_root=(sudo -n); fi
 
@@ -93,7 +93,7 @@ if sudo -n true 2>/dev/null; then as_root=(sudo -n); fi
 tpu_holders() {
   "${as_root[@]}" find "$sys"/proc/[0-9]*/fd -maxdepth 1 \
     '(' -lname '/dev/accel[0-9]*' -o -lname '/dev/vfio/[0-9]*' -o -lname /tmp/libtpu_lockfile ')' \
-    2>/dev/null | sed -E 's,.*/([0-9]+)/fd/[0-9]+$,\1,' | sort -u || true # some end meanwhile
+    2>/dev/null | sed -E 's,.*/([0-9]+)/fd/[0-9]+$,\1,' | sort -u || true # some may exit in between
 }
 
 free_tpu() {
@@ -129,12 +129,12 @@ mount_share() {
     "${as_root[@]}" mount "$share" ||
       die "$nfs could not be mounted: does the share admit this machine?"
   fi
-  # A new share of Filestore belongs to root.
+  # A new Filestore share is owned by root.
   [[ -w $share ]] || "${as_root[@]}" chmod 1777 "$share"
 }
 
 make_environment() {
-  # The system image of TPU machines has Python 3.10; uv fetches a newer one.
+  # The system image of TPU machines has Python 3.10; uv downloads a newer one.
   if ! command -v uv >/dev/null && [[ -z ${MAE_JAX_PYTHON:-} ]]; then
     local candidate found=''
     for candidate in python3.12 python3.13 python3.11; do
@@ -157,7 +157,7 @@ start() { # FLAGS...
     if [[ -n $wanted_id && $id == "$wanted_id" ]]; then return; fi
     die "a run is alive (process $pid): stop it first (launch/worker.sh stop, or tpu_pod.sh stop)"
   fi
-  # SSH may have lost the answer to a start whose run has ended since.
+  # SSH may have lost the reply to a start whose run has since ended.
   if [[ -n $wanted_id && -e $folder/pid && $(<"$folder/pid") == *" $wanted_id" ]]; then return; fi
   free_tpu
   rm -f "$folder/pid" "$folder/status" "$folder/asked_to_stop"

@@ -202,7 +202,7 @@ class Pretrained:
         Raises:
           UsageError: the model is no classifier, or images of another shape.
         """
-        images = self._checked(images)
+        images = self._check_images(images)
         require(batch_size > 0, f"batch_size={batch_size} must be positive")
         if "probabilities" not in self._compiled:
             self._compiled["probabilities"] = jax.jit(self.probability_function())

@@ -73,7 +73,7 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
             closing.callback(dog.close)
             task = TASKS[config.task](config, folder)
             changes = FLAGS.allow_config_change
-            facts = run_info.facts_of(task, allow_config_change=changes)
+            facts = run_info.consistency_facts(task, allow_config_change=changes)
         consistency.check_consistency(config, folder, facts)
         with fail_fast.abort_all_on_error(stop.before_leaving):
             return loop.run(task, config, folder, allow_config_change=changes, stop=stop)

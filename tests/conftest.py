@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.fake_gcs import FakeGcs
 
-# Before jax starts. The programs of tests are small and many: compiling them costs most.
+# Set before JAX starts. Tests run many small programs, so compilation dominates their time.
 _CACHE = tempfile.TemporaryDirectory(prefix="mae_jax_tests_")
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
@@ -23,7 +23,7 @@ os.environ |= {
 
 @pytest.fixture
 def gcs(tmp_path_factory, monkeypatch):
-    """A Google Cloud Storage with an empty `bucket`, for this process and those it starts."""
+    """A fake Google Cloud Storage with an empty `bucket`, for this process and its children."""
     with FakeGcs(tmp_path_factory.mktemp("gcs"), "bucket") as service:
         for name, value in service.environment.items():
             monkeypatch.setenv(name, value)

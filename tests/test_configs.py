@@ -1,4 +1,4 @@
-"""Every recipe can be imported, built and traced; those of the paper say what the paper says."""
+"""Every recipe can be imported, built and traced; those of the paper match the paper."""
 
 import glob
 import importlib
@@ -16,8 +16,8 @@ from mae_jax.train.step import make_train_step
 from tests.helpers.processes import REPO
 
 RECIPES = glob.glob(os.path.join(REPO, "configs", "**", "*.py"), recursive=True)
-NO_RECIPES = ("configs/common.py", "configs/ablations/rows.py")
-FILES = sorted(f for f in RECIPES if not f.endswith(NO_RECIPES))
+NOT_RECIPES = ("configs/common.py", "configs/ablations/rows.py")
+FILES = sorted(f for f in RECIPES if not f.endswith(NOT_RECIPES))
 MODULES = [os.path.relpath(f, REPO)[:-3].replace(os.sep, ".") for f in FILES]
 
 
@@ -28,8 +28,8 @@ def load(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_recipe_builds_and_its_step_traces(name, tmp_path):
     config = load(name).get_config()
-    config.data.source = "shapes"  # the real data need not be here
-    config.model.depth = config.model.depth or 4  # blocks are alike, and each takes time to trace
+    config.data.source = "shapes"  # instead of the real data
+    config.model.depth = config.model.depth or 4  # identical blocks, and each takes time to trace
     if config.model.get("num_classes"):
         config.model.num_classes = 12
     config.init_from = ""
@@ -97,7 +97,7 @@ def test_table_2_is_the_ablation_recipe_and_its_three_models():
 
 
 def official(config):
-    """What the tables of the paper and of the official code list, in their order."""
+    """The settings in the tables of the paper and of the official code, in their order."""
     optim, mix, model = config.optim, config.mix, config.model
     return (
         (model.size, model.patch_size[0], config.epochs, config.batch_size, config.trainable),
@@ -154,7 +154,7 @@ SCRATCH = {
          head=("cls", 2e-5, False, 0.1))),
     ],
 )  # fmt: skip
-def test_classification_recipes_are_the_official_ones(name, expected):
+def test_classification_recipes_match_the_official_ones(name, expected):
     config = load(f"configs.{name}").get_config()
     assert official(config) == expected
     assert tuple(config.data.crop_scale) == (0.08, 1.0) and config.data.hflip
@@ -162,7 +162,7 @@ def test_classification_recipes_are_the_official_ones(name, expected):
     assert (config.head.batch_norm_group == 512) == name.startswith("linprobe")
 
 
-def test_peak_learning_rates_are_the_official_ones():
+def test_peak_learning_rates_match_the_official_ones():
     peaks = {"finetune.vit_b": 2e-3, "finetune.vit_l": 4e-3, "linprobe.vit_b": 6.4,
              "scratch.vit_b": 1.6e-3}  # fmt: skip
     for name, peak in peaks.items():

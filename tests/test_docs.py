@@ -1,4 +1,4 @@
-"""Scripts and examples of the documentation run; its numbers and its links are right."""
+"""Scripts and examples in the documentation run; its numbers and links are correct."""
 
 import glob
 import importlib

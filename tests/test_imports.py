@@ -1,4 +1,4 @@
-"""Who may import whom: a package imports only from packages to the left of it in `LAYERS`."""
+"""The import rule: a package imports only from packages in lower `LAYERS`."""
 
 import ast
 import glob
@@ -30,7 +30,7 @@ MAY_IMPORT_TENSORFLOW = ("runtime/tensorflow_cpu.py", "data/", "tools/prepare_im
 
 
 def imported(path):
-    """Modules that a file imports, anywhere in it."""
+    """All modules that a file imports, including inside functions."""
     with open(path, encoding="utf-8") as file:
         tree = ast.parse(file.read())
     names = set()
@@ -43,7 +43,7 @@ def imported(path):
 
 
 def part_of(name):
-    """`ops` for `mae_jax.ops.patches`; None for what is not ours, or the package itself."""
+    """`ops` for `mae_jax.ops.patches`; None for `mae_jax` itself and for other packages."""
     first, *rest = name.split(".")
     return rest[0] if first == "mae_jax" and rest else None
 
@@ -104,6 +104,6 @@ def test_everything_can_be_imported_without_tensorflow():
 
 
 @pytest.mark.parametrize("package", ["mae_jax", "mae_jax.runtime", "mae_jax.config"])
-def test_a_mistyped_flag_is_answered_before_jax_is_loaded(package):
+def test_flags_are_parsed_before_jax_is_imported(package):
     code = f"import sys, {package}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

@@ -62,7 +62,7 @@ def test_poolings_and_layers_of_an_autoencoder(mae, images):
     np.testing.assert_allclose(mae.features(images), every.mean(axis=1), rtol=0, atol=1e-6)
     one_by_one = mae.features(images, pool="patches", batch_size=1)
     np.testing.assert_allclose(one_by_one, every, rtol=0, atol=1e-5)
-    # Independently: hidden states that Flax records, the class token first.
+    # Compared with hidden states that Flax records; the class token is first.
     encoder = surgery.encoder_only(convert.load(mae._path))
     vit = VisionTransformer(**encoder.fields)
     patches = to_float(patchify(images, (4, 4)), MEAN, STD)
@@ -221,7 +221,7 @@ def test_load_is_an_attribute_of_the_package_which_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": REPO})
 
 
-def test_a_model_that_is_not_whole_is_refused(folder, tmp_path):
+def test_an_incomplete_model_is_refused(folder, tmp_path):
     model = convert.load(str(folder / "cls"))
     del model.params["norm/bias"]
     model.metadata["missing"] = ["norm/bias"]

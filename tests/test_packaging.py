@@ -21,7 +21,7 @@ from tests.helpers import tiny_configs
 
 REPO = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("mae_jax", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
-# Without PYTHONPATH, which would name the clone.
+# Without PYTHONPATH, which would contain the clone.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 USE = """
 import mae_jax, sys
@@ -41,7 +41,7 @@ def run(*words, cwd):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of a copy of this clone: building leaves files behind."""
+    """A wheel built from a copy of this clone, because building leaves files behind."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in (*BUILT_FROM, *(p.name for p in REPO.glob("requirements*.txt"))):
         copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
@@ -52,7 +52,7 @@ def wheel(tmp_path_factory):
     return found
 
 
-def test_the_wheel_holds_every_module_and_recipe_and_one_package(wheel):
+def test_the_wheel_contains_every_module_and_recipe_in_one_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {p.relative_to(REPO).as_posix() for p in (REPO / "mae_jax").rglob("*.py")}
@@ -64,7 +64,7 @@ def test_the_wheel_holds_every_module_and_recipe_and_one_package(wheel):
 def test_installed_elsewhere_it_trains_a_recipe_by_name_and_loads_the_run(wheel, tmp_path):
     venv.create(tmp_path / "env", symlinks=os.name != "nt")
     python = tmp_path / "env" / "bin" / "python"
-    # What it depends on is taken from the environment of the tests; this clone is not.
+    # Dependencies come from the environment of the tests; this clone does not.
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     pip = (sys.executable, "-m", "pip", f"--python={python}", "install", "--no-deps", "--no-index")
@@ -81,8 +81,8 @@ def test_installed_elsewhere_it_trains_a_recipe_by_name_and_loads_the_run(wheel,
     assert Path(where) == site / "mae_jax" / "__init__.py"
     assert shown.startswith("<Pretrained runs/demo, step 2: ViT-Ti: 1 blocks of width 24, ")
     assert shape == "(3, 24)"
-    said = run(python, "-m", "mae_jax", cwd=place)
-    assert "finetune/" in said and "Documentation: docs/ in the source repository" in said
+    overview = run(python, "-m", "mae_jax", cwd=place)
+    assert "finetune/" in overview and "Documentation: docs/ in the source repository" in overview
 
 
 def test_extras_are_the_lists_that_launch_installs_from():

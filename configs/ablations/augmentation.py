@@ -8,11 +8,11 @@
 | fine-tuned   | 84.0 | 84.7  | 84.9   | 84.3   |
 | linear probe | 65.7 | 73.1  | 73.5   | 71.9   |
 
-"none" is the center crop without flips, "fixed" a crop of fixed size, "random" one of random
-size, "jitter" the same with random brightness, contrast and saturation. The paper states neither
-the geometry of the fixed crop nor the strength of the jitter: ours are in docs/data.md, and 0.4.
+"none" is the center crop without flips, "fixed" a crop of fixed size, "random" a crop of random
+size, and "jitter" adds random brightness, contrast, and saturation. The paper states neither the
+geometry of the fixed crop (ours is in docs/data.md) nor the strength of the jitter (ours is 0.4).
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 800 epochs are 1.28e20 FLOP.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """

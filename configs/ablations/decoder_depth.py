@@ -8,7 +8,7 @@
 | fine-tuned   | 84.8 | 84.9 | 84.9 | 84.9 | 84.4 |
 | linear probe | 65.5 | 70.0 | 71.9 | 73.5 | 73.3 |
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 800 epochs with 8 blocks are 1.28e20 FLOP; with 1 block 0.78, with 12 1.13 times
 as much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.

@@ -10,7 +10,7 @@
 
 The paper does not state the number of heads for other widths: all use 16, as in the official code.
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 800 epochs at width 512 are 1.28e20 FLOP; at 128 0.76, at 1024 1.74 times as
 much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.

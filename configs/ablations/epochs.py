@@ -8,7 +8,7 @@
 | fine-tuned   | 82.3 | 83.3 | 84.3 | 84.9 | 85.1 |
 | linear probe | 57.3 | 64.4 | 69.7 | 73.5 | 75.1 |
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 100 epochs are 1.6e19 FLOP, 1600 2.55e20.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """

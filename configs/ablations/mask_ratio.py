@@ -1,6 +1,6 @@
 """Masking ratio (paper figure 5).
 
-One row, named after the ratio, or all of them with probe and fine-tuning:
+One row, named by its ratio, or all rows with linear probe and fine-tuning:
 
     launch/local.sh --config=configs/ablations/mask_ratio.py:0.5
     python -m mae_jax.tools.study --study=configs/ablations/mask_ratio.py
@@ -10,7 +10,7 @@ One row, named after the ratio, or all of them with probe and fine-tuning:
 | fine-tuned   | 83.2 | 83.4 | 83.4 | 84.7 | 84.9 | 85.0 | 84.9 | 84.9 | 84.5 | 83.0 |
 | linear probe | 54.6 | 58.9 | 61.7 | 67.0 | 69.9 | 71.8 | 73.2 | 73.5 | 71.8 | 66.1 |
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 800 epochs at 75 % are 1.28e20 FLOP; at 10 % 2.9, at 90 % 0.56 times as much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K; docs/ablations.md has a small study.
 """

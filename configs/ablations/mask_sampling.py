@@ -1,4 +1,4 @@
-"""Which patches are hidden (paper table 1f).
+"""Mask sampling strategies (paper table 1f).
 
     launch/local.sh --config=configs/ablations/mask_sampling.py:block-0.5
     python -m mae_jax.tools.study --study=configs/ablations/mask_sampling.py
@@ -8,7 +8,7 @@
 | fine-tuned   | 84.9        | 83.9      | 82.8       | 84.0      |
 | linear probe | 73.5        | 72.3      | 63.9       | 66.0      |
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 800 epochs at 75 % are 1.28e20 FLOP; at 50 % 1.73 times as much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """

@@ -9,7 +9,7 @@
 | linear probe | 59.6             | 73.5    |
 | FLOPs        | 3.3              | 1       |
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 800 epochs without are 1.28e20 FLOP; with mask tokens 3.23 times as much.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """

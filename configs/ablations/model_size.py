@@ -10,7 +10,7 @@
 
 1600 epochs, normalized pixels.
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 1.2e20 (B), 2.55e20 (L), 5.97e20 FLOP (H) of pre-training.
 Expect: the figures above, ImageNet-1K, each size probed and fine-tuned by its own recipe.
 """

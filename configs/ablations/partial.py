@@ -11,7 +11,7 @@
 Half a block is the MLP of the last one. No block is linear probing (73.5, MoCo v3 77.6), all 24
 blocks are fine-tuning.
 
-Hardware: as configs/partial/vit_l.py.
+Hardware: see configs/partial/vit_l.py.
 Cost (arithmetic): one pre-training, 1.28e20 FLOP, and up to 2.4e19 for each row.
 Expect: the figures above, ViT-L/16 on ImageNet-1K, 800 epochs of raw pixels.
 """

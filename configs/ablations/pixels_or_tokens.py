@@ -9,11 +9,11 @@
 | L          | 85.1  | 85.9 | 85.7   |
 | H          | 86.2  | 86.9 | 86.9   |
 
-1600 epochs. The paper also has COCO and ADE20K. Rows are named L-pixel and so on; tokens need
+1600 epochs. The paper also reports COCO and ADE20K. Rows are named L-pixel and so on; tokens need
 --config.target.tokenizer=, as in configs/ablations/target.py.
 
-Hardware: as configs/vit_l.py.
-Cost (arithmetic): as configs/ablations/model_size.py for each target.
+Hardware: see configs/vit_l.py.
+Cost (arithmetic): see configs/ablations/model_size.py, for each target.
 Expect: the figures above, ImageNet-1K.
 """
 

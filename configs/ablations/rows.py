@@ -1,4 +1,4 @@
-"""Applies a row of an ablation to a recipe; shared by the files of this folder."""
+"""Applies a row of an ablation to a recipe; shared by the files in this folder."""
 
 import ml_collections
 
@@ -10,7 +10,7 @@ def apply(config: ml_collections.ConfigDict, changes: dict) -> ml_collections.Co
 
 
 def choose(rows: dict[str, dict], row: str) -> dict:
-    """What a row changes.
+    """The changes of a row.
 
     Raises:
       ValueError: there is no such row.

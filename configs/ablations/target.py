@@ -8,11 +8,11 @@
 | fine-tuned   | 84.9  | 85.4 | 84.6 | 85.3   |
 | linear probe | 73.5  | 73.9 | 72.3 | 71.6   |
 
-"norm" normalizes each patch, "pca" are the 96 largest coefficients, "tokens" those of a discrete
-VAE: give one with --config.target.tokenizer= (in a study: --pretrain.target.tokenizer=), trained
-with configs/tokenizer.py or DALL-E's file.
+"norm" normalizes each patch, "pca" predicts the 96 largest coefficients, and "tokens" the codes of
+a discrete VAE. Set its path with --config.target.tokenizer= (in a study:
+--pretrain.target.tokenizer=): a run of configs/tokenizer.py, or DALL-E's file.
 
-Hardware: as configs/vit_l.py.
+Hardware: see configs/vit_l.py.
 Cost (arithmetic): 800 epochs are 1.28e20 FLOP; with tokens, plus those of the tokenizer.
 Expect: the figures above, ViT-L/16 on ImageNet-1K.
 """

@@ -3,8 +3,8 @@ r"""Wall-clock time of pre-training with and without mask tokens in the encoder 
     python -m mae_jax.tools.bench step --config=configs/vit_l.py:ablation \
         --config.batch_size=8 --rows=configs/ablations/wall_clock.py
 
-alternates the three rows in one process; so does --config=configs/vit_h.py:ablation, and
-configs/vit_b.py where memory is short. To train one row:
+alternates the three rows in one process; --config=configs/vit_h.py:ablation works too, or
+configs/vit_b.py if memory is short. To train one row:
 
     launch/local.sh --config=configs/ablations/wall_clock.py:mask_tokens_8
 
@@ -12,7 +12,7 @@ Rows: `mask_tokens_8` (all patches go through the encoder, the masked ones as a 
 in table 1c; decoder of 8 blocks), `mae_8` (the default) and `mae_1` (decoder of one block).
 
 Hardware: whatever you want to time; the three models are in memory together (12 bytes per
-parameter and row, plus the activations of one step). Training: as configs/vit_l.py.
+parameter and row, plus the activations of one step). Training: see configs/vit_l.py.
 Cost of the timing: minutes, most of them compiling (docs/performance.md: ViT-B on a CPU).
 Training one row (arithmetic, not measured), 800 epochs of ViT-L: 4.1e20, 1.28e20 and 9.9e19 FLOP.
 Expect, from the paper (800 epochs on 128 TPU-v3 cores, TensorFlow), hours and speed-up: ViT-L 42.4,

@@ -6,7 +6,7 @@
 
 The laptop setting takes three epochs and therefore omits RandAugment, mixing and erasing.
 
-Data: as configs/cifar10.py; the 5,000 held-out images are the same.
+Data: see configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
 Cost: laptop: half an hour on two CPU cores (measured next to two other jobs: 75 to 95
 images/s). The full setting was not run.

@@ -14,8 +14,8 @@ Hardware: anything; two CPU cores are enough.
 Cost: 153 images/s on two quiet CPU cores (measured, `bench step`), so about two and a half minutes
 with evaluations; 8 minutes next to three other jobs.
 Expect: held-out top-1 14.1 % (measured; guessing 8.3 %, from scratch 8.0 %). The demo is too
-short to learn to distinguish outlines: it shows the commands. configs/finetune/cifar10.py:laptop
-shows what pre-training is worth.
+short to learn to distinguish outlines and only shows the commands.
+configs/finetune/cifar10.py:laptop shows the benefit of pre-training.
 """
 
 import ml_collections
@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.layer_decay = 0.75
     config.data.num_train = 16_000
     config.data.crop_scale = (0.5, 1.0)
-    # A short run: no time to learn from mixed or distorted images.
+    # The run is too short to learn from mixed or distorted images.
     config.data.randaug_magnitude = 0.0
     config.erase_prob = 0.0
     config.mix.mixup = 0.0

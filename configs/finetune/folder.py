@@ -3,9 +3,10 @@
     launch/local.sh --config=configs/finetune/folder.py --config.init_from=runs/folder \
         --config.data.root=DIR
 
-Takes the model's size, image size, mean and deviation from `init_from` (a run, or any weights of
-docs/weights.md), the classes from the folders, and epochs, batch, warm-up and held-out images from
-the number of images. The head reads the class token, so the result exports to Hugging Face and timm.
+The model's sizes and the pixel mean and standard deviation come from `init_from` (a run, or any
+weights of docs/weights.md), the classes from the folders, and epochs, batch size, warmup and
+held-out images from the number of images. The head reads the class token, so that the result can
+be exported to Hugging Face and timm.
 
     launch/local.sh --config=configs/finetune/folder.py:quick --config.init_from=runs/folder_quick \
         --config.data.root=DIR

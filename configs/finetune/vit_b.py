@@ -2,13 +2,13 @@
 
     launch/local.sh --config=configs/finetune/vit_b.py --config.init_from=runs/vit_b
 
-For an encoder of 1600 epochs on normalized pixels. Layer-wise decay 0.65, drop path 0.1, 100
-epochs. The paper's table 9 (decay 0.75 for B too, no erasing, class token) was tuned for the
-800-epoch models of raw pixels.
+For an encoder pre-trained for 1600 epochs on normalized pixels. Layer-wise decay 0.65, drop path
+0.1, 100 epochs. The paper's table 9 (decay 0.75 for B too, no erasing, class token) was tuned for
+the 800-epoch models trained on raw pixels.
 
-Data: as configs/vit_l.py, with labels.
+Data: see configs/vit_l.py, with labels.
 Hardware: any mesh whose device count divides 1024; --config.grad_accum=N for few devices.
-Cost (arithmetic, not measured: 105.4 GFLOP per image): 1.35e19 FLOP, 4 H100-hours at peak, so some
+Cost (arithmetic, not measured: 105.4 GFLOP per image): 1.35e19 FLOP, 4 H100-hours at peak, so about
 8 at 50 % utilization. The official code took 7 h 11 min on 32 V100.
 Expect: loss 6.908 before the first step; top-1 83.6 % (official code 83.57 +/- 0.08 over seeds).
 """
@@ -50,9 +50,9 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def use(config: ml_collections.ConfigDict, pretraining: ml_collections.ConfigDict) -> None:
-    """Puts the encoder and the images of a pre-training recipe into a recipe of this folder's kind.
+    """Copies the encoder and the data set of a pre-training recipe into a fine-tuning recipe.
 
-    What is done with the images stays.
+    Augmentation and other settings of `config` do not change.
     """
     for key in pretraining.model:
         if key in config.model:

@@ -2,10 +2,10 @@
 
     launch/local.sh --config=configs/finetune/vit_h.py --config.init_from=runs/vit_h
 
-As configs/finetune/vit_l.py, with drop path 0.3 and groups of 16 for mixup (the official batch of
+Like configs/finetune/vit_l.py, with drop path 0.3 and groups of 16 for mixup (the official batch of
 one GPU).
 
-Hardware: as configs/finetune/vit_b.py.
+Hardware: see configs/finetune/vit_b.py.
 Cost (arithmetic, not measured: 1003.8 GFLOP per image): 6.43e19 FLOP, 18 H100-hours at peak. The
 official code took 13 h 9 min on 64 V100.
 Expect: top-1 86.9 %.

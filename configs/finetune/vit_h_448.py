@@ -2,7 +2,7 @@
 
     launch/local.sh --config=configs/finetune/vit_h_448.py --config.init_from=runs/vit_h
 
-The paper gives no recipe for this size; this is the one for 224, as mmpretrain runs it. The
+The paper gives no recipe for this size; this is the recipe for 224, as in mmpretrain. The
 position table is resized from 16 x 16 to 32 x 32 (bicubic), which is logged at startup.
 
 Hardware: 1024 images of 1024 patches need many devices; --config.grad_accum=N,

@@ -2,14 +2,15 @@
 
     launch/local.sh --config=configs/finetune/vit_l.py --config.init_from=runs/vit_l
 
-As configs/finetune/vit_b.py, with layer-wise decay 0.75, drop path 0.2, base rate 1e-3, 50 epochs.
+Like configs/finetune/vit_b.py, with layer-wise decay 0.75, drop path 0.2, base learning rate 1e-3,
+and 50 epochs.
 
-For encoders of configs/vit_l.py:ablation (800 epochs, raw pixels) the paper has its table 9: class
-token, drop path 0.1, no erasing.
+For encoders of configs/vit_l.py:ablation (800 epochs, raw pixels), use the setting of the paper's
+table 9: class token, drop path 0.1, no erasing.
 
     launch/local.sh --config=configs/finetune/vit_l.py:ablation
 
-Hardware: as configs/finetune/vit_b.py.
+Hardware: see configs/finetune/vit_b.py.
 Cost (arithmetic, not measured: 369.3 GFLOP per image): 2.37e19 FLOP, 7 H100-hours at peak. The
 official code took 8 h 52 min on 32 V100.
 Expect: top-1 85.9 % (official code 85.87 +/- 0.07); after 800 epochs of pre-training 85.4 %.

@@ -6,7 +6,7 @@
 
 --config.init_from= measures an untrained encoder: the baseline to beat.
 
-Data: as configs/cifar10.py; the 5,000 held-out images are the same.
+Data: see configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
 Cost: laptop: two and a quarter minutes on two CPU cores (measured, next to another run). The full
 setting was not run.

@@ -7,7 +7,7 @@ classifies every held-out image. kNN: 20 neighbors by cosine, weighted with temp
 The linear classifier is logistic regression by L-BFGS. To get the same numbers during
 pre-training, use --config.eval.knn_every=N and --config.eval.probe_every=N.
 
-Data: as configs/vit_l.py, with labels.
+Data: see configs/vit_l.py, with labels.
 Hardware: anything; forward passes only.
 Cost (arithmetic, not measured: 35 GFLOP per image): minutes on one H100 for all images.
 Expect: no published number for the released weights; kNN is inherently low for masked autoencoders

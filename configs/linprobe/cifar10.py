@@ -6,7 +6,7 @@
 
 --config.init_from= probes an untrained encoder: the baseline to beat.
 
-Data: as configs/cifar10.py; the 5,000 held-out images are the same.
+Data: see configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
 Cost: laptop: five and a half minutes on two CPU cores, 550 images/s (measured, next to another
 run). The full setting was not run.
@@ -36,8 +36,8 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
         config.epochs = 3.0
         config.batch_size = 512
         config.optim.warmup_epochs = 0.3
-        # The rate of the paper's batch of 16384: LARS moves the weights by a share of their size at
-        # each step, and there are few.
+        # The learning rate of the paper's batch of 16384: a LARS step is relative to the size of
+        # the weights, and there are few steps.
         config.optim.base_lr = 3.2
         config.eval_every = 88
     return config

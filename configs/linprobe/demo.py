@@ -25,5 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 64
     config.head.batch_norm_group = 0
     config.optim.warmup_epochs = 0.1
-    config.optim.base_lr = 25.6  # 6.4, the rate of the paper's batch of 16384: steps are few
+    config.optim.base_lr = 25.6  # 6.4 as in the paper's batch of 16384: there are few steps
     return config

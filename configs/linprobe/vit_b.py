@@ -2,15 +2,15 @@
 
     launch/local.sh --config=configs/linprobe/vit_b.py --config.init_from=runs/vit_b
 
-The class token after the final norm, frozen, then BatchNorm without scale and bias and one linear
-layer; LARS without decay, only one-draw random crops and flips. The sensitive check of
-pre-training: it shows errors that fine-tuning hides. A decoder of two blocks costs about 15
+The frozen class token after the final norm, then BatchNorm without scale and bias, and one linear
+layer; LARS without weight decay, only single-draw random crops and flips. A sensitive check of
+pre-training: it reveals errors that fine-tuning hides. A decoder of two blocks costs about 15
 points.
 
-Data: as configs/vit_l.py, with labels.
+Data: see configs/vit_l.py, with labels.
 Hardware: any mesh whose device count divides 16384 (almost only forward passes);
---config.grad_accum=N for few devices. BatchNorm statistics are over 512 rows, as on the
-devices of the official code.
+--config.grad_accum=N for few devices. BatchNorm statistics are over 512 images, as on
+each device of the official code.
 Cost (arithmetic, not measured: 35 GFLOP per image): 4e18 FLOP, 1.1 H100-hours at peak. The
 official code took 2 h 20 min on 32 V100.
 Expect: top-1 68.0 % (official code 67.8).

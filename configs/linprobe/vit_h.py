@@ -2,9 +2,9 @@
 
     launch/local.sh --config=configs/linprobe/vit_h.py --config.init_from=runs/vit_h
 
-As configs/linprobe/vit_b.py, with 50 epochs, which the official code finds enough for L and H.
+Like configs/linprobe/vit_b.py, with 50 epochs, which the official code finds enough for L and H.
 
-Hardware: as configs/linprobe/vit_b.py.
+Hardware: see configs/linprobe/vit_b.py.
 Cost (arithmetic, not measured: 335 GFLOP per image): about 6.0 H100-hours at peak.
 Expect: top-1 76.6 % (official code 77.2).
 """

@@ -2,9 +2,9 @@
 
     launch/local.sh --config=configs/linprobe/vit_l.py --config.init_from=runs/vit_l
 
-As configs/linprobe/vit_b.py, with 50 epochs, which the official code finds enough for L and H.
+Like configs/linprobe/vit_b.py, with 50 epochs, which the official code finds enough for L and H.
 
-Hardware: as configs/linprobe/vit_b.py.
+Hardware: see configs/linprobe/vit_b.py.
 Cost (arithmetic, not measured: 123 GFLOP per image): about 2.2 H100-hours at peak.
 Expect: top-1 75.8 % (official code 76.0).
 """

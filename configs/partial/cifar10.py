@@ -4,9 +4,9 @@
 
     launch/local.sh --config=configs/partial/cifar10.py:laptop    after configs/cifar10.py:laptop
 
-As configs/finetune/cifar10.py; --config.trainable_blocks=0.5 for only the MLP half of the block.
+Like configs/finetune/cifar10.py; --config.trainable_blocks=0.5 for only the MLP half of the block.
 
-Data: as configs/cifar10.py; the 5,000 held-out images are the same.
+Data: see configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
 Cost: laptop: 19 minutes on two CPU cores (measured next to two other jobs: 120 to 145
 images/s). The full setting was not run.

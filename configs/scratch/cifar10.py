@@ -4,12 +4,12 @@
 
     launch/local.sh --config=configs/scratch/cifar10.py:laptop    after configs/cifar10.py:laptop
 
-For comparison everything else is the same, except for the layer-wise decay, which makes sense only
-for trained layers, and the initialization of the head.
+Everything else is the same, for comparison, except for layer-wise decay, which only makes sense for
+pre-trained layers, and the initialization of the head.
 
-Data: as configs/cifar10.py; the 5,000 held-out images are the same.
+Data: see configs/cifar10.py; the 5,000 held-out images are the same.
 Hardware: anything.
-Cost: as configs/finetune/cifar10.py.
+Cost: see configs/finetune/cifar10.py.
 Expect: laptop: top-1 53.8 % of the held-out images, 12.4 points below fine-tuning (measured, seed
 0).
 """

@@ -1,11 +1,11 @@
-"""The network of configs/finetune/demo.py from scratch: what pre-training saves.
+"""The network of configs/finetune/demo.py from scratch: the baseline without pre-training.
 
     launch/local.sh --config=configs/scratch/demo.py
 
 configs/finetune/demo.py lists all the commands that belong together.
 
 Hardware: anything; two CPU cores are enough.
-Cost: as configs/finetune/demo.py.
+Cost: see configs/finetune/demo.py.
 Expect: held-out top-1 8.0 %, no better than guessing (measured).
 """
 

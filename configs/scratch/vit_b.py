@@ -2,10 +2,10 @@
 
     launch/local.sh --config=configs/scratch/vit_b.py
 
-The baseline of table 3: no pre-training, no layer-wise decay, weight decay 0.3, and an average of
-the weights (decay 0.9999) that is evaluated too, as ema_top1.
+The baseline of table 3: no pre-training, no layer-wise decay, weight decay 0.3, and averaged
+weights (decay 0.9999) that are evaluated too, as ema_top1.
 
-Data: as configs/vit_l.py, with labels.
+Data: see configs/vit_l.py, with labels.
 Hardware: any mesh whose device count divides 4096; --config.grad_accum=N for few devices.
 Cost (arithmetic, not measured: 105.4 GFLOP per image): 4.05e19 FLOP, 11 H100-hours at peak.
 Expect: top-1 82.3 % with averaged weights, 82.1 % without.

@@ -2,9 +2,9 @@
 
     launch/local.sh --config=configs/scratch/vit_h.py
 
-As configs/scratch/vit_b.py, with drop path 0.2 and 200 epochs.
+Like configs/scratch/vit_b.py, with drop path 0.2 and 200 epochs.
 
-Hardware: as configs/scratch/vit_b.py.
+Hardware: see configs/scratch/vit_b.py.
 Cost (arithmetic, not measured: 1003.8 GFLOP per image): about 72 H100-hours at peak.
 Expect: top-1 83.1 % with averaged weights, 80.9 % without.
 """

@@ -9,7 +9,7 @@ optim.layer_decay=0.75 and model.drop_path as configs/finetune/vit_l.py and vit_
 Data: TFDS `i_naturalist2017`, or class folders with --config.data.source=folder
 --config.data.root=DIR
 5,089 classes, about 579,184 training and 95,986 validation images.
-Hardware: as configs/finetune/vit_b.py.
+Hardware: see configs/finetune/vit_b.py.
 Cost (arithmetic, not measured: 105.4 GFLOP per image): about 1.7 H100-hours at peak for 100 epochs.
 Expect (B / L / H / H at 448, tuned by the authors): 70.5 / 75.7 / 79.3 / 83.4 % top-1.
 """

@@ -9,7 +9,7 @@ optim.layer_decay=0.75 and model.drop_path as configs/finetune/vit_l.py and vit_
 Data: TFDS `i_naturalist2018`, or class folders with --config.data.source=folder
 --config.data.root=DIR
 8,142 classes, about 437,513 training and 24,426 validation images.
-Hardware: as configs/finetune/vit_b.py.
+Hardware: see configs/finetune/vit_b.py.
 Cost (arithmetic, not measured: 105.4 GFLOP per image): about 1.3 H100-hours at peak for 100 epochs.
 Expect (B / L / H / H at 448, tuned by the authors): 75.4 / 80.1 / 83.0 / 86.8 % top-1.
 """

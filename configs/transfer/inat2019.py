@@ -9,7 +9,7 @@ optim.layer_decay=0.75 and model.drop_path as configs/finetune/vit_l.py and vit_
 
 Data: TFDS does not have it: class folders, DIR/train/<class>/ and DIR/val/<class>/.
 1,010 classes, about 265,213 training and 3,030 validation images.
-Hardware: as configs/finetune/vit_b.py.
+Hardware: see configs/finetune/vit_b.py.
 Cost (arithmetic, not measured: 105.4 GFLOP per image): about 0.8 H100-hours at peak for 100 epochs.
 Expect (B / L / H / H at 448, tuned by the authors): 80.5 / 83.4 / 85.7 / 88.3 % top-1.
 """

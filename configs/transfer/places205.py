@@ -9,7 +9,7 @@ optim.layer_decay=0.75 and model.drop_path as configs/finetune/vit_l.py and vit_
 
 Data: TFDS does not have it: class folders, DIR/train/<class>/ and DIR/val/<class>/.
 205 classes, about 2,450,000 training and 20,500 validation images.
-Hardware: as configs/finetune/vit_b.py.
+Hardware: see configs/finetune/vit_b.py.
 Cost (arithmetic, not measured: 105.4 GFLOP per image): about 7.3 H100-hours at peak for 100 epochs.
 Expect (B / L / H / H at 448, tuned by the authors): 63.9 / 65.8 / 65.9 / 66.8 % top-1.
 """

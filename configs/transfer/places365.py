@@ -9,7 +9,7 @@ optim.layer_decay=0.75 and model.drop_path as configs/finetune/vit_l.py and vit_
 Data: TFDS `places365_small`, or class folders with --config.data.source=folder
 --config.data.root=DIR
 365 classes, about 1,803,460 training and 36,500 validation images.
-Hardware: as configs/finetune/vit_b.py.
+Hardware: see configs/finetune/vit_b.py.
 Cost (arithmetic, not measured: 105.4 GFLOP per image): about 5.3 H100-hours at peak for 100 epochs.
 Expect (B / L / H / H at 448, tuned by the authors): 57.9 / 59.4 / 59.8 / 60.3 % top-1.
 """

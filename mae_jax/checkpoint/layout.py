@@ -1,8 +1,8 @@
-"""The folders of a run's checkpoints: which there are, and taking one away.
+"""The checkpoint folders of a run: finding, renaming and deleting them.
 
-`<run>/checkpoints/<step>` holds `state`, `metadata` and the file that says it is complete. Beside
-them may lie what a killed process left (removed at the next start), and `corrupt-<step>`: set
-aside, never read again, never deleted.
+`<run>/checkpoints/<step>` contains `state`, `metadata` and a file that marks it complete. Next to
+the steps there may be leftovers of a killed process (removed at the next start) and
+`corrupt-<step>`: quarantined, never read again, never deleted.
 """
 
 import logging
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 ITEMS = ("state", "metadata")
 CORRUPT = "corrupt-"
-_UNFINISHED = ".orbax-checkpoint-tmp"  # of a save
+_UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of an unfinished save
 _DELETING = "deleting-"
-_COMMITTED = "commit_success.txt"  # where renaming is not atomic, the last file written
-_STEP = re.compile(r"0|[1-9][0-9]*")  # what `folder_of` writes, and nothing that int() would read
+_COMMITTED = "commit_success.txt"  # written last where renaming is not atomic
+_STEP = re.compile(r"0|[1-9][0-9]*")  # only names as `folder_of` writes them; int() accepts more
 
 
 class CheckpointPath(NamedTuple):
-    """Where a checkpoint is.
+    """Location of a checkpoint.
 
     Attributes:
-      folder: has `state` and `metadata`.
-      run: the run's folder; "" for a folder of weights, which belongs to none.
-      step: completed steps.
+      folder: contains `state` and `metadata`.
+      run: folder of the run; "" for a folder of weights, which belongs to no run.
+      step: number of completed steps.
     """
 
     folder: str
@@ -42,11 +42,11 @@ class CheckpointPath(NamedTuple):
 
 
 class NoSuchStep(UsageError):
-    """A checkpoint is not where it should be: it never was, or its run has deleted it since."""
+    """A checkpoint does not exist: it was never saved, or its run has deleted it since."""
 
 
 def absolute(path: str) -> str:
-    """The path whatever the current folder; one of a bucket (gs://...) is that already."""
+    """The absolute path; paths of a bucket (gs://...) are absolute already."""
     return path if filesystem.in_bucket(path) else os.path.abspath(path)
 
 
@@ -55,36 +55,39 @@ def folder_of(run: str, step: int) -> epath.Path:
 
 
 def is_step(name: str) -> bool:
-    """Whether this is the name of a step's folder: its number, without leading zeros."""
+    """Whether this is a valid name of a step's folder: its number, without leading zeros."""
     return _STEP.fullmatch(name) is not None
 
 
 @filesystem.os_errors()
 def steps(run: str) -> list[int]:
-    """Steps that were saved, oldest first, be they sound or damaged."""
+    """Saved steps, oldest first, intact or damaged."""
     return sorted(int(p.name) for p in _listed(run) if is_step(p.name) and _committed(p))
 
 
 @filesystem.os_errors()
-def corrupt(run: str) -> list[str]:
-    """Names of the folders that were set aside."""
+def quarantined(run: str) -> list[str]:
+    """Names of the quarantined folders."""
     return sorted(p.name for p in _listed(run) if p.name.startswith(CORRUPT))
 
 
 @filesystem.os_errors()
 def misnamed(run: str) -> list[str]:
-    """Names of folders that are numbers, but not as a run writes them (000020)."""
+    """Names of folders that are numbers but not in the form that a run writes (000020)."""
     return sorted(p.name for p in _listed(run) if p.name.isdecimal() and not is_step(p.name))
 
 
 def exists(run: str) -> bool:
-    """Whether a run has saved anything, sound or not."""
-    return bool(steps(run) or corrupt(run))
+    """Whether a run has saved anything, intact or damaged."""
+    return bool(steps(run) or quarantined(run))
 
 
 @filesystem.os_errors()
 def find(path: str) -> CheckpointPath:
-    """The checkpoint of a run folder, meaning its newest step, of a step's, or of a weights folder.
+    """Finds a checkpoint.
+
+    Args:
+      path: folder of a run (its newest step), of a step, or of weights.
 
     Raises:
       NoSuchStep: there is no such step.
@@ -92,55 +95,57 @@ def find(path: str) -> CheckpointPath:
     """
     folder = filesystem.path_of(absolute(path))
     if folder.parent.name == FOLDER and is_step(folder.name):
-        found = CheckpointPath(str(folder), str(folder.parent.parent), int(folder.name))
-        if gone(found):
-            raise no_such_step(found)
-        return found
+        checkpoint = CheckpointPath(str(folder), str(folder.parent.parent), int(folder.name))
+        if is_missing(checkpoint):
+            raise no_such_step(checkpoint)
+        return checkpoint
     if all((folder / item).is_dir() for item in ITEMS):
         return CheckpointPath(str(folder), "", 0)
     run = str(folder.parent if folder.name == FOLDER else folder)
-    found = steps(run)
-    if not found:
-        aside = f" ({', '.join(corrupt(run))} set aside as damaged)" if corrupt(run) else ""
+    saved = steps(run)
+    if not saved:
+        damaged = ", ".join(quarantined(run))
+        note = f" ({damaged} set aside as damaged)" if damaged else ""
         raise UsageError(
-            f"no checkpoint under {folder}{aside}: give a run folder that has {FOLDER}/<step>/, a "
+            f"no checkpoint under {folder}{note}: give a run folder that has {FOLDER}/<step>/, a "
             "step's folder itself, or weights (a folder of mae_jax, Hugging Face or timm; .pth, "
             ".safetensors or .npz)"
         )
-    return CheckpointPath(str(folder_of(run, found[-1])), run, found[-1])
+    return CheckpointPath(str(folder_of(run, saved[-1])), run, saved[-1])
 
 
-def require_run(path: str, found: CheckpointPath) -> None:
-    """Refuses, for what is to be continued, weights that belong to no run.
+def require_run(path: str, checkpoint: CheckpointPath) -> None:
+    """Checks that a checkpoint belongs to a run, so that it can be resumed.
 
     Raises:
-      UsageError: names `path`, where `found` was found.
+      UsageError: it does not; names `path`, which `find` resolved to `checkpoint`.
     """
-    if not found.run:
+    if not checkpoint.run:
         raise UsageError(
-            f"{path} holds weights without an optimizer: begin with them, --config.init_from={path}"
+            f"{path} has weights without an optimizer state: start a new run from them with "
+            f"--config.init_from={path}"
         )
 
 
 @filesystem.os_errors()
-def gone(found: CheckpointPath) -> bool:
-    """Whether a checkpoint is not there, or is being deleted."""
-    folder = filesystem.path_of(found.folder)
-    return not folder.is_dir() or bool(found.run and not _committed(folder))
+def is_missing(checkpoint: CheckpointPath) -> bool:
+    """Whether a checkpoint does not exist or is being deleted."""
+    folder = filesystem.path_of(checkpoint.folder)
+    return not folder.is_dir() or bool(checkpoint.run and not _committed(folder))
 
 
-def no_such_step(found: CheckpointPath) -> NoSuchStep:
-    """Says that a checkpoint is not there, and which are."""
-    there = ", ".join(map(str, steps(found.run))) if found.run else ""
+def no_such_step(checkpoint: CheckpointPath) -> NoSuchStep:
+    """Error for a missing checkpoint; lists the steps that exist."""
+    saved = ", ".join(map(str, steps(checkpoint.run))) if checkpoint.run else ""
     return NoSuchStep(
-        f"{found.folder} is not there: never saved, or deleted since"
-        f"{f' (steps of this run: {there})' if there else ''}"
+        f"{checkpoint.folder} does not exist: never saved, or deleted since"
+        f"{f' (steps of this run: {saved})' if saved else ''}"
     )
 
 
 @filesystem.os_errors()
 def quarantine(run: str, step: int) -> str:
-    """Renames a damaged step; returns its new name."""
+    """Renames the folder of a damaged step; returns the new name."""
     taken = {p.name for p in _listed(run)}
     name, number = f"{CORRUPT}{step}", 1
     while name in taken:
@@ -155,9 +160,9 @@ def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
 
     Args:
       run: folder of the run.
-      newest: a step known to be sound; what is newer stays.
-      keep: how many stay, `newest` among them.
-      keep_every: multiples of this stay as well; 0 for none.
+      newest: a step known to be intact; newer steps are kept.
+      keep: number of steps to keep, `newest` included.
+      keep_every: multiples of this are kept as well; 0 for none.
     """
     for step in [s for s in steps(run) if s <= newest][:-keep]:
         if keep_every and step % keep_every == 0:
@@ -165,12 +170,12 @@ def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
         try:
             _discard(folder_of(run, step))
         except OSError as error:
-            log.warning("checkpoint %d, no longer needed, cannot be deleted: %s", step, error)
+            log.warning("cannot delete old checkpoint %d: %s", step, error)
 
 
 @filesystem.os_errors()
 def remove_unfinished(run: str, *, level: int = logging.DEBUG) -> None:
-    """Removes what killed or failed saves and deletions left behind; logs it at a level."""
+    """Removes leftovers of killed or failed saves and deletions; logs each at `level`."""
     for path in _listed(run):
         tmp = _UNFINISHED in path.name or path.name.startswith(_DELETING)
         if tmp or (is_step(path.name) and not _committed(path)):
@@ -180,21 +185,19 @@ def remove_unfinished(run: str, *, level: int = logging.DEBUG) -> None:
 
 @filesystem.os_errors()
 def make_writable(run: str) -> None:
-    """Makes the folder of checkpoints, and sees whether folders can be made in it.
+    """Creates the folder of checkpoints and checks that it is writable.
 
     Raises:
-      OSError: they cannot.
+      OSError: it is not.
     """
-    probe = (
-        filesystem.path_of(run) / FOLDER / f"{_DELETING}nothing"
-    )  # tells whether it can be written to
+    probe = filesystem.path_of(run) / FOLDER / f"{_DELETING}nothing"
     probe.mkdir(parents=True, exist_ok=True)
     probe.rmdir()
 
 
 @filesystem.os_errors()
 def _discard(folder: epath.Path) -> None:
-    """Removes a folder so that a kill meanwhile leaves no half of a step under a step's name."""
+    """Removes a folder; a kill at any moment leaves no partial step under a step's name."""
     if filesystem.in_bucket(str(folder)):
         (folder / _COMMITTED).unlink(missing_ok=True)
     else:
@@ -202,8 +205,8 @@ def _discard(folder: epath.Path) -> None:
     try:
         with filesystem.os_errors():
             folder.rmtree()
-    except OSError as error:  # a failed save may write on for a moment
-        log.warning("%s cannot be removed now, but at the next save or start: %s", folder, error)
+    except OSError as error:  # a failed save may still be writing for a moment
+        log.warning("cannot remove %s; retrying at the next save or start: %s", folder, error)
 
 
 def _listed(run: str) -> list[epath.Path]:
@@ -212,5 +215,5 @@ def _listed(run: str) -> list[epath.Path]:
 
 
 def _committed(folder: epath.Path) -> bool:
-    """Whether a folder with a step's name was written to the end, whatever befell it since."""
+    """Whether the save of a step's folder completed."""
     return not filesystem.in_bucket(str(folder)) or (folder / _COMMITTED).exists()

@@ -1,4 +1,4 @@
-"""One attempt to save a step: written with Orbax in the background, and read back."""
+"""One attempt to save a step: Orbax writes it in the background, then it is read back."""
 
 import contextlib
 import functools
@@ -21,89 +21,88 @@ from mae_jax.runtime.errors import UsageError
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 600  # for the slowest process to write its part
-ORBAX_ERRORS = 5  # more than one save can leave behind
-READ_AGAIN, READ_SECONDS = 3, 10.0  # tries to read a checkpoint back, and the pause after each
+ORBAX_ERRORS = 5  # more errors than a single save can leave behind
+READ_RETRIES, RETRY_SECONDS = 3, 10.0  # for reading a checkpoint back
 
 
 class SaveFailed(Exception):
-    """A checkpoint that was begun did not come to be; the text is one line."""
+    """A checkpoint could not be saved; the message is one line."""
 
 
 class StepWriter:
-    """Writes one step. All processes make and begin it together.
+    """Writes one step. All processes create and start it together.
 
     Args:
-      found: where to.
-      tree: arrays that will be written; only their shapes and dtypes are kept.
-      attempt: number of this attempt among all of a run.
+      path: destination.
+      tree: arrays to write; only their shapes and dtypes are kept.
+      attempt: number of this attempt, counted over all saves of the run.
 
     Attributes:
       step: completed steps.
-      error: what went wrong, or None.
+      error: the first error, or None.
     """
 
-    def __init__(self, found: CheckpointPath, tree: Any, attempt: int):
-        self._found, self.step = found, found.step
+    def __init__(self, path: CheckpointPath, tree: Any, attempt: int):
+        self._path, self.step = path, path.step
         self._tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
         self._bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._tree))
         self.error: SaveFailed | None = None
         self._thread: threading.Thread | None = None
-        # Orbax's remembers the errors of a failed save: every attempt has its own. So do its
-        # barriers: a process that failed has not come to all of them.
-        own = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"save{attempt}")
+        # An AsyncCheckpointer remembers the errors of a failed save, so every attempt gets a new
+        # one. It also needs new barriers: a process that failed did not reach all of the old ones.
+        barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"save{attempt}")
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             timeout_secs=WAIT_SECONDS,
-            multiprocessing_options=own,
+            multiprocessing_options=barriers,
         )
 
-    def begin(self, args: Any, then: Callable[[], None]) -> None:
-        """Starts to write; returns when the arrays may be donated.
+    def start(self, args: Any, then: Callable[[], None]) -> None:
+        """Starts writing; returns when the arrays may be donated.
 
         Args:
-          args: what Orbax is to write.
-          then: called on process 0 when the step was read back and is sound.
+          args: Orbax's save arguments.
+          then: called on process 0 after the step was read back and is intact.
         """
         self._attempt(lambda: self._write(args))
         if not any(collectives.all_gather(self.error is not None)):
             finish = functools.partial(self._finish, then)
             self._thread = threading.Thread(target=self._attempt, args=(finish,), name="checkpoint")
             self._thread.start()
-        else:  # in the background: it may wait for a process that failed
+        else:  # in the background: closing may wait for a process that failed
             close = threading.Thread(target=self._attempt, args=(self._close,), daemon=True)
             close.start()
 
-    @property
-    def running(self) -> bool:
-        """Whether this process is still at it."""
+    def is_alive(self) -> bool:
+        """Whether this process is still saving."""
         return self._thread is not None and self._thread.is_alive()
 
-    def join(self) -> None:
-        """Waits for it."""
+    def wait(self) -> None:
+        """Blocks until this process has finished saving."""
         if self._thread:
             self._thread.join()
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Does a part of the save; what goes wrong first is kept for whoever asks."""
+        """Runs a part of the save; keeps the first error."""
         try:
             work()
-        except SaveFailed as failure:
-            self.error = self.error or failure
+        except SaveFailed as error:
+            self.error = self.error or error
         except Exception as error:
-            why = disk.error_line(error, self._found.run, self._bytes)
+            why = disk.error_line(error, self._path.run, self._bytes)
             self.error = self.error or SaveFailed(f"checkpoint {self.step} is not saved: {why}")
-            # No cause: its traceback would keep the arrays in memory until the next try.
+            # Not chained: the traceback would keep the arrays in memory until the next attempt.
 
     def _write(self, args: Any) -> None:
-        """Starts Orbax's part of a save, if process 0 can make folders: all fail, or none."""
-        collectives.run_on_primary(lambda: layout.remove_unfinished(self._found.run))
-        collectives.run_on_primary(lambda: layout.make_writable(self._found.run))
-        collectives.run_on_primary(lambda: disk.require_room(self._found.run, self._bytes))
-        self._orbax.save(layout.folder_of(self._found.run, self.step), args=args)
+        """Starts Orbax, if process 0 can write to the folder; either all processes fail or none."""
+        collectives.run_on_primary(lambda: layout.remove_unfinished(self._path.run))
+        collectives.run_on_primary(lambda: layout.make_writable(self._path.run))
+        collectives.run_on_primary(lambda: disk.require_room(self._path.run, self._bytes))
+        self._orbax.save(layout.folder_of(self._path.run, self.step), args=args)
 
     def _close(self) -> None:
-        """Waits until the step is written; ends Orbax's threads, also when it was not."""
-        # Orbax stops closing at each error of a failed save: one for the arrays, some for metadata.
+        """Waits until the step is written; ends Orbax's threads even if writing failed."""
+        # `close` stops at every error of a failed save: one for the arrays, several for metadata.
         with contextlib.ExitStack() as closing:
             for _ in range(ORBAX_ERRORS):
                 closing.callback(self._orbax.close)
@@ -116,25 +115,25 @@ class StepWriter:
         try:
             self._verify()
         except CorruptCheckpointError as error:
-            name = layout.quarantine(self._found.run, self.step)
+            name = layout.quarantine(self._path.run, self.step)
             raise OSError(f"set aside as {name} after reading back: {error.reason}") from error
         except UsageError as error:
             raise SaveFailed(
-                f"checkpoint {self.step} is written but could not be read back; it stays, and so "
-                f"do all older ones: {reader.line(error)}"
+                f"checkpoint {self.step} is written but could not be read back; it is kept, and so "
+                f"are all older ones: {reader.one_line(error)}"
             ) from error
-        then()  # first, since it makes room on the disk
-        damage.record_small_files(self._found.folder)
+        then()  # first, since it frees disk space
+        damage.record_small_files(self._path.folder)
 
     def _verify(self) -> None:
-        """`stored.verify`; a disk or a machine in trouble is asked again."""
-        for _ in range(READ_AGAIN):
+        """Reads the step back and compares it; retries errors that do not prove damage."""
+        for _ in range(READ_RETRIES):
             try:
-                reader.verify(self._found, self._tree)
+                reader.verify(self._path, self._tree)
                 return
             except CorruptCheckpointError:
                 raise
             except UsageError as error:
-                log.warning("%s; it is tried again", error)
-                time.sleep(READ_SECONDS)
-        reader.verify(self._found, self._tree)
+                log.warning("%s; retrying", error)
+                time.sleep(RETRY_SECONDS)
+        reader.verify(self._path, self._tree)

@@ -1,4 +1,4 @@
-"""Questions asked of a configuration: is it whole, and is it still the one a run began with."""
+"""Flattening of configs, and differences between two configs."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _MAPPINGS = (dict, ml_collections.ConfigDict)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"model": {"size": "L"}} -> {"model.size": "L"}; tuples as lists, as JSON has them."""
+    """{"model": {"size": "L"}} -> {"model.size": "L"}; tuples become lists, as in JSON."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, _MAPPINGS):
@@ -22,13 +22,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def update_names(config: Any) -> list[str]:
-    """Gives keys of earlier versions their present names, in place; an old name wins over the new.
+    """Renames keys of earlier versions in place; the value of an old name overrides the new one.
 
     Args:
-      config: a dict or ConfigDict of keys and groups of keys; anything else is left as it is.
+      config: a dict or ConfigDict of keys and groups; anything else is left unchanged.
 
     Returns:
-      The old names that were found.
+      The old names that were present.
     """
     found: list[str] = []
     if not isinstance(config, _MAPPINGS):
@@ -50,7 +50,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def changes(old: Any, new: Any) -> list[str]:
-    """Lines "key: old -> new" of all that differs and would change what the run computes."""
+    """Lines "key: old -> new" for every difference that affects results."""
     old, new = _comparable(old), _comparable(new)
     lines = []
     for key in sorted(old.keys() | new.keys()):
@@ -60,7 +60,7 @@ def changes(old: Any, new: Any) -> list[str]:
 
 
 def _comparable(config: Any) -> dict[str, Any]:
-    """A flat configuration of any version with the names and the keys of this one."""
+    """A flat config of any version, with the key names and all keys of this version."""
     flat = flatten(config)
     return ADDED | {current_name(key): value for key, value in flat.items()}
 
@@ -74,17 +74,17 @@ def _harmless(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
         if value not in (old.get(other), new.get(other)):
             return True
     if key == "grad_accum" and new.get("head.batch_norm"):
-        return False  # BatchNorm sees the parts of a batch, not the whole
+        return False  # BatchNorm sees micro-batches, not the whole batch
     return row.resume == "harmless"
 
 
 def pair(value: Any, name: str) -> tuple[int, int]:
-    """(height, width) from a pair, or from one number for a square.
+    """(height, width) from a pair, or from a single number for a square.
 
     Raises:
-      UsageError: anything else.
+      UsageError: the value is neither.
     """
     items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(items) not in (1, 2) or not all(isinstance(x, int) and x > 0 for x in items):
-        raise UsageError(f"{name}={value} must be one positive whole number or (height, width)")
+        raise UsageError(f"{name}={value} must be a positive integer or (height, width)")
     return items[0], items[-1]

@@ -1,6 +1,6 @@
-"""Flags shared by commands that take a recipe: `--config=FILE[:ARG] --config.key=value ...`.
+"""Flags of commands that take a recipe, `--config=FILE[:ARG] --config.key=value ...`.
 
-And those of a run, which the command that trains and the one that looks before it share.
+Also the flags of a run, which training and preflight share.
 """
 
 import functools
@@ -30,11 +30,11 @@ HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     """Defines --config and a flag for each key that `argv` overrides."""
-    # Files of flags are read with everything else: one that is not there must not fail here.
+    # Flag files are read later, with everything else; a missing one must not fail here.
     words = [word for word in argv if not word.startswith(("-flagfile", "--flagfile"))]
     words, _ = _renamed(words)
     config_flags.DEFINE_config_file(
-        "config", None, "Recipe: a file of configs/.", flag_values=values, sys_argv=words
+        "config", None, "Recipe: a file in configs/.", flag_values=values, sys_argv=words
     )
     values["config"].parser = _RecipeParser(values["config"].parser)
 
@@ -42,16 +42,16 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
 def define_run(values: flags.FlagValues, argv: list[str]) -> None:
     """Defines --config and the other flags of a run."""
     define_config(values, argv)
-    place = "Folder of the run; default runs/<config name>."
-    flags.DEFINE_string("workdir", None, place, flag_values=values)
-    change = "Continue a run with another configuration."
+    folder = "Folder of the run; default runs/<config name>."
+    flags.DEFINE_string("workdir", None, folder, flag_values=values)
+    change = "Continue a run with a different configuration."
     flags.DEFINE_bool("allow_config_change", False, change, flag_values=values)
     modes = ["auto", "on", "off"]
     connect = "Connect to other processes: auto (in a cluster, or with --coordinator), on or off."
     flags.DEFINE_enum("distributed", "auto", modes, connect, flag_values=values)
     flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
-    which = "Which of the processes this is."
+    which = "Index of this process."
     flags.DEFINE_integer("process_id", None, which, flag_values=values)
 
 
@@ -83,7 +83,7 @@ def recipes_and_keys() -> str:
 
 
 def table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Names and what they mean in two columns, 80 characters wide at most; one string a row."""
+    """Two columns, name and meaning, at most 80 characters wide; one string per row."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows) + 4
     wrap = textwrap.TextWrapper(80, break_on_hyphens=False, subsequent_indent=" " * width)
@@ -91,35 +91,35 @@ def table(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def workdir_of(values: flags.FlagValues) -> str:
-    """The folder of the run that parsed flags speak of, from `workdir.resolve`."""
+    """The resolved workdir of parsed flags (see `workdir.resolve`)."""
     default = os.path.join("runs", config_name(values))
     return workdir.resolve(default if values.workdir is None else values.workdir)
 
 
 def parse(argv: list[str], values: flags.FlagValues) -> Any:
-    """Parses the command line (without the program's name) and returns the recipe.
+    """Parses the command line (without the program's name) and returns the config.
 
-    A recipe is looked for where the path says, then among those that ship with mae_jax.
+    The recipe's path is tried as given, then among the recipes that ship with mae_jax.
 
     Raises:
-      UsageError: anything mistyped, missing or out of range.
+      UsageError: anything is mistyped, missing, or out of range.
     """
     argv, old_names = _renamed(argv)
-    _tell(old_names)
+    _warn_renamed(old_names)
     overridden = _overridden(argv)
     all_of(*(functools.partial(check_name, key) for key in overridden))
     words = _find_config(argv)
     try:
         rest = values(["", *words])
         config = values.config
-        _ = getattr(config, "task", None)  # only this tells that the file could not be loaded
-    # A recipe is somebody's program, and may fail in any way.
+        _ = getattr(config, "task", None)  # raises if the file could not be loaded
+    # A recipe is an arbitrary program, which may fail in any way.
     except Exception as error:
-        raise UsageError(_what_failed(error, overridden)) from error
+        raise UsageError(_describe_failure(error, overridden)) from error
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}: flags begin with --")
     if config is None:
-        raise UsageError("no recipe: give --config=configs/demo.py or another file of configs/")
+        raise UsageError("no recipe: use --config=configs/demo.py or another file in configs/")
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError("get_config() of the recipe must return an ml_collections.ConfigDict")
     check_values(config)
@@ -129,10 +129,10 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
 
 
 def _overridden(argv: list[str]) -> list[str]:
-    """Keys that the command line sets.
+    """Keys that the command line overrides.
 
     Raises:
-      UsageError: one comes before the recipe whose key it is.
+      UsageError: a key comes before --config.
     """
     found, recipe = [], False
     for word in argv:
@@ -141,28 +141,30 @@ def _overridden(argv: list[str]) -> list[str]:
         elif re.match(r"--?config(=|$)", word):
             recipe = True
             if found:
-                raise UsageError(f"--config has to come before --config.{shorten(found[0])}")
+                raise UsageError(f"--config must come before --config.{shorten(found[0])}")
     return found if recipe else []
 
 
-def _what_failed(error: Exception, overridden: list[str]) -> str:
+def _describe_failure(error: Exception, overridden: list[str]) -> str:
     """One line for whatever reading the flags and the recipe raised."""
     text = str(error).strip()
     bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
     if bad and bad[1] in KEYS:
         return f"--config.{bad[1]}={shorten(repr(bad[2]))} must be {KEYS[bad[1]].rule.allowed()}"
-    if isinstance(error, KeyError):  # the names are right, so it is this recipe that lacks one
+    # The names are valid, so the recipe lacks one: a group (KeyError) or a key (AttributeError).
+    if isinstance(error, (KeyError, AttributeError)):
         lacking = [k for k in overridden if set(k.split(".")) & set(re.findall(r"\w+", text)[:1])]
         if lacking:
             return f"the recipe has no key --config.{lacking[0]}"
     if isinstance(error, AttributeError) and "no attribute 'get_config'" in text:
-        return f"--config={getattr(error.obj, '__file__', '')} has no get_config(), as recipes have"
-    if "Traceback (most recent call last)" in text:  # ml_collections puts it into the message
+        return f"--config={getattr(error.obj, '__file__', '')} has no get_config() function"
+    if "Traceback (most recent call last)" in text:  # ml_collections includes it in the message
         text = text.splitlines()[-1]
     elif not isinstance(error, (flags.Error, OSError)):
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"the recipe fails ({place.filename}:{place.lineno}): {type(error).__name__}: {text}"
-        words = set(re.findall(r"\w+", text))  # a recipe may set old names, but not read them
+        # A recipe may set keys by their old names, but not read them.
+        words = set(re.findall(r"\w+", text))
         renamed = [k for k in FORMER_NAMES.items() if k[0].split(".")[-1] in words]
         text += "".join(f" ({old} is now called {new})" for old, new in renamed)
     return " ".join(text.split())
@@ -177,10 +179,10 @@ def config_name(values: flags.FlagValues) -> str:
 
 
 def _find_config(argv: list[str]) -> list[str]:
-    """The same words, with the path of a recipe that exists and can import `configs`.
+    """The same words, with the resolved path of the recipe, which can then import `configs`.
 
     Raises:
-      UsageError: there is none, or it is not a Python program.
+      UsageError: the recipe does not exist, or is not a Python program.
     """
     found = []
     for before, word in zip(["", *argv], argv, strict=False):
@@ -195,7 +197,7 @@ def _find_config(argv: list[str]) -> list[str]:
 
 
 class _RecipeParser(flags.ArgumentParser):
-    """Reads a recipe that may have keys of earlier versions, before flags override any."""
+    """Loads a recipe, and renames keys of earlier versions before flags override any."""
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser
@@ -203,14 +205,14 @@ class _RecipeParser(flags.ArgumentParser):
     def parse(self, path: str) -> Any:
         config = self._parser.parse(path)
         if isinstance(config, ml_collections.ConfigDict):
-            # A value of the wrong type is refused later, with the key's rule.
+            # Values of the wrong type are rejected later, by the key's rule.
             with config.unlocked(), config.ignore_type():
-                _tell(update_names(config))
+                _warn_renamed(update_names(config))
         return config
 
 
 def _renamed(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The same words with keys of earlier versions under their present names, and those keys."""
+    """The same words with keys of earlier versions renamed, and the old names that were found."""
     words, found = [], []
     for word in argv:
         flag = re.match(r"(--?(?:no)?config\.)([^=]*)(.*)", word, re.DOTALL)
@@ -221,11 +223,11 @@ def _renamed(argv: list[str]) -> tuple[list[str], list[str]]:
     return words, found
 
 
-def _tell(old_names: Iterable[str]) -> None:
+def _warn_renamed(old_names: Iterable[str]) -> None:
     for name in old_names:
-        _tell_once(name)
+        _warn_renamed_once(name)
 
 
 @functools.cache  # a study reads its recipes many times
-def _tell_once(old: str) -> None:
+def _warn_renamed_once(old: str) -> None:
     log.warning("%s is now called %s; the old name still works", old, FORMER_NAMES[old])

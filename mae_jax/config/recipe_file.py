@@ -1,7 +1,7 @@
-"""Finds the Python file that a flag names, and says in one line why it cannot be one.
+"""Finds the Python file given by a flag, or reports in one line why it is not usable.
 
 The recipes of configs/ ship with the package: setup.py installs them inside it, so that they do not
-collide with the `configs` of another project. Within a recipe they are `configs` all the same.
+collide with the `configs` of another project. Recipes still import them as `configs`.
 """
 
 import ast
@@ -19,24 +19,24 @@ from mae_jax.runtime.errors import UsageError
 
 _PACKAGE = os.path.dirname(os.path.abspath(mae_jax.__file__))
 _INSTALLED = os.path.join(_PACKAGE, "_recipes")
-# The folder that holds our configs/: inside the installed package, or else beside it, in a clone.
+# The folder that contains our configs/: the installed package, or in a clone the folder beside it.
 ROOT = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
-_LARGEST = 2**20  # bytes; the longest recipe has 7,000
+_LARGEST = 2**20  # bytes; the longest recipe has about 7,000
 _MOST_NAMES = 12
 
 
 def find(path: str, flag: str = "--config") -> str:
-    """The path of a program: where it says, or else among the recipes that ship with mae_jax.
+    """Resolves a path, which may also be that of a recipe that ships with mae_jax.
 
-    Nothing is run, and nothing but a regular file is opened: a pipe would block, and a device may
+    Nothing is executed, and only regular files are opened: a pipe would block, and a device may
     never end.
 
     Args:
       path: as the user wrote it.
-      flag: that it was given for, for messages.
+      flag: the flag that it was given to, for messages.
 
     Raises:
-      UsageError: there is no such file, or it is not a Python program.
+      UsageError: the file does not exist, or is not a Python program.
     """
     inside = os.path.join(ROOT, path)
     found = inside if path and not os.path.exists(path) and os.path.exists(inside) else path
@@ -44,15 +44,15 @@ def find(path: str, flag: str = "--config") -> str:
         status = os.stat(found)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{flag}={path}: {reason}{_meant(path, flag)}") from error
+        raise UsageError(f"{flag}={path}: {reason}{_suggestion(path, flag)}") from error
     if stat.S_ISDIR(status.st_mode):
         files = _listed(p.name for p in Path(found).glob("*.py"))
-        hint = f": give one of its files ({files})" if files else _meant(path, flag)
+        hint = f": give one of its files ({files})" if files else _suggestion(path, flag)
         raise UsageError(f"{flag}={path} is a folder{hint}")
     if not stat.S_ISREG(status.st_mode):
-        raise UsageError(f"{flag}={path} is not a regular file{_meant(path, flag)}")
+        raise UsageError(f"{flag}={path} is not a regular file{_suggestion(path, flag)}")
     if status.st_size > _LARGEST:
-        raise UsageError(f"{flag}={path} has {status.st_size:,} bytes: that is not a recipe")
+        raise UsageError(f"{flag}={path} has {status.st_size:,} bytes: too large for a recipe")
     _check_program(found, path, flag)
     return found
 
@@ -60,15 +60,15 @@ def find(path: str, flag: str = "--config") -> str:
 def provide_configs(path: str) -> None:
     """Makes `from configs import ...` work in the recipe at `path`.
 
-    It finds what is in the `configs` folder that the recipe is in, if it is in one, and otherwise
-    what ships with mae_jax; no other `configs`, of the current folder or of another project.
+    It resolves to the recipe's own `configs` folder, if it is in one, and then to the recipes that
+    ship with mae_jax; never to a `configs` of the current folder or of another project.
     """
     own = [str(folder) for folder in Path(path).absolute().parents if folder.name == "configs"]
     folders = list(dict.fromkeys([*own[:1], os.path.join(ROOT, "configs")]))
     known = sys.modules.get("configs")
     if known is not None and list(getattr(known, "__path__", ())) == folders:
         return
-    # Another recipe of this process may have brought modules of the same names.
+    # An earlier recipe of this process may have imported modules of the same names.
     for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
         del sys.modules[name]
     sys.modules["configs"] = package = types.ModuleType("configs")
@@ -88,8 +88,8 @@ def _check_program(found: str, path: str, flag: str) -> None:
         ) from error
 
 
-def _meant(path: str, flag: str) -> str:
-    """What there is to choose from, and what was perhaps meant; "" for another kind of program."""
+def _suggestion(path: str, flag: str) -> str:
+    """A suggestion, and the list of recipes; "" for files other than recipes."""
     if flag != "--config":
         return ""
     recipes = names()
@@ -103,7 +103,7 @@ def _meant(path: str, flag: str) -> str:
 
 
 def names() -> list[str]:
-    """Recipes that ship with mae_jax, as paths below configs/ without .py: the shortest first."""
+    """Recipes that ship with mae_jax, as paths below configs/ without .py, outermost first."""
     root = Path(ROOT, "configs")
     found = [p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py")]
     found = [n for n in found if not re.match(r"ablations/|(.*/)?__init__$|common$", n)]

@@ -1,4 +1,4 @@
-"""Kinds of rules for the values of a configuration; `schema` has the row of every key."""
+"""Types of rules for config values; `schema` lists the rule of every key."""
 
 import abc
 import dataclasses
@@ -10,17 +10,17 @@ from typing import Any
 
 from mae_jax.runtime import extensions
 
-LARGEST = 2**31 - 1  # steps and examples are counted in int32 on the devices
+LARGEST = 2**31 - 1  # steps and examples are counted in int32 on devices
 HUGE = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):
-    """What a value has to be."""
+    """A constraint on a value."""
 
     @abc.abstractmethod
     def allowed(self) -> str:
-        """What follows "must be"."""
+        """The allowed values, to follow "must be" in a message."""
 
     @abc.abstractmethod
     def accepts(self, value: Any) -> bool:
@@ -29,14 +29,14 @@ class Rule(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Int(Rule):
-    """A whole number from `low` to `high`; `also` are exceptions, such as -1 for "the rest"."""
+    """An integer from `low` to `high`, or one of `also`, such as -1 for "the rest"."""
 
     low: int = 0
     high: int = LARGEST
     also: tuple[int, ...] = ()
 
     def allowed(self) -> str:
-        return f"{_exceptions(self.also)}a whole number from {self.low} to {self.high}"
+        return f"{_exceptions(self.also)}an integer from {self.low} to {self.high}"
 
     def accepts(self, value: Any) -> bool:
         return _is_whole(value) and (self.low <= value <= self.high or value in self.also)
@@ -44,9 +44,9 @@ class Int(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Float(Rule):
-    """A finite number between `low` and `high`; `above` and `below` leave out the ends.
+    """A finite number from `low` to `high`; `above` and `below` exclude the endpoints.
 
-    `also` are exceptions, such as -1 for "by the number of images".
+    `also` lists exceptions, such as -1 for "chosen from the number of images".
     """
 
     low: float = 0.0
@@ -64,12 +64,12 @@ class Float(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Floats(Float):
-    """Several numbers: so many (any number of them where `lengths` is empty), all between the ends.
+    """A sequence of numbers from `low` to `high`.
 
     Attributes:
-      lengths: how many there may be; one of them may be given without a tuple.
-      whole: no fractions.
-      ordered: none is smaller than the one before it.
+      lengths: allowed lengths; empty for any. If 1 is allowed, so is a number without a tuple.
+      whole: integers only.
+      ordered: must not decrease.
     """
 
     lengths: tuple[int, ...] = ()
@@ -77,9 +77,9 @@ class Floats(Float):
     ordered: bool = False
 
     def allowed(self) -> str:
-        count = " or ".join(map(str, self.lengths)) or "one or more"
-        order = ", in rising order" if self.ordered else ""
-        kind = "whole numbers" if self.whole else "numbers"
+        count = " or ".join(map(str, sorted(self.lengths))) or "one or more"
+        order = ", in increasing order" if self.ordered else ""
+        kind = "integers" if self.whole else "numbers"
         return f"{_exceptions(self.also)}{count} {kind} in {_interval(self)}{order}"
 
     def accepts(self, value: Any) -> bool:
@@ -110,7 +110,7 @@ class Bool(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Rule):
-    """One of a few words; with `extensible` also the user's own `module:attribute`."""
+    """One of a few words; if `extensible`, also a user-defined `module:attribute`."""
 
     options: tuple[str, ...]
     extensible: bool = False
@@ -128,11 +128,11 @@ class Choice(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Str(Rule):
-    """Any text, of as many characters as a path may have, or one of a `form`.
+    """Printable text that matches a pattern; by default anything up to the length of a path.
 
     Attributes:
       form: regular expression.
-      shown: the same for a reader.
+      shown: human-readable form of the pattern.
     """
 
     form: str = r".{0,4096}"
@@ -148,13 +148,13 @@ class Str(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Place(Str):
-    """A path, or ""; `~` in it is the home folder (`paths.expand`)."""
+    """A path, or ""; `~` is the home folder (`filesystem.expand`)."""
 
     shown: str = "a path"
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" for a word that is not among the known ones, or ""."""
+    """ "; did you mean X?" if a known word is close to an unknown one, or ""."""
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""

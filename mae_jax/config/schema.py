@@ -1,10 +1,10 @@
-"""Every key of a configuration: what it may be, what it means and how it is compared.
+"""Every config key: allowed values, meaning, and how runs are compared.
 
-    python -m mae_jax.config.schema        the table of docs/configuration.md
+    python -m mae_jax.config.schema        prints the table of docs/configuration.md
 
-A new key is one row here and one line with its default in configs/common.py. No imports of models
-or data here, so that a mistyped value is answered before jax starts. The names that code looks up
-elsewhere (sizes, masks, ...) are compared with the rows by tests.
+To add a key, add one row here and one line with its default to configs/common.py. This module
+imports neither models nor data, so that invalid values are reported before jax starts. Tests check
+the choices listed here against the names registered elsewhere (sizes, masks, ...).
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ class Key:
     """One key of a configuration.
 
     Attributes:
-      name: with dots.
-      rule: what its value may be.
-      meaning: for the documentation.
-      tasks: those whose configurations need it; a recipe may have keys of other tasks, too.
-      resume: whether a run may continue with another value. "harmless": it may, because the key
-        changes what is written or how fast, not what is computed. "compared": it may not.
-      added: for a key that came with a later version, the value that does what was done without it.
-      only_with: (key, value); beside other values of that key this one means nothing.
-      formerly: its name in earlier versions, which is still accepted.
-      aliases: what users type who come from the official code, timm, Hugging Face or Lightning;
-        refused with this key's name.
+      name: dotted name.
+      rule: allowed values.
+      meaning: text for the documentation.
+      tasks: tasks that require the key; a recipe may also have keys of other tasks.
+      resume: whether a run may continue with another value. "harmless": yes, since the key affects
+        speed or output but not results. "compared": no.
+      added: for a key added in a later version, the value with the behavior of earlier versions.
+      only_with: (key, value); the key has no effect unless that key has that value.
+      formerly: name in earlier versions, which is still accepted.
+      aliases: names of this setting in the official code, timm, Hugging Face, or Lightning; these
+        are rejected with a pointer to this key.
     """
 
     name: str
@@ -49,216 +49,227 @@ PRETRAIN, CLASSIFY, TOKENIZER = ("pretrain",), ("classify",), ("tokenizer",)
 TRAINED = ("pretrain", "classify", "tokenizer")
 MONITORED = ("pretrain", "knn")
 CHANNELS = r"error|mean|repeat|select:\d{1,6}(,\d{1,6})*"
-STEPS = "steps between two, 0: never"
-OPEN, BY_SIZE = (-1,), "-1: by the number of images (docs/finetuning.md)"
+AUTO, BY_IMAGES = (-1,), "-1: by the number of images (docs/finetuning.md)"
 INHERIT = "init_from"
 
-# One row a key: name, rule, meaning, then what is special about it.
+# One row per key: name, rule, meaning, then anything special.
 # fmt: off
 ROWS = (
     # The run.
-    Key("task", Choice(TASKS), "what is done"),
-    Key("seed", Int(0, 2**32 - 1), "decides every random draw", aliases="random_seed"),
-    Key("epochs", Float(also=OPEN), f"length of the run; {BY_SIZE}", aliases="max_epochs num_epochs num_train_epochs"),
-    Key("steps", Int(), "length of the run in updates; 0: by `epochs`",
+    Key("task", Choice(TASKS), "what to train or evaluate"),
+    Key("seed", Int(0, 2**32 - 1), "seed of all random numbers", aliases="random_seed"),
+    Key("epochs", Float(also=AUTO), f"length of the run in epochs; {BY_IMAGES}",
+        aliases="max_epochs num_epochs num_train_epochs"),
+    Key("steps", Int(), "length of the run in updates; 0: use `epochs`",
         aliases="max_steps num_steps total_steps"),
-    Key("batch_size", Int(1, 2**24, also=OPEN),
-        f"images of an update, on all devices; lowered for small sets; {BY_SIZE}",
+    Key("batch_size", Int(0, 2**24, also=AUTO),
+        f"images per update, over all devices; reduced for small data sets; {BY_IMAGES}; "
+        "0: the largest that fits in memory",
         aliases="bs per_device_train_batch_size train_batch_size"),
-    Key("grad_accum", Int(1, 2**24), "parts that a batch is worked through in", resume="harmless",
+    Key("grad_accum", Int(1, 2**24), "micro-batches per update", resume="harmless",
         aliases="accum_iter accumulate_grad_batches gradient_accumulation_steps"),
-    Key("resume", Place(), "another run, or one of its steps, to continue in a new workdir",
+    Key("resume", Place(), "run, or one of its steps, to continue in a new workdir",
         resume="harmless"),
-    Key("init_from", Place(), "a run, or other weights, to begin with",
-        resume="harmless", aliases="checkpoint ckpt finetune pretrained weights"),
+    Key("init_from", Place(), "run, or other weights, to initialize from", resume="harmless",
+        aliases="checkpoint ckpt finetune pretrained weights"),
     Key("init_channels", Str(CHANNELS, "error, mean, repeat or select:I,J,..."),
-        "weights of other channels", resume="harmless", added="error"),
-    Key("init_weights", Bool(), "False: take only sizes and pixel statistics from `init_from`",
+        "how to adapt weights with other channels", resume="harmless", added="error"),
+    Key("init_weights", Bool(), "False: use only the sizes and pixel statistics of `init_from`",
         tasks=CLASSIFY, resume="harmless", added=True),
-    Key("trainable", Choice(("all", "head", "last")), "what is trained", tasks=CLASSIFY),
-    Key("trainable_blocks", Float(0, 1000), "of `last`: 0.5, or 1 to the number of blocks",
+    Key("trainable", Choice(("all", "head", "last")), "which parameters are trained",
         tasks=CLASSIFY),
-    Key("label_smoothing", Float(0, 1, below=True), "share of the target for all classes",
+    Key("trainable_blocks", Float(0, 1000), "for `last`: 0.5, or 1 to the number of blocks",
+        tasks=CLASSIFY),
+    Key("label_smoothing", Float(0, 1, below=True), "target probability spread over all classes",
         tasks=CLASSIFY, aliases="smoothing"),
-    Key("erase_prob", Float(0, 1, below=True), "share of images with an erased box",
+    Key("erase_prob", Float(0, 1, below=True), "share of images with a randomly erased box",
         tasks=CLASSIFY, aliases="reprob"),
     # The network.
     Key("model.size", Choice(("Ti", "S", "B", "L", "H", "2B", INHERIT)),
-        f"of the encoder; {INHERIT}: width, depth, heads and MLPs of those weights",
+        f"size of the encoder; {INHERIT}: width, depth, heads and MLPs of those weights",
         aliases="arch model_size"),
     Key("model.image_size", Floats(1, 2**14, lengths=(2, 1), whole=True, also=((0, 0),)),
-        "height and width; (0, 0): those of `init_from`",
+        "height and width; (0, 0): as in `init_from`",
         aliases="crop_size img_size input_size"),
     Key("model.patch_size", Floats(1, 2**14, lengths=(2, 1), whole=True, also=((0, 0),)),
-        "height and width; (0, 0): those of `init_from`"),
-    Key("model.channels", Int(0, 1024), "of the images; 0: those of `init_from`", aliases="in_chans num_channels"),
-    Key("model.embed_dim", Int(0, 2**14), "width; 0: by `size`", aliases="dim hidden_size width"),
-    Key("model.depth", Int(0, 1000), "blocks; 0: by `size`", aliases="layers num_layers"),
-    Key("model.num_heads", Int(0, 2**14), "of attention; 0: by `size`", aliases="heads"),
-    Key("model.mlp_ratio", Float(0, 64, above=True), "hidden width of the MLPs, in widths"),
-    Key("model.dtype", Choice(("auto", "float32", "bfloat16")), "of the arithmetic",
+        "height and width; (0, 0): as in `init_from`"),
+    Key("model.channels", Int(0, 1024), "image channels; 0: as in `init_from`",
+        aliases="in_chans num_channels"),
+    Key("model.embed_dim", Int(0, 2**14), "width; 0: set by `size`",
+        aliases="dim hidden_size width"),
+    Key("model.depth", Int(0, 1000), "number of blocks; 0: set by `size`",
+        aliases="layers num_layers"),
+    Key("model.num_heads", Int(0, 2**14), "attention heads; 0: set by `size`", aliases="heads"),
+    Key("model.mlp_ratio", Float(0, 64, above=True),
+        "hidden width of the MLPs, relative to the width"),
+    Key("model.dtype", Choice(("auto", "float32", "bfloat16")), "precision of the computation",
         aliases="bf16 fp16 precision"),
-    Key("model.attention", Choice(("xla", "cudnn")), "what computes it; cudnn: NVIDIA, bfloat16"),
-    Key("model.remat", Choice(("none", "dots", "blocks")), "what is computed again to save memory",
+    Key("model.attention", Choice(("xla", "cudnn")), "implementation; cudnn: NVIDIA, bfloat16"),
+    Key("model.remat", Choice(("none", "dots", "blocks")), "activations recomputed to save memory",
         resume="harmless", added="none", aliases="gradient_checkpointing"),
     Key("model.decoder_embed_dim", Int(1, 2**14), "width of the decoder",
         tasks=PRETRAIN, aliases="decoder_dim"),
-    Key("model.decoder_depth", Int(0, 1000), "blocks of the decoder; 0: a linear head",
-        tasks=PRETRAIN),
-    Key("model.decoder_num_heads", Int(1, 2**14), "of the decoder",
-        tasks=PRETRAIN, aliases="decoder_heads"),
+    Key("model.decoder_depth", Int(0, 1000), "decoder blocks; 0: a linear head", tasks=PRETRAIN),
+    Key("model.decoder_num_heads", Int(1, 2**14), "attention heads of the decoder", tasks=PRETRAIN,
+        aliases="decoder_heads"),
     Key("model.encoder_mask_tokens", Bool(),
-        "the encoder sees hidden patches too, as a learned token", tasks=PRETRAIN, added=False),
-    Key("model.num_classes", Int(), "checked against the data; 0: as the data",
+        "feed masked patches to the encoder, as a learned token", tasks=PRETRAIN, added=False),
+    Key("model.num_classes", Int(), "number of classes; 0: as in the data",
         tasks=CLASSIFY, aliases="classes nb_classes"),
-    Key("model.drop_path", Float(0, 1, below=True), "stochastic depth of the last block",
+    Key("model.drop_path", Float(0, 1, below=True), "stochastic depth rate of the last block",
         tasks=CLASSIFY, aliases="drop_path_rate"),
     Key("head.pool", Choice(("cls", "mean")), "class token, or mean of the patch tokens",
         tasks=CLASSIFY),
-    Key("head.init_std", Float(0, 1e3), "deviation of the head's weights", tasks=CLASSIFY),
+    Key("head.init_std", Float(0, 1e3), "standard deviation of the head's initial weights",
+        tasks=CLASSIFY),
     Key("head.batch_norm", Bool(), "normalize features before the head", tasks=CLASSIFY),
     Key("head.batch_norm_group", Int(0, 2**24),
-        "rows sharing statistics, lowered to a divisor; 0: all", tasks=CLASSIFY),
-    # What it learns.
-    Key("mask.ratio", Float(0, 1, below=True), "share of hidden patches; some must be hidden",
-        tasks=PRETRAIN),
+        "images sharing statistics, reduced to a divisor; 0: all", tasks=CLASSIFY),
+    # Masking, targets, and regularization.
+    Key("mask.ratio", Float(0, 1, below=True),
+        "share of masked patches; at least one must be masked", tasks=PRETRAIN),
     Key("mask.kind", Choice(("random", "block", "grid", "checkerboard"), extensible=True),
-        "which patches are hidden", tasks=PRETRAIN),
+        "which patches are masked", tasks=PRETRAIN),
     Key("target.kind", Choice(("pixel", "pca", "tokens", "hog"), extensible=True),
-        "what is predicted", tasks=PRETRAIN),
-    Key("target.normalize", Bool(), "pixel: each patch by its own mean and deviation",
-        tasks=PRETRAIN, aliases="norm_pix_loss"),
-    Key("target.components", Int(1), "pca: coefficients, at most as many as numbers of a patch",
+        "prediction target", tasks=PRETRAIN),
+    Key("target.normalize", Bool(),
+        "pixel: normalize each patch by its mean and standard deviation", tasks=PRETRAIN,
+        aliases="norm_pix_loss"),
+    Key("target.components", Int(1), "pca: coefficients, at most the number of values in a patch",
         tasks=PRETRAIN, added=96, only_with=("target.kind", "pca")),
-    Key("target.fit_images", Int(1), "pca: training images that it is learned from",
-        tasks=PRETRAIN, added=4096, only_with=("target.kind", "pca")),
-    Key("target.loss_on", Choice(("masked", "all")), "patches that the loss is taken on",
+    Key("target.fit_images", Int(1), "pca: training images used to fit it", tasks=PRETRAIN,
+        added=4096, only_with=("target.kind", "pca")),
+    Key("target.loss_on", Choice(("masked", "all")), "patches that contribute to the loss",
         tasks=PRETRAIN, added="masked"),
-    Key("target.tokenizer", Place(), "tokens: a run of task tokenizer, or DALL-E's encoder.pkl",
+    Key("target.tokenizer", Place(), "tokens: a run of task `tokenizer`, or DALL-E's encoder.pkl",
         tasks=PRETRAIN, added="", only_with=("target.kind", "tokens")),
-    Key("mix.mixup", Float(0, 1e3), "parameter of Beta; 0: off", tasks=CLASSIFY),
-    Key("mix.cutmix", Float(0, 1e3), "parameter of Beta; 0: off", tasks=CLASSIFY),
+    Key("mix.mixup", Float(0, 1e3), "mixup: parameter of the Beta distribution; 0: off",
+        tasks=CLASSIFY),
+    Key("mix.cutmix", Float(0, 1e3), "CutMix: parameter of the Beta distribution; 0: off",
+        tasks=CLASSIFY),
     Key("mix.prob", Float(0, 1), "share of groups that are mixed", tasks=CLASSIFY),
-    Key("mix.switch_prob", Float(0, 1), "share of CutMix where both are on", tasks=CLASSIFY),
+    Key("mix.switch_prob", Float(0, 1), "probability of CutMix if both are on", tasks=CLASSIFY),
     Key("mix.group", Int(1, 2**24),
-        "rows sharing one draw, lowered to an even divisor of the batch", tasks=CLASSIFY),
+        "images sharing one draw, reduced to an even divisor of the batch", tasks=CLASSIFY),
     Key("tokenizer.vocab_size", Int(2, 2**16), "number of codes", tasks=TOKENIZER),
-    Key("tokenizer.hidden_dim", Int(4, 2**12), "width of the first group, doubled in each",
+    Key("tokenizer.hidden_dim", Int(4, 2**12),
+        "width of the first group, doubled in each following one", tasks=TOKENIZER),
+    Key("tokenizer.groups", Int(1, 8), "a code covers 2^(groups - 1) x 2^(groups - 1) pixels",
         tasks=TOKENIZER),
-    Key("tokenizer.groups", Int(1, 8), "a code stands for 2^(groups - 1) pixels of a side",
-        tasks=TOKENIZER),
-    Key("tokenizer.blocks_per_group", Int(1, 32), "residual blocks", tasks=TOKENIZER),
-    Key("tokenizer.temperature", Floats(1e-3, 100, lengths=(2,)), "of relaxed codes: first, last",
-        tasks=TOKENIZER),
-    Key("tokenizer.kl_weight", Float(0, 1e3), "of the divergence from uniform codes; 1: the bound",
-        tasks=TOKENIZER),
-    # The images.
-    Key("data.source", Choice(("shapes", "folder", "tfds")), "kind of data set"),
-    Key("data.name", Str(), "tfds: the data set", aliases="dataset"),
+    Key("tokenizer.blocks_per_group", Int(1, 32), "residual blocks per group", tasks=TOKENIZER),
+    Key("tokenizer.temperature", Floats(1e-3, 100, lengths=(2,)),
+        "temperature of the relaxed codes: initial, final", tasks=TOKENIZER),
+    Key("tokenizer.kl_weight", Float(0, 1e3),
+        "weight of the KL divergence from uniform codes; 1: the ELBO", tasks=TOKENIZER),
+    # The data.
+    Key("data.source", Choice(("shapes", "folder", "tfds")), "type of data set"),
+    Key("data.name", Str(), "tfds: name of the data set", aliases="dataset"),
     Key("data.root", Place(), "folder: directory or list file; tfds: data_dir",
         resume="harmless", aliases="data_dir data_path dir folder image_dir images path"),
-    Key("data.split", Str(), "to train on"),
-    Key("data.eval_split", Str(), "held out; empty: the source's validation split, or `holdout`",
+    Key("data.split", Str(), "training split"),
+    Key("data.eval_split", Str(), "validation split; empty: the source's own, or `holdout`",
         aliases="val_split validation_split"),
-    Key("data.holdout", Int(also=OPEN),
-        "training images held out without an evaluation split; at most half; -1: a tenth"),
-    Key("data.num_train", Int(1, 10**8), "shapes: images to train on"),
-    Key("data.num_eval", Int(0, 10**8), "shapes: held-out images"),
+    Key("data.holdout", Int(also=AUTO),
+        "training images held out if there is no validation split; at most half; -1: a tenth"),
+    Key("data.num_train", Int(1, 10**8), "shapes: training images"),
+    Key("data.num_eval", Int(0, 10**8), "shapes: validation images"),
     Key("data.augment", Choice(("crop", "crop_once", "crop_fixed", "none")),
-        "crops of training images"),
+        "how training images are cropped"),
     Key("data.crop_scale", Floats(0, 1, above=True, lengths=(2,), ordered=True),
-        "share of the area"),
-    Key("data.crop_ratio", Floats(0.01, 100, lengths=(2,), ordered=True), "width / height",
-        aliases="aspect_ratio"),
-    Key("data.hflip", Bool(), "mirror half of the training images"),
-    Key("data.color_jitter", Float(0, 10), "strength; 0: off", added=0.0),
-    Key("data.randaug_magnitude", Float(0, 10), "RandAugment; 0: off", added=0.0),
-    Key("data.randaug_std", Float(0, 10), "deviation of the magnitude", added=0.5),
+        "crop area relative to the image"),
+    Key("data.crop_ratio", Floats(0.01, 100, lengths=(2,), ordered=True),
+        "aspect ratio of crops, width / height", aliases="aspect_ratio"),
+    Key("data.hflip", Bool(), "flip half of the training images horizontally"),
+    Key("data.color_jitter", Float(0, 10), "color jitter strength; 0: off", added=0.0),
+    Key("data.randaug_magnitude", Float(0, 10), "RandAugment magnitude; 0: off", added=0.0),
+    Key("data.randaug_std", Float(0, 10), "standard deviation of the magnitude", added=0.5),
     Key("data.mean", Floats(-1e30, 1e30, also=((),)),
-        "of the pixels, for each channel; (): that of `init_from`"),
+        "pixel mean of each channel; (): as in `init_from`"),
     Key("data.std", Floats(1e-30, 1e30, also=((),)),
-        "of the pixels, for each channel; (): that of `init_from`"),
+        "pixel standard deviation of each channel; (): as in `init_from`"),
     Key("data.resizer", Choice(("auto", "pillow", "fast")),
-        "auto: pillow to evaluate, fast to train", added="auto"),
-    Key("data.resize_antialias", Bool(), "False is visibly aliased"),
-    Key("data.exif_transpose", Bool(), "turn photos as their EXIF says"),
+        "auto: pillow for evaluation, fast for training", added="auto"),
+    Key("data.resize_antialias", Bool(), "False: visibly aliased"),
+    Key("data.exif_transpose", Bool(), "rotate photos according to their EXIF data"),
     Key("data.dtype", Choice(("uint8", "float32", INHERIT)),
-        "of the pixels; float32: in their own units"),
-    Key("data.max_bad_fraction", Float(0, 1), "unreadable share that stops the run (more than 10)",
-        resume="harmless"),
+        "pixel type; float32: keep the units of the data"),
+    Key("data.max_bad_fraction", Float(0, 1),
+        "unreadable share that stops the run (if more than 10 images)", resume="harmless"),
     Key("data.storage_wait", Float(0, 1e7),
-        "seconds to wait for unreadable storage, then save, stop", resume="harmless", added=300.0),
-    Key("data.workers", Int(0, 1024), "decoding threads; 0: all cores",
-        resume="harmless", aliases="num_workers"),
-    Key("data.prefetch", Int(1, 1024), "batches prepared ahead", resume="harmless"),
-    Key("data.cache", Choice(("none", "encoded", "decoded")), "what stays in memory",
+        "seconds to wait for unavailable storage before saving and stopping", resume="harmless",
+        added=300.0),
+    Key("data.workers", Int(0, 1024), "decoding threads; 0: one per core", resume="harmless",
+        aliases="num_workers"),
+    Key("data.prefetch", Int(1, 1024), "batches prepared in advance", resume="harmless"),
+    Key("data.cache", Choice(("none", "encoded", "decoded")), "images kept in host memory",
         resume="harmless", added="none"),
-    Key("data.cache_gb", Float(0, 1e6), "of each host; 0: half of what is available",
-        resume="harmless", added=0.0),
-    Key("data.on_device", Bool(), "keep small sets on the devices",
-        added=False, formerly="data.resident"),
+    Key("data.cache_gb", Float(0, 1e6),
+        "cache size per host in GB; 0: half of the available memory", resume="harmless", added=0.0),
+    Key("data.on_device", Bool(), "keep a small data set in device memory", added=False,
+        formerly="data.resident"),
     # The optimizer.
-    Key("optim.name", Choice(("adamw", "lars")), "the optimizer",
-        tasks=TRAINED, added="adamw", aliases="opt optimizer"),
-    Key("optim.base_lr", Float(0, 1e6), "learning rate per 256 images",
-        tasks=TRAINED, aliases="blr learning_rate lr"),
-    Key("optim.min_lr", Float(0, 1e6), "learning rate at the end", tasks=TRAINED),
-    Key("optim.warmup_epochs", Float(also=OPEN),
-        f"a tenth of the run if not shorter than it; {BY_SIZE}",
+    Key("optim.name", Choice(("adamw", "lars")), "optimizer", tasks=TRAINED, added="adamw",
+        aliases="opt optimizer"),
+    Key("optim.base_lr", Float(0, 1e6), "learning rate per 256 images of the batch", tasks=TRAINED,
+        aliases="blr learning_rate lr"),
+    Key("optim.min_lr", Float(0, 1e6), "final learning rate", tasks=TRAINED),
+    Key("optim.warmup_epochs", Float(also=AUTO),
+        f"warmup; a tenth of the run if it is shorter than this; {BY_IMAGES}",
         tasks=TRAINED, aliases="warmup warmup_steps"),
-    Key("optim.weight_decay", Float(0, 1e3), "decoupled", tasks=TRAINED, aliases="wd"),
+    Key("optim.weight_decay", Float(0, 1e3), "decoupled weight decay", tasks=TRAINED, aliases="wd"),
     Key("optim.b1", Float(0, 1, below=True), "adamw: decay of the first moment", tasks=TRAINED),
     Key("optim.b2", Float(0, 1, below=True), "adamw: decay of the second moment", tasks=TRAINED),
-    Key("optim.mu_dtype", Choice(("float32", "bfloat16")), "adamw: type of the first moment",
+    Key("optim.mu_dtype", Choice(("float32", "bfloat16")), "adamw: precision of the first moment",
         tasks=TRAINED, added="float32"),
-    Key("optim.momentum", Float(0, 1, below=True), "lars", tasks=TRAINED, added=0.9),
-    Key("optim.grad_clip", Float(), "largest norm of the gradient; 0: off",
-        tasks=TRAINED, aliases="clip_grad max_grad_norm"),
-    Key("optim.layer_decay", Float(0, 1), "of the learning rate, block by block downwards",
-        tasks=CLASSIFY),
-    Key("optim.ema", Float(0, 1, below=True), "decay of an average of the weights; 0: none",
+    Key("optim.momentum", Float(0, 1, below=True), "lars: momentum", tasks=TRAINED, added=0.9),
+    Key("optim.grad_clip", Float(), "maximum norm of the gradient; 0: off", tasks=TRAINED,
+        aliases="clip_grad max_grad_norm"),
+    Key("optim.layer_decay", Float(0, 1),
+        "learning rate decay per block, from the last to the first", tasks=CLASSIFY),
+    Key("optim.ema", Float(0, 1, below=True), "decay of the moving average of the weights; 0: off",
         tasks=CLASSIFY, aliases="ema_decay"),
-    # What is measured and shown.
-    Key("log_every", Int(1), "steps between lines",
-        resume="harmless", aliases="log_freq logging_steps"),
-    Key("eval_every", Int(also=OPEN), f"evaluations: {STEPS}, -1: 20 in a run",
+    # Logging and evaluation.
+    Key("log_every", Int(1), "steps between log lines", resume="harmless",
+        aliases="log_freq logging_steps"),
+    Key("eval_every", Int(also=AUTO), "steps between evaluations; 0: never; -1: 20 in all",
         resume="harmless", aliases="eval_freq eval_steps"),
-    Key("eval_images", Int(), "held-out images of an evaluation; 0: all", resume="harmless"),
-    Key("figure_every", Int(also=OPEN), f"figures: {STEPS}, -1: 10 in a run",
+    Key("eval_images", Int(), "validation images per evaluation; 0: all", resume="harmless"),
+    Key("figure_every", Int(also=AUTO), "steps between figures; 0: never; -1: 10 in all",
         resume="harmless", formerly="picture_every"),
-    Key("figure_images", Int(1, 1024), "images of a figure",
-        resume="harmless", formerly="picture_images"),
-    Key("eval.knn_every", Int(), f"kNN: {STEPS}", tasks=MONITORED, resume="harmless"),
-    Key("eval.probe_every", Int(), f"linear classifier: {STEPS}",
+    Key("figure_images", Int(1, 1024), "images per figure", resume="harmless",
+        formerly="picture_images"),
+    Key("eval.knn_every", Int(), "steps between kNN evaluations; 0: never", tasks=MONITORED,
+        resume="harmless"),
+    Key("eval.probe_every", Int(), "steps between linear-probe evaluations; 0: never",
         tasks=MONITORED, resume="harmless"),
     Key("eval.feature", Choice(("cls", "mean")), "class token, or mean of the patch tokens",
         tasks=MONITORED, resume="harmless"),
-    Key("eval.knn_k", Int(1), "neighbors, at most as many as images",
-        tasks=MONITORED, resume="harmless"),
-    Key("eval.train_images", Int(), "labeled images to learn from; 0: all",
-        tasks=MONITORED, resume="harmless"),
-    # What is saved, and when a run ends early.
-    Key("checkpoint.every_steps", Int(), "steps between saves; 0: not by steps",
-        resume="harmless", aliases="save_every save_freq save_steps"),
-    Key("checkpoint.every_minutes", Float(0, 1e6), "minutes between saves; 0: not by time",
+    Key("eval.knn_k", Int(1), "number of neighbors, at most the number of images", tasks=MONITORED,
         resume="harmless"),
-    Key("checkpoint.keep", Int(1), "newest checkpoints that are kept", resume="harmless"),
-    Key("checkpoint.keep_every", Int(), "steps whose multiples are kept permanently; 0: none",
+    Key("eval.train_images", Int(), "labeled training images to use; 0: all", tasks=MONITORED,
         resume="harmless"),
-    Key("checkpoint.max_failures", Int(1), "failed saves in a row that end the run",
+    # Checkpoints and failures.
+    Key("checkpoint.every_steps", Int(), "steps between saves; 0: off", resume="harmless",
+        aliases="save_every save_freq save_steps"),
+    Key("checkpoint.every_minutes", Float(0, 1e6), "minutes between saves; 0: off",
         resume="harmless"),
-    Key("nan_guard.max_skips", Int(1), "skipped updates in a row that end the run",
+    Key("checkpoint.keep", Int(1), "number of recent checkpoints to keep", resume="harmless"),
+    Key("checkpoint.keep_every", Int(),
+        "keep checkpoints at multiples of this step permanently; 0: off", resume="harmless"),
+    Key("checkpoint.max_failures", Int(1), "consecutive failed saves that end the run",
         resume="harmless"),
-    Key("watchdog.seconds", Float(0, 1e7), "without a step that show all threads; 0: never",
+    Key("nan_guard.max_skips", Int(1), "consecutive skipped updates that end the run",
         resume="harmless"),
-    Key("watchdog.start_seconds", Float(0, 1e7), "the same until the first step; 0: never",
+    Key("watchdog.seconds", Float(0, 1e7),
+        "seconds without a step before stacks are reported; 0: never", resume="harmless"),
+    Key("watchdog.start_seconds", Float(0, 1e7), "the same before the first step; 0: never",
         resume="harmless"),
-    Key("watchdog.abort", Bool(), "then also end the process", resume="harmless"),
+    Key("watchdog.abort", Bool(), "end the process after the report", resume="harmless"),
     # The devices.
-    Key("mesh.data", Int(1, 2**20, also=(-1,)), "devices that share a batch; -1: all that are left",
+    Key("mesh.data", Int(1, 2**20, also=(-1,)), "devices that split the batch; -1: all remaining",
         resume="harmless"),
-    Key("mesh.fsdp", Int(1, 2**20, also=(-1,)), "devices that share the parameters; -1: all left",
-        resume="harmless"),
+    Key("mesh.fsdp", Int(1, 2**20, also=(-1,)),
+        "devices that split the parameters; -1: all remaining", resume="harmless"),
 )
 # fmt: on
 KEYS = {key.name: key for key in ROWS}
@@ -269,7 +280,7 @@ ALIASES = {alias: key.name for key in ROWS for alias in key.aliases.split()}
 
 
 def current_name(key: str) -> str:
-    """The present name of a key of this or an earlier version."""
+    """The current name of a key of this or an earlier version."""
     return FORMER_NAMES.get(key, key)
 
 
@@ -280,7 +291,7 @@ def keys_of(task: str) -> dict[str, Key]:
 
 def markdown() -> str:
     """The table of docs/configuration.md."""
-    lines = ["| key | may be | what it does | tasks |", "|---|---|---|---|"]
+    lines = ["| key | allowed values | meaning | tasks |", "|---|---|---|---|"]
     for key in sorted(ROWS, key=lambda key: ("." in key.name, key.name)):
         where = "all" if key.tasks == TASKS else ", ".join(key.tasks)
         allowed = key.rule.allowed().replace(str(LARGEST), "2^31 - 1")

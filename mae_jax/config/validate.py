@@ -1,7 +1,8 @@
-"""Refuses a configuration that cannot work, before jax starts or anything is compiled.
+"""Rejects invalid configurations before anything is compiled.
 
-`check_names` and `check_values` need the configuration alone; `check_together` also knows the
-devices. What depends on the data (the length of an epoch, ...) is checked by the tasks.
+`check_name` and `check_values` need only the config, and run before jax starts;
+`check_combinations` also needs the devices. The tasks check what depends on the data, such as the
+length of an epoch.
 """
 
 import difflib
@@ -15,30 +16,30 @@ from mae_jax.config.rules import Choice, Str, closest
 from mae_jax.config.schema import ALIASES, GROUPS, KEYS, keys_of
 from mae_jax.runtime.errors import UsageError, all_of, require
 
-LONGEST = 80  # characters of a value in a message
-LEAST_SHAPES = 6  # pixels: smaller figures cannot be told apart
-MOST_PATCHES = 2**16  # attention among them would take tables of 2**32
+MAX_CHARS = 80  # of a value in a message
+MIN_SHAPES_SIDE = 6  # pixels; smaller shapes are indistinguishable
+MAX_PATCHES = 2**16  # the attention matrix would have 2**32 entries
 
 
 def check_name(key: str) -> None:
-    """Raises UsageError unless `key` is that of a value, with what was perhaps meant."""
+    """Raises UsageError, with a suggestion, unless `key` is the name of a value."""
     if key in KEYS:
         return
     if key in GROUPS:
         first = next(name for name in KEYS if name.startswith(f"{key}."))
-        raise UsageError(f"--config.{key} is a group of keys: set them singly, as --config.{first}")
+        raise UsageError(f"--config.{key} is a group of keys: set one, such as --config.{first}")
     raise UsageError(
-        f"--config.{shorten(key)}: there is no such key{_meant(key)} (docs/configuration.md)"
+        f"--config.{shorten(key)}: there is no such key{_suggestion(key)} (docs/configuration.md)"
     )
 
 
 def shorten(text: str) -> str:
-    """Text that is no longer than a message bears."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+    """The text, truncated for a message."""
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}... ({len(text)} characters)"
 
 
-def _meant(key: str) -> str:
-    """The key that is called so elsewhere, or is written nearly so, or whose last part is."""
+def _suggestion(key: str) -> str:
+    """Suggests the key with this alias, with a similar name, or with a similar last part."""
     last = key.split(".")[-1]
     if other := ALIASES.get(last.lower().replace("-", "_")):
         return f"; did you mean --config.{other}?"
@@ -50,7 +51,7 @@ def _meant(key: str) -> str:
 
 
 def check_value(key: str, value: Any) -> None:
-    """Raises UsageError unless `value` is what the key's rule allows."""
+    """Raises UsageError unless the key's rule accepts `value`."""
     rule = KEYS[key].rule
     if rule.accepts(value):
         return
@@ -63,10 +64,10 @@ def check_value(key: str, value: Any) -> None:
 
 
 def check_values(config: Any) -> None:
-    """Every key is known and in range, and none that the task needs is missing.
+    """Checks that every key is known and in range, and that no required key is missing.
 
     Raises:
-      UsageError: for all that is not so.
+      UsageError: with every problem.
     """
     flat = flatten(config)
     all_of(*(functools.partial(_check_key, key, value) for key, value in flat.items()))
@@ -86,15 +87,15 @@ def _check_key(key: str, value: Any) -> None:
 
 
 def check_combinations(config: Any, num_devices: int, *more: Callable[[], object]) -> None:
-    """What `check_values` checks, and whether the values of several keys fit together.
+    """Runs `check_values`, and checks that the values are consistent with each other.
 
     Args:
       config: the whole configuration.
-      num_devices: that share a batch.
-      more: further checks, of values that are known to be in range.
+      num_devices: number of devices that split a batch.
+      more: further checks, run only if all values are in range.
 
     Raises:
-      UsageError: for all that does not.
+      UsageError: with every problem.
     """
     check_values(config)
     checks = (_check_image, _check_channels, _check_target)
@@ -124,14 +125,14 @@ def _check_image(config: Any) -> None:
     ]
     patches = math.prod(image // patch for image, patch in zip(*sizes, strict=True))
     require(
-        patches <= MOST_PATCHES,
-        f"--config.model.image_size={sizes[0]} has {patches} patches of {sizes[1]}, where "
-        f"{MOST_PATCHES} are possible: raise --config.model.patch_size",
+        patches <= MAX_PATCHES,
+        f"--config.model.image_size={sizes[0]} has {patches} patches of {sizes[1]}, more "
+        f"than {MAX_PATCHES}: raise --config.model.patch_size",
     )
     require(
-        config.data.source != "shapes" or min(sizes[0]) >= LEAST_SHAPES,
-        f"--config.data.source=shapes has no pictures of {sizes[0]}: --config.model.image_size "
-        f"takes sides of {LEAST_SHAPES} or more",
+        config.data.source != "shapes" or min(sizes[0]) >= MIN_SHAPES_SIDE,
+        f"--config.data.source=shapes cannot draw images of {sizes[0]}: the sides of "
+        f"--config.model.image_size must be at least {MIN_SHAPES_SIDE}",
     )
 
 
@@ -147,13 +148,13 @@ def _check_channels(config: Any) -> None:
         _check_units(config.data, key)
     require(
         channels == 3 or not (config.data.randaug_magnitude or config.data.color_jitter),
-        f"RandAugment and colour jitter need 3 channels, not {channels}: set "
+        f"RandAugment and color jitter need 3 channels, not {channels}: set "
         "--config.data.randaug_magnitude=0 and --config.data.color_jitter=0",
     )
 
 
 def _check_units(data: Any, key: str) -> None:
-    """8-bit images are scaled to [0, 1], so no mean or deviation can lie outside."""
+    """8-bit images are scaled to [0, 1], so their mean and deviation must be in that range."""
     values = data[key]
     if data.dtype != "uint8" or all(0 <= value <= 1 for value in values):
         return
@@ -179,7 +180,7 @@ def _check_target(config: Any) -> None:
     numbers = patch[0] * patch[1] * channels
     require(
         target.components <= numbers,
-        f"--config.target.components={target.components} is more than the {numbers} numbers of a "
+        f"--config.target.components={target.components} is more than the {numbers} values of a "
         f"patch of {patch[0]}x{patch[1]} pixels in {channels} channels: lower it to {numbers} or "
         "less",
     )

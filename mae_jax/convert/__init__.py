@@ -1,4 +1,4 @@
-"""Weights in and out: the official code's, Hugging Face's, timm's, and our own."""
+"""Reads and writes weights: ours, the official code's, Hugging Face's and timm's."""
 
 from mae_jax.convert.hints import Hints
 from mae_jax.convert.load import load, load_with_average

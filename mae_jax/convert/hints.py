@@ -1,10 +1,10 @@
-"""What is known of a model besides its arrays: by its file, by the user, by assumption."""
+"""What is known about a model besides its arrays: stated by the file, by the user, or assumed."""
 
 from typing import Any, NamedTuple
 
 from mae_jax.runtime.errors import UsageError
 
-# How a user says what a file does not.
+# The flags with which a user states what a file does not.
 _FLAGS = {
     "num_heads": "--num_heads, --config.model.num_heads",
     "decoder_num_heads": "--decoder_num_heads, --config.model.decoder_num_heads",
@@ -13,15 +13,15 @@ _FLAGS = {
 
 
 class Hints(NamedTuple):
-    """What the user knows of a model, for what its file does not say.
+    """What the user knows about a model, for what its file does not state.
 
     Attributes:
-      num_heads, decoder_num_heads: heads of attention; no shape tells.
-      image_size: (H, W); a position table only tells the number of patches.
-      normalize: whether the target were normalised patches.
+      num_heads, decoder_num_heads: attention heads, which no array shape reveals.
+      image_size: (H, W); a position table reveals only the number of patches.
+      normalize: whether the target was normalized patches.
       mean, std: of the pixels.
       classes: names of the classes, in the order of the head.
-      fallback: this is no claim: it counts where neither the file nor a good guess says anything.
+      fallback: use these values only where neither the file nor a good guess gives one.
     """
 
     num_heads: int | None = None
@@ -35,7 +35,7 @@ class Hints(NamedTuple):
 
 
 class Facts:
-    """What is known, from the file before the user; remembers where from."""
+    """Looks up facts about a model, first in the file, then in the hints; notes assumptions."""
 
     def __init__(self, stated: dict[str, Any], hints: Hints):
         self._stated, self._hints, self._fallback = stated, hints._asdict(), Hints()._asdict()
@@ -44,18 +44,18 @@ class Facts:
         self.notes: list[str] = []
 
     def get(self, name: str, default: Any = None) -> Any:
-        """What the file says, or else the user, or else `default`."""
+        """The value stated by the file, else by the user, else `default`."""
         stated, hint = self._stated.get(name), self._hints.get(name)
         if stated is None:
             return default if hint is None else hint
         if hint is not None and _plain(stated) != _plain(hint):
             flag = _FLAGS.get(name, f"--{name}")
-            what = f"{stated}, and you say {hint}" if name != "classes" else "others than you do"
-            raise UsageError(f"{flag}: the file says {what}")
+            conflict = f"{stated}, not {hint}" if name != "classes" else "other names"
+            raise UsageError(f"{flag}: the file says {conflict}")
         return stated
 
     def assume(self, name: str, default: Any, why: str = "") -> Any:
-        """The same, or else a hint for this case; takes a note where something is assumed."""
+        """Like `get`, but falls back to `default` or a fallback hint, and notes the assumption."""
         value = self.get(name)
         if value is not None:
             return value

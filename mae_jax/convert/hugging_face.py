@@ -13,22 +13,22 @@ def mae_config(model: Weights) -> dict[str, Any]:
     """config.json of a `ViTMAEForPreTraining`.
 
     Raises:
-      UsageError: no decoder; or an encoder with mask tokens, or images or patches that are not
-        square, which it cannot run.
+      UsageError: there is no decoder; or it has mask tokens in the encoder, or images or patches
+        that are not square, which Hugging Face does not support.
     """
     if model.kind != "mae":
-        raise UsageError("no decoder weights: --format=hf_vit writes the encoder alone")
+        raise UsageError("no decoder weights: use --format=hf_vit to write only the encoder")
     fields = model.fields
     if fields.get("encoder_mask_tokens"):
         raise UsageError(
-            "Hugging Face's ViTMAE has no mask tokens in its encoder: --format=hf_vit writes the "
-            "encoder alone"
+            "Hugging Face's ViTMAE has no mask tokens in its encoder: use --format=hf_vit to write "
+            "only the encoder"
         )
     for key in ("image_size", "patch_size"):
         if fields[key][0] != fields[key][1]:
             raise UsageError(
-                f"Hugging Face's ViTMAE only runs with a square {key}, not {fields[key]}: "
-                "--format=hf_vit writes the encoder alone"
+                f"Hugging Face's ViTMAE supports only a square {key}, not {fields[key]}: "
+                "use --format=hf_vit to write only the encoder"
             )
     return {
         "architectures": ["ViTMAEForPreTraining"],
@@ -44,16 +44,16 @@ def mae_config(model: Weights) -> dict[str, Any]:
 
 
 def vit_config(model: Weights) -> dict[str, Any]:
-    """config.json of a `ViTModel`, or with a head of a `ViTForImageClassification`.
+    """config.json of a `ViTModel`, or of a `ViTForImageClassification` if there is a head.
 
     Raises:
-      UsageError: the model pools the mean of its patches, which these cannot.
+      UsageError: the model uses mean pooling, which these do not support.
     """
     fields, number = model.fields, model.fields["num_classes"]
     if fields["pool"] != "cls":
         raise UsageError(
-            "the model pools the mean of its patches (fc_norm), which Hugging Face's ViT cannot: "
-            "--format=timm can"
+            "the model pools the mean of its patches (fc_norm), which Hugging Face's ViT does not "
+            "support: use --format=timm"
         )
     config = {
         "architectures": ["ViTForImageClassification" if number else "ViTModel"],
@@ -68,7 +68,7 @@ def vit_config(model: Weights) -> dict[str, Any]:
 
 
 def preprocessor_config(model: Weights) -> dict[str, Any]:
-    """preprocessor_config.json: bicubic to the model's size, the model's mean and deviation."""
+    """preprocessor_config.json: bicubic resize to the model's size, its mean and deviation."""
     height, width = model.fields["image_size"]
     data = model.metadata["data"]
     return {
@@ -94,7 +94,7 @@ def _encoder(fields: dict[str, Any]) -> dict[str, Any]:
         "num_attention_heads": fields["num_heads"],
         "intermediate_size": int(fields["embed_dim"] * fields["mlp_ratio"]),
         "hidden_act": "gelu",
-        "layer_norm_eps": LN_EPS,  # the library's own default is 1e-12
+        "layer_norm_eps": LN_EPS,  # the library's default is 1e-12
         "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

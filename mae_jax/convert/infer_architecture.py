@@ -1,4 +1,4 @@
-"""What model some arrays are: by their shapes, by what the file says, by what the user says."""
+"""Infers the model from array shapes, facts in the file, and hints of the user."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,20 +15,20 @@ from mae_jax.runtime.errors import UsageError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 TABLES = ("pos_embed", "decoder_pos_embed")
-# Largest difference of a table from the fixed one: bfloat16 files keep eight bits.
+# Largest deviation from the fixed table: bfloat16 files have eight bits of precision.
 _TABLE_TOLERANCE = 4e-3
-# A decoder of raw pixels has much to say about the mean of a patch, one of normalised pixels has
-# not: `mean_preference` was 24 and 30 in a run on photos with raw pixels, 0.95 with normalised.
+# A decoder of raw pixels must predict the mean of a patch, a decoder of normalized pixels must not:
+# `mean_preference` was 24 and 30 in runs on photos with raw pixels, 0.95 with normalized pixels.
 _RAW_PIXELS_PREFERENCE = 4.0
 _NO_EMBED_CLASS = (
-    "its class token has no position (timm's no_embed_class), where the models here have one: it "
+    "its class token has no position embedding (timm's no_embed_class), unlike in this project: it "
     "cannot be used"
 )
 _MASK_RATIO = 0.75  # of the paper, and of the official code
 
 
 class Description(NamedTuple):
-    """Metadata as of a checkpoint, and remarks on what was assumed."""
+    """Metadata as in a checkpoint, and notes on what was assumed."""
 
     metadata: dict[str, Any]
     notes: list[str]
@@ -37,17 +37,17 @@ class Description(NamedTuple):
 def describe(
     arrays: Arrays, *, file: str, stated: dict[str, Any], hints: Hints, license: str = ""
 ) -> Description:
-    """Describes arrays (our names and layout) as the metadata of a checkpoint do.
+    """Describes arrays (our names and layout) like the metadata of a checkpoint.
 
     Args:
-      arrays: parameters, and `batch_norm/...` where a probe has its BatchNorm.
-      file: where they come from.
-      stated: what the file says; see `files.File`.
-      hints: what the user says; must not contradict the file.
+      arrays: parameters, and `batch_norm/...` of a probe with BatchNorm.
+      file: path of the file.
+      stated: facts in the file; see `readers.File`.
+      hints: facts from the user; must not contradict the file.
       license: of the weights, if the user names one.
 
     Raises:
-      UsageError: it is no such model, or something that must be known is not.
+      UsageError: it is not a supported model, or a required fact is unknown.
     """
     facts = Facts(stated, hints)
     is_mae = any(map(surgery.of_decoder, arrays))
@@ -78,10 +78,10 @@ def describe(
 
 
 def add_hints(metadata: dict[str, Any], hints: Hints) -> dict[str, Any]:
-    """Metadata of our own checkpoint, with names of classes if they had none and the user has.
+    """Adds the user's class names to the metadata of our own checkpoint, if they have none.
 
     Raises:
-      UsageError: the user says something else than the metadata.
+      UsageError: the hints contradict the metadata.
     """
     known = {key: metadata["model"].get(key) for key in hints._fields[:3]}
     known |= {key: metadata["data"][key] for key in ("mean", "std")}
@@ -100,15 +100,15 @@ def _encoder(arrays: Arrays, facts: Facts) -> dict[str, Any]:
     kernel = arrays.get("patch_embed/proj/kernel")
     if kernel is None:
         raise UsageError(
-            "there is no patch embedding (patch_embed.proj.weight, whatever stands before it) in "
-            "it: these are not the weights of a ViT"
+            "it has no patch embedding (patch_embed.proj.weight, with any prefix): these are not "
+            "the weights of a ViT"
         )
     *patch, channels, dim = kernel.shape
     stated = facts.get("patch_size", patch)
     if list(stated) != patch:
-        raise UsageError(f"its patches are {patch}, and its config.json says {list(stated)}")
+        raise UsageError(f"its patches are {patch}, but its config.json says {list(stated)}")
     depth = _depth(arrays, "blocks_")
-    heads = facts.assume("num_heads", _heads_of_size(dim, depth), " (by the size)")
+    heads = facts.assume("num_heads", _heads_of_size(dim, depth), " (from the size)")
     hidden = arrays.get("blocks_0/mlp/fc1/bias")
     return {
         "patch_size": tuple(patch),
@@ -124,8 +124,8 @@ def _decoder(arrays: Arrays, facts: Facts) -> dict[str, Any]:
     bias = arrays.get("decoder_embed/bias", arrays.get("decoder_norm/bias"))
     if bias is None or "decoder_pred/kernel" not in arrays:
         raise UsageError(
-            "its decoder is not whole (decoder_embed, decoder_norm, decoder_pred): --encoder_only "
-            "leaves it out"
+            "its decoder is incomplete (decoder_embed, decoder_norm, decoder_pred): --encoder_only "
+            "drops it"
         )
     dim = bias.size
     heads = facts.assume("decoder_num_heads", 16 if dim == 512 else None, " (as all official ones)")
@@ -139,13 +139,13 @@ def _decoder(arrays: Arrays, facts: Facts) -> dict[str, Any]:
 
 
 def _head(arrays: Arrays, stated: dict[str, Any]) -> dict[str, Any]:
-    """The classifier behind the encoder; none for 0 classes."""
+    """The classifier after the encoder; 0 classes mean none."""
     classes = arrays["head/bias"].size if "head/bias" in arrays else 0
     pool = "mean" if "fc_norm/scale" in arrays else "cls"
     if classes and pool == "cls" and stated.get("pool", "token") not in ("token", ""):
         raise UsageError(
-            f"the model pools by {stated['pool']!r} behind its norm; only the class token, or the "
-            "mean before fc_norm, are possible"
+            f"the model pools by {stated['pool']!r} after its norm; only the class token, or the "
+            "mean before fc_norm, is supported"
         )
     return {
         "num_classes": classes,
@@ -160,7 +160,7 @@ def _head(arrays: Arrays, stated: dict[str, Any]) -> dict[str, Any]:
 def _depth(arrays: Arrays, prefix: str) -> int:
     numbers = [int(n.split("/")[0].rpartition("_")[2]) for n in arrays if n.startswith(prefix)]
     if not numbers:
-        raise UsageError(f"there is no {prefix}0 in it: these are not the weights of a ViT")
+        raise UsageError(f"it has no {prefix}0: these are not the weights of a ViT")
     return 1 + max(numbers)
 
 
@@ -172,9 +172,9 @@ def _known_heads(heads: int | None, dim: int, name: str) -> int:
     part = "decoder" if name.startswith("decoder") else "encoder"
     if heads is None:
         raise UsageError(
-            f"the file does not say how many heads the attention of its {part} has (width {dim}), "
-            f"and the size is none of the known ones: convert it first, `python -m "
-            f"mae_jax.tools.convert --from X --to Y --num_heads N` (and --decoder_num_heads N)"
+            f"the file does not say how many attention heads its {part} has (width {dim}), and "
+            f"this is not a standard size: convert it first, `python -m mae_jax.tools.convert "
+            f"--from X --to Y --num_heads N` (and --decoder_num_heads N)"
         )
     if heads < 1 or dim % heads:
         raise UsageError(f"--{name}={heads} does not divide the width {dim}")
@@ -182,7 +182,7 @@ def _known_heads(heads: int | None, dim: int, name: str) -> int:
 
 
 def _image_size(arrays: Arrays, model: dict[str, Any], facts: Facts) -> tuple[int, int]:
-    """(H, W): as stated; else by the fixed table that the position table is; else a square."""
+    """(H, W): as stated; else of the matching fixed position table; else assumed to be square."""
     size, patch = facts.get("image_size"), model["patch_size"]
     table = arrays.get("pos_embed")
     if size is not None:
@@ -200,7 +200,7 @@ def _image_size(arrays: Arrays, model: dict[str, Any], facts: Facts) -> tuple[in
             )
         return tuple(size)
     if table is None:
-        raise UsageError("there is no position table in it: give --image_size HEIGHT WIDTH")
+        raise UsageError("it has no position table: give --image_size HEIGHT WIDTH")
     patches = table.shape[1] - 1
     grid = _fixed_grid(table)
     if grid is None:
@@ -217,7 +217,7 @@ def _image_size(arrays: Arrays, model: dict[str, Any], facts: Facts) -> tuple[in
 
 
 def _fixed_grid(table: np.ndarray) -> tuple[int, int] | None:
-    """The grid whose fixed sine-cosine table this is, or None."""
+    """The grid with this fixed sine-cosine table, or None."""
     patches, dim = table.shape[1] - 1, table.shape[2]
     for rows in range(1, patches + 1):
         grid = (rows, patches // rows)
@@ -231,7 +231,7 @@ def _is_fixed(table: np.ndarray, grid: tuple[int, int]) -> bool:
 
 
 def _check_fixed_tables(arrays: Arrays, model: dict[str, Any]) -> None:
-    """Refuses other tables than those that our autoencoder computes."""
+    """Refuses position tables that differ from those our autoencoder computes."""
     grid = grid_size(model["image_size"], model["patch_size"])
     for name in TABLES:
         table = arrays.get(name)
@@ -245,7 +245,7 @@ def _check_fixed_tables(arrays: Arrays, model: dict[str, Any]) -> None:
 
 
 def _normalize(arrays: Arrays, file: str, facts: Facts) -> bool:
-    """Whether the target were normalised patches; guessed if nobody says."""
+    """Whether the target was normalized patches; guessed if not stated."""
     known = facts.get("normalize")
     if known is not None:
         return known
@@ -255,19 +255,19 @@ def _normalize(arrays: Arrays, file: str, facts: Facts) -> bool:
     guess = by_layer if named is None else named
     source = "its name" if named is not None else "its prediction layer"
     if guess != by_layer:
-        source += ", although its prediction layer looks otherwise"
-    text = "normalised patches" if guess else "raw pixels"
+        source += ", although its prediction layer suggests otherwise"
+    text = "normalized patches" if guess else "raw pixels"
     facts.notes.append(
         f"target: guessed {text} from {source} (preference for the mean of a patch "
-        f"{preference:.2f}); --norm_pix_loss true|false says it"
+        f"{preference:.2f}); set it with --norm_pix_loss true|false"
     )
     return guess
 
 
 def mean_preference(kernel: np.ndarray) -> float:
-    """How much of a prediction layer's weights [D, P] goes into the mean of a patch.
+    """How much of a prediction layer's weights [D, P] affects the mean of a patch.
 
-    1 is as much as into any other pattern of pixels, P is everything, 0 nothing.
+    1 means as much as any other pattern of pixels, P means only the mean, 0 means not at all.
     """
     of_mean = kernel.shape[1] * (kernel.mean(axis=1) ** 2).sum()
     return float(kernel.shape[1] * of_mean / (kernel**2).sum())
@@ -278,12 +278,12 @@ def _classes(number: int, facts: Facts) -> list[str] | None:
     if not number or classes is None:
         return None
     if len(classes) != number:
-        raise UsageError(f"{len(classes)} names of classes for a head of {number}")
+        raise UsageError(f"{len(classes)} class names for a head of {number}")
     return list(classes)
 
 
 def _pixels(channels: int, facts: Facts) -> dict[str, list[float]]:
-    """Mean and deviation per channel; ImageNet's for three of which nothing is known."""
+    """Mean and standard deviation per channel; ImageNet's by default for three channels."""
     pixels: dict[str, Any] = {}
     for key, usual in IMAGENET.items():
         pixels[key] = facts.assume(key, usual if channels == 3 else None)

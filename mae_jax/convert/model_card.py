@@ -23,11 +23,11 @@ classes = model.eval()(images).argmax(dim=1)  # named by model.pretrained_cfg["l
 
 
 def text(model: Weights, usage: str) -> str:
-    """README.md with the licence in its head, as the Hugging Face hub reads it.
+    """README.md with the license in its header, as the Hugging Face hub expects it.
 
     Args:
-      model: what is written.
-      usage: Python lines that load it.
+      model: the exported model.
+      usage: Python code that loads it.
     """
     origin = model.metadata.get("provenance", {})
     license = origin.get("license", UNKNOWN)
@@ -53,12 +53,12 @@ From masked autoencoders (He et al., arXiv 2111.06377); written by mae_jax.
 |---|---|
 {rows}
 
-Licence of the weights: {_license(license)}
+License of the weights: {_license(license)}
 """
 
 
 def _task(model: Weights) -> str:
-    """What the hub lists the model under."""
+    """The hub's task category."""
     classifier = model.fields.get("num_classes", 0) > 0
     return "image-classification" if classifier else "image-feature-extraction"
 
@@ -73,7 +73,7 @@ def _title(model: Weights) -> str:
 
 
 def _facts(model: Weights) -> dict[str, Any]:
-    """What a person asks of weights; empty answers are left out."""
+    """Facts about the weights; unknown ones are omitted."""
     metadata, fields = model.metadata, model.fields
     origin, target = metadata.get("provenance", {}), metadata.get("target", {})
     source = metadata["data"]["source"]
@@ -99,7 +99,7 @@ def _facts(model: Weights) -> dict[str, Any]:
 def _license(license: str) -> str:
     if license == UNKNOWN:
         return (
-            "not stated. Weights carry the terms of what they were made of: of the data, and of "
-            "weights they began with."
+            "not stated. Weights inherit the terms of the training data and of the weights they "
+            "were initialized from."
         )
     return f"{license}."

@@ -1,8 +1,8 @@
-"""One table of parameter names: ours, the official code's (also timm's), and Hugging Face's.
+"""Table of parameter names: ours, those of the official code and timm, and Hugging Face's.
 
-Arrays differ in layout too: PyTorch keeps a linear layer as [out, in] where we have [in, out], and
-the patch convolution as [D, C, ph, pw] where we have [ph, pw, C, D]; Hugging Face keeps queries,
-keys and values apart. All of it is copying, so that a way there and back is exact.
+Layouts differ too. PyTorch stores a linear layer as [out, in], we use [in, out]; the patch
+convolution is [D, C, ph, pw] there and [ph, pw, C, D] here; Hugging Face stores queries, keys and
+values separately. Conversion only copies values, so a round trip is exact.
 """
 
 import collections
@@ -15,7 +15,7 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 TOKEN, NORM, LINEAR, CONV, STATISTICS = "token", "norm", "linear", "conv", "statistics"
-# Our leaf -> PyTorch's, of each kind of module.
+# Our leaf name -> PyTorch's, for each type of module.
 LEAVES = {
     TOKEN: {"": ""},
     NORM: {"/scale": ".weight", "/bias": ".bias"},
@@ -31,10 +31,10 @@ class Module(NamedTuple):
     Attributes:
       ours: our name.
       official: the official code's, and timm's.
-      hugging_face: as transformers 4 writes it and all versions read it; three names where queries,
-        keys and values are apart; "" where there is no such thing.
-      kind: decides the names of the leaves and their layout.
-      others: further spellings that are understood (one for each name of `hugging_face`).
+      hugging_face: written by transformers 4 and read by all versions; three names where queries,
+        keys and values are separate; "" if it does not exist.
+      kind: determines the names and layout of the leaves.
+      others: other accepted names (one for each name of `hugging_face`).
     """
 
     ours: str
@@ -56,7 +56,7 @@ MODULES = (
     Module("head", "head", "classifier", LINEAR, ("head.1",)),
     Module("batch_norm", "head.0", "", STATISTICS),
     Module("mask_token", "mask_token", "decoder.mask_token", TOKEN),
-    Module("encoder_mask_token", "encoder_mask_token", "", TOKEN),  # ours alone
+    Module("encoder_mask_token", "encoder_mask_token", "", TOKEN),  # only ours
     Module("decoder_pos_embed", "decoder_pos_embed", "decoder.decoder_pos_embed", TOKEN),
     Module(
         "decoder_embed",
@@ -84,7 +84,7 @@ BLOCK = (
     Module("mlp/fc1", "mlp.fc1", "intermediate.dense", LINEAR),
     Module("mlp/fc2", "mlp.fc2", "output.dense", LINEAR),
 )
-# Ours, the official one, Hugging Face's of transformers 4, and others.
+# Prefixes of blocks: ours, official, Hugging Face (transformers 4), others.
 STACKS = (
     ("blocks_{}/", "blocks.{}.", "vit.encoder.layer.{}.", ("vit.layers.{}.",)),
     (
@@ -94,16 +94,16 @@ STACKS = (
         ("decoder.decoder_encoder.layer.{}.", "decoder.blocks.{}."),  # files of transformers 5
     ),
 )
-_LONGEST = 300  # characters of a name that a wrapper's part is looked for in
+_LONGEST = 300  # longest name in which a wrapper's prefix is searched
 _SHOWN = 5  # names in a message
-# Belong to libraries and change nothing of what a model computes here.
+# Arrays of libraries that do not affect our models.
 HARMLESS = re.compile(r"(.*\.)?(pooler\.dense\.(weight|bias)|num_batches_tracked)")
 PARTS = ("query", "key", "value")
 _BLOCK_NUMBER = re.compile(r"(?:^|[./])(?:\w+_)?(?:blocks|layers?)[._](\d{1,3})[./]")
 
 
 class Place(NamedTuple):
-    """Where an array of a file belongs: our name, and which third of it (None: all)."""
+    """Destination of an array: our name, and which third of that array (None: all)."""
 
     name: str
     part: int | None
@@ -115,8 +115,8 @@ class Read(NamedTuple):
 
     Attributes:
       arrays: by our name, float32.
-      unused: names of the file that are none of a masked autoencoder's or classifier's.
-      incomplete: our names of which only some parts were there.
+      unused: names in the file that no masked autoencoder or classifier has.
+      incomplete: our names for which some parts were missing.
     """
 
     arrays: Arrays
@@ -125,11 +125,11 @@ class Read(NamedTuple):
 
 
 def to_ours(file: Mapping[str, np.ndarray]) -> Read:
-    """Renames and reshapes the arrays of any file that the table knows.
+    """Renames and reshapes the arrays of any file with known names.
 
     Raises:
-      ValueError: two arrays belong to the same place, or one has another number of axes; or most
-        names are of no model that is known.
+      ValueError: two arrays have the same destination, an array has the wrong number of axes, or
+        most names are unknown.
     """
     places = _places(_depth(file))
     prefix = _prefix(file, places)
@@ -144,7 +144,7 @@ def to_ours(file: Mapping[str, np.ndarray]) -> Read:
             continue
         array = _from_torch(name, np.asarray(array), place)
         if place.name in whole or (place.part in parts.get(place.name, {})):
-            raise ValueError(f"{name} is there twice, under two spellings")
+            raise ValueError(f"{name} is present twice, under two names")
         if place.part is None:
             whole[place.name] = array
         else:
@@ -152,7 +152,7 @@ def to_ours(file: Mapping[str, np.ndarray]) -> Read:
     incomplete = []
     for name, found in parts.items():
         if set(found) == {0, 2} and name.endswith("bias"):
-            # BEiT's blocks leave it out: a bias of the keys does not change attention.
+            # BEiT's blocks omit it: a bias of the keys does not change attention.
             found[1] = np.zeros_like(found[0])
         if len(found) == len(PARTS):
             whole[name] = np.concatenate([found[i] for i in range(len(PARTS))], axis=-1)
@@ -162,11 +162,11 @@ def to_ours(file: Mapping[str, np.ndarray]) -> Read:
 
 
 def _prefix(file: Iterable[str], places: Mapping[str, Place]) -> str:
-    """What wrappers put before the names of the model: that under which most of them are known.
+    """The prefix that wrappers add to the names: the one with which most names are known.
 
     Raises:
-      ValueError: there is a patch embedding, but less than half of the names are of its model, such
-        as in a file of two models.
+      ValueError: there is a patch embedding, but less than half of the names belong to its model,
+        as in a file with two models.
     """
     names = [name for name in file if not HARMLESS.fullmatch(name)]
     known = collections.Counter(
@@ -183,18 +183,18 @@ def _prefix(file: Iterable[str], places: Mapping[str, Place]) -> str:
     )
     if embedded and 2 * known[prefix] <= len(names):
         raise ValueError(
-            f"only {known[prefix]} of its {len(names)} names are those of a ViT behind "
-            f"{prefix!r}, the commonest beginning; the first are {', '.join(names[:_SHOWN])}"
+            f"only {known[prefix]} of its {len(names)} names are those of a ViT after the most "
+            f"common prefix, {prefix!r}; the first are {', '.join(names[:_SHOWN])}"
         )
     return prefix
 
 
 def to_official(ours: Mapping[str, np.ndarray]) -> Arrays:
-    """Official names and PyTorch's layout of our arrays, statistics of BatchNorm among them."""
-    behind_norm = "batch_norm/mean" in ours
+    """Our arrays, including BatchNorm statistics, with official names and PyTorch's layout."""
+    after_norm = "batch_norm/mean" in ours
     out = {}
     for module, ours_name, official, _ in _rows(_depth(ours)):
-        if behind_norm and module.ours == "head":
+        if after_norm and module.ours == "head":
             official = "head.1"
         for leaf, torch_leaf in LEAVES[module.kind].items():
             if ours_name + leaf in ours:
@@ -203,14 +203,14 @@ def to_official(ours: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def to_hugging_face(ours: Mapping[str, np.ndarray], *, prefix: str = "vit.") -> Arrays:
-    """Hugging Face's names, as transformers 4 writes them, of our arrays.
+    """Our arrays with Hugging Face's names, as transformers 4 writes them.
 
     Args:
       ours: by our names.
       prefix: of the encoder's names; a bare `ViTModel` has none.
 
     Raises:
-      ValueError: something has no counterpart there.
+      ValueError: an array has no counterpart there.
     """
     out = {}
     for module, ours_name, _, names in _rows(_depth(ours)):
@@ -228,7 +228,7 @@ def to_hugging_face(ours: Mapping[str, np.ndarray], *, prefix: str = "vit.") -> 
 
 
 def _rows(depth: int) -> Iterator[tuple[Module, str, str, tuple[str, ...]]]:
-    """(module, our name, official name, Hugging Face's names) of up to `depth` blocks."""
+    """Yields (module, our name, official name, Hugging Face's names) for `depth` blocks."""
     for module in MODULES:
         yield module, module.ours, module.official, _several(module.hugging_face)
     for ours, official, hugging_face, _ in STACKS:
@@ -244,7 +244,7 @@ def _rows(depth: int) -> Iterator[tuple[Module, str, str, tuple[str, ...]]]:
 
 
 def _places(depth: int) -> dict[str, Place]:
-    """Every name that is understood, of models with up to `depth` blocks."""
+    """All accepted names of models with up to `depth` blocks."""
     places: dict[str, Place] = {}
 
     def add(module: Module, ours: str, names: tuple[str, ...]) -> None:
@@ -284,7 +284,7 @@ def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _depth(names: Mapping[str, np.ndarray]) -> int:
-    """One more than the highest number of a block in any of the names."""
+    """The highest block number in any of the names, plus one."""
     numbers = [int(n) for name in names for n in _BLOCK_NUMBER.findall(name)]
     return max(numbers, default=-1) + 1
 
@@ -293,7 +293,7 @@ def _from_torch(name: str, array: np.ndarray, place: Place) -> np.ndarray:
     kernel = place.name.endswith("/kernel")
     wanted = {CONV: 4, LINEAR: 2}[place.kind] if kernel else {TOKEN: 3}.get(place.kind, 1)
     if array.ndim != wanted:
-        raise ValueError(f"{name} has the shape {array.shape}, where {wanted} axes are expected")
+        raise ValueError(f"{name} has shape {array.shape}, but {wanted} axes are expected")
     array = array.astype(np.float32)
     if kernel:
         return array.transpose(2, 3, 1, 0) if place.kind == CONV else array.T

@@ -1,4 +1,4 @@
-"""What is in a file or folder of weights, under its own names, and what it says of itself."""
+"""Reads files and folders of weights: arrays under their own names, and metadata."""
 
 import contextlib
 import json
@@ -14,18 +14,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mae_jax.convert import torch_pickle
+from mae_jax.runtime import text
 from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.safe_load import check_npy, check_zip
-from mae_jax.runtime.text import lines as lines_of
 
-METADATA = "mae_jax"  # under this name our own files carry the metadata of a checkpoint
+METADATA = "mae_jax"  # key of checkpoint metadata in our own files
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-# Where training programs keep weights in a file of PyTorch, and averages of them beside.
+# Keys under which training programs store weights, and averages of them, in a PyTorch file.
 _INSIDE = ("model", "state_dict", "module", "model_state_dict", "student")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "teacher")
-_NESTED = 4  # dicts in each other that are looked into
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder
-_INDICES = tuple(f"{name}.index.json" for name in _WEIGHTS)  # of one whose weights are many files
+_NESTED = 4  # levels of nested dicts to search
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a folder
+_INDICES = tuple(f"{name}.index.json" for name in _WEIGHTS)  # in a folder with sharded weights
 _OFFICIAL_EPS = 1e-6
 _DAMAGED_NPZ = (
     *(ValueError, OSError, EOFError, TypeError, MemoryError, NotImplementedError, RuntimeError),
@@ -39,11 +39,11 @@ class File(NamedTuple):
     Attributes:
       kind: "pth", "safetensors", "npz", "Hugging Face" or "timm".
       arrays: by the file's names.
-      metadata: of a checkpoint of ours, if the file carries them.
-      stated: what the file says of the model, as far as it does: image_size, patch_size, num_heads,
+      metadata: as in our checkpoints, if the file has them.
+      stated: what the file states about the model, any of: image_size, patch_size, num_heads,
         decoder_num_heads, normalize, mask_ratio, mean, std, classes, license.
-      notes: what a person should know.
-      averaged: whether there are averaged weights too.
+      notes: remarks for the user.
+      averaged: whether there are also averaged weights.
     """
 
     kind: str
@@ -55,21 +55,22 @@ class File(NamedTuple):
 
 
 def is_file(path: str) -> bool:
-    """Whether `path` is a file or folder that `read` is for (and not a checkpoint of ours)."""
+    """Whether `read` can read `path`: a file, or a folder that is not one of our checkpoints."""
     if not os.path.isdir(path):
         return os.path.exists(path) or path.endswith(SUFFIXES)
     return any(os.path.isfile(os.path.join(path, name)) for name in (*_WEIGHTS, *_INDICES))
 
 
 def read(path: str, *, ema: bool = False) -> File:
-    """Reads the arrays and the description of a file, or of a Hugging Face or timm folder.
+    """Reads the arrays and the description in a file, or in a Hugging Face or timm folder.
 
     Args:
-      path: what a file is its content tells; its name counts only where that is damaged.
-      ema: the averaged weights that a training program kept beside the others.
+      path: the type of a file is determined by its content; its name counts only if the content is
+        damaged.
+      ema: read the averaged weights that a training program stored.
 
     Raises:
-      UsageError: it does not exist, is damaged, or holds another kind of model or no averages.
+      UsageError: it does not exist, is damaged, has another type of model, or has no averages.
     """
     if not os.path.exists(path):
         raise UsageError(f"no file or folder {path}")
@@ -79,7 +80,7 @@ def read(path: str, *, ema: bool = False) -> File:
     if kind == "pth":
         return _read_pth(path, ema=ema)
     if ema:
-        raise UsageError(f"--ema: {path} keeps no averaged weights beside the others")
+        raise UsageError(f"--ema: {path} has no averaged weights")
     if kind == "folder":
         return _read_folder(path)
     if kind == "index":
@@ -99,7 +100,7 @@ def _kind(path: str) -> str:
                 return "pth"
             if any(name.endswith(".npy") for name in names):
                 return "npz"
-    if start[8:] == b"{":  # behind the length of this header
+    if start[8:] == b"{":  # after the length of this header
         return "safetensors"
     if start.lstrip().startswith(b"{"):
         return "index"
@@ -118,58 +119,63 @@ def _npz(path: str) -> tuple[dict[str, np.ndarray], Any]:
             arrays = dict(file)
     except _DAMAGED_NPZ as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    text = arrays.pop(METADATA, None)
-    return arrays, None if text is None else _own_metadata(path, str(text))
+    metadata = arrays.pop(METADATA, None)
+    return arrays, None if metadata is None else _own_metadata(path, str(metadata))
 
 
 def _safetensors(path: str) -> tuple[dict[str, np.ndarray], Any]:
     try:
         with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(METADATA)
+            metadata = (file.metadata() or {}).get(METADATA)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # types NumPy has not
+    except (
+        SafetensorError,
+        OSError,
+        TypeError,
+        AttributeError,
+    ) as error:  # or a dtype NumPy lacks
         raise UsageError(f"{path} cannot be read: {error}") from error
-    return arrays, _own_metadata(path, text) if text else None
+    return arrays, _own_metadata(path, metadata) if metadata else None
 
 
-def _own_metadata(path: str, text: Any) -> dict[str, Any]:
-    """What one of our own files says of itself."""
+def _own_metadata(path: str, content: Any) -> dict[str, Any]:
+    """Parses the metadata in one of our own files."""
     try:
-        metadata = json.loads(text)
+        metadata = json.loads(content)
     except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path}: what it says of itself cannot be read: {error}") from error
+        raise UsageError(f"{path}: its metadata cannot be read: {error}") from error
     if not isinstance(metadata, dict):
-        raise UsageError(f"{path}: what it says of itself is no description of a model")
+        raise UsageError(f"{path}: its metadata do not describe a model")
     return metadata
 
 
 def _read_pth(path: str, *, ema: bool = False) -> File:
     content = torch_pickle.read(path)
     if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no weights but a {type(content).__name__}")
+        raise UsageError(f"{path} has no weights, but a {type(content).__name__}")
     averages = {key: _weights(content.get(key)) for key in _AVERAGES}
     key, average = next(((k, x) for k, x in averages.items() if x), ("", {}))
     arrays = _weights(content)
-    there = f"it has {', '.join(map(str, list(content)[:10]))}"
+    keys = f"it has {', '.join(map(str, list(content)[:10]))}"
     if not arrays and not average:
-        raise UsageError(f"{path} holds no weights under any of {_INSIDE + _AVERAGES} ({there})")
+        raise UsageError(f"{path} has no weights under any of {_INSIDE + _AVERAGES} ({keys})")
     if ema and not average:
-        raise UsageError(f"--ema: {path} keeps no averaged weights beside the others ({there})")
+        raise UsageError(f"--ema: {path} has no averaged weights ({keys})")
     notes = []
     if ema or not arrays:
         notes.append(f"averaged weights: {key}" + " (the file has no others)" * (not arrays))
     elif average:
-        notes.append(f"the file has averaged weights too ({key}): convert --ema takes them")
+        notes.append(f"the file also has averaged weights ({key}): convert --ema reads them")
     arguments = content.get("args")
     stated = _training_arguments(arguments) if isinstance(arguments, dict) else {}
-    text = content.get(METADATA)
-    metadata = _own_metadata(path, text) if text else None
+    own = content.get(METADATA)
+    metadata = _own_metadata(path, own) if own else None
     averaged = bool(arrays and average)
     return File("pth", average if ema or not arrays else arrays, metadata, stated, notes, averaged)
 
 
 def _weights(content: Any, nested: int = _NESTED) -> dict[str, np.ndarray]:
-    """The arrays of a dict, or of the dict in it that programs put weights into; {} for none."""
+    """The arrays of a dict, or of the nested dict under one of the usual keys; {} for none."""
     if not isinstance(content, dict) or not nested:
         return {}
     inside = (_weights(content.get(key), nested - 1) for key in _INSIDE)
@@ -178,7 +184,7 @@ def _weights(content: Any, nested: int = _NESTED) -> dict[str, np.ndarray]:
 
 
 def _training_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the official training scripts leave in a file (argparse)."""
+    """Facts from the arguments (argparse) that the official scripts store in a file."""
     stated: dict[str, Any] = {}
     if isinstance(arguments.get("input_size"), int):
         stated["image_size"] = (arguments["input_size"],) * 2
@@ -193,34 +199,34 @@ def _read_folder(path: str, arrays: dict[str, np.ndarray] | None = None) -> File
     config = _json(os.path.join(path, "config.json"))
     arrays = _folder_arrays(path) if arrays is None else arrays
     if "architecture" in config:
-        return File("timm", arrays, None, _described(path, _timm, config), [])
+        return File("timm", arrays, None, _parse_config(path, _timm, config), [])
     if config.get("model_type") not in ("vit", "vit_mae"):
         raise UsageError(
             f"{path}/config.json describes a model of type {config.get('model_type')!r}: only vit "
             "and vit_mae can be read"
         )
-    stated, notes = _described(path, _hugging_face, config)
+    stated, notes = _parse_config(path, _hugging_face, config)
     return File("Hugging Face", arrays, None, stated, notes)
 
 
-def _described(path: str, read_config: Callable[..., Any], config: dict[str, Any]) -> Any:
+def _parse_config(path: str, read_config: Callable[..., Any], config: dict[str, Any]) -> Any:
     try:
         return read_config(path, config)
-    # Any key may be of any type.
+    # Any key may have any type.
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UsageError(f"{path}/config.json is not as its library writes it: {error}") from error
 
 
 def _folder_arrays(path: str) -> dict[str, np.ndarray]:
-    there = [n for n in (*_INDICES, *_WEIGHTS) if os.path.exists(os.path.join(path, n))]
-    if not there:
+    present = [n for n in (*_INDICES, *_WEIGHTS) if os.path.exists(os.path.join(path, n))]
+    if not present:
         raise UsageError(f"{path} has none of {', '.join(_WEIGHTS)}")
-    first = os.path.join(path, there[0])
-    return _index_arrays(first) if there[0] in _INDICES else read(first).arrays
+    first = os.path.join(path, present[0])
+    return _index_arrays(first) if present[0] in _INDICES else read(first).arrays
 
 
 def _read_index(path: str) -> File:
-    """A file that lists others; with the configuration beside it, as if its folder were given."""
+    """An index of weight files; read like its folder if that has a config.json."""
     arrays, folder = _index_arrays(path), os.path.dirname(path)
     if os.path.exists(os.path.join(folder, "config.json")):
         return _read_folder(folder or ".", arrays)
@@ -228,13 +234,13 @@ def _read_index(path: str) -> File:
 
 
 def _index_arrays(path: str) -> dict[str, np.ndarray]:
-    """Arrays of all files that an index lists; they must lie beside it."""
+    """Arrays of all files listed in an index; they must be in the same folder."""
     places = _json(path).get("weight_map")
     names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
     for name in names:
         if not isinstance(name, str) or re.fullmatch(r"[^/\\:]+\.(safetensors|bin)", name) is None:
             raise UsageError(
-                f"{path} is refused: it names {name!r}, which is no file of weights beside it"
+                f"{path} is refused: it names {name!r}, which is no file of weights in its folder"
             )
     arrays: dict[str, np.ndarray] = {}
     for name in sorted(set(names)):
@@ -243,7 +249,7 @@ def _index_arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def _timm(path: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What a timm folder's config.json says."""
+    """Facts from a timm folder's config.json."""
     details, arguments = config.get("pretrained_cfg", {}), config.get("model_args", {})
     stated: dict[str, Any] = {}
     if "img_size" in arguments:
@@ -264,12 +270,10 @@ def _timm(path: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hugging_face(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a Hugging Face folder's config.json, preprocessor_config.json and README.md say."""
+    """Facts and notes from a Hugging Face folder's JSON files and README.md."""
     act = config.get("hidden_act", "gelu")
     if act != "gelu":
-        raise UsageError(
-            f"{path} computes with hidden_act={act!r}; only 'gelu' (exact) is possible"
-        )
+        raise UsageError(f"{path} uses hidden_act={act!r}; only 'gelu' (exact) is supported")
     notes = []
     eps = config.get("layer_norm_eps", 1e-12)
     if eps != _OFFICIAL_EPS:
@@ -302,9 +306,9 @@ def _hugging_face(path: str, config: dict[str, Any]) -> tuple[dict[str, Any], li
 
 
 def _card_license(path: str) -> str:
-    """The licence that the head of a model card (README.md) names, or ""."""
+    """The license in the header of a model card (README.md), or ""."""
     card = os.path.join(path, "README.md")
-    lines = lines_of(card) if os.path.isfile(card) else []
+    lines = text.lines(card) if os.path.isfile(card) else []
     if lines[:1] == ["---"]:
         head = lines[1 : lines.index("---", 1)] if "---" in lines[1:] else []
         for line in head:
@@ -325,5 +329,5 @@ def _json(path: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path} cannot be read: it holds no names with values")
+        raise UsageError(f"{path} cannot be read: it is not a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""Weights out, in the form that another program reads."""
+"""Exports weights in the formats of other programs."""
 
 import importlib
 import importlib.util
@@ -19,23 +19,23 @@ from mae_jax.models import targets
 from mae_jax.models.pos_embed import sincos_2d
 from mae_jax.ops.patches import grid_size
 from mae_jax.ops.trees import unflatten
-from mae_jax.runtime import disk
+from mae_jax.runtime import disk, filesystem
 from mae_jax.runtime.errors import UsageError
 
-_PIXELS_ONLY = ("hf", "official")  # of the formats that hold a decoder
+_PIXELS_ONLY = ("hf", "official")  # formats with a decoder, but without other targets
 _ENDINGS = {"official": (".safetensors", ".pth"), "npz": (".npz",)}  # others are folders
 
 
 def save(model: Weights, path: str, *, format: str = "") -> str:
-    """Writes a model; returns what was written, for a person.
+    """Writes a model; returns a description of what was written.
 
     Args:
-      model: whole, or with `metadata["missing"]`.
+      model: complete, or with `metadata["missing"]`.
       path: file or folder; must not exist.
-      format: a key of `FORMATS`; "" tells it from the path.
+      format: a key of `FORMATS`; "" infers it from the path.
 
     Raises:
-      UsageError: the path exists, or the format has no such model.
+      UsageError: the path exists, or the format does not support the model.
     """
     if os.path.exists(path):
         raise UsageError(f"{path} exists: remove it, or write elsewhere (--to)")
@@ -44,15 +44,15 @@ def save(model: Weights, path: str, *, format: str = "") -> str:
         raise UsageError(f"--format={format} is not one of {', '.join(FORMATS)}")
     missing = model.metadata.get("missing")
     if missing and format not in ("mae", "npz", "official"):
-        raise UsageError(f"--format={format} needs all parameters; missing are {missing}")
+        raise UsageError(f"--format={format} needs all parameters; missing: {missing}")
     if format in _PIXELS_ONLY and model.kind == "mae" and not model.predicts_pixels:
         raise UsageError(
-            f"--format={format} has no place for a target of "
-            f"{targets.describe(model.metadata['target'])}: --format=mae and npz have, and "
-            "--encoder_only leaves the decoder out"
+            f"--format={format} does not support a target of "
+            f"{targets.describe(model.metadata['target'])}: use --format=mae or npz, or drop the "
+            "decoder with --encoder_only"
         )
     ending = os.path.splitext(path)[1]
-    ending = ending if ending in SUFFIXES else ""  # a folder's name may have a dot
+    ending = ending if ending in SUFFIXES else ""  # a folder name may contain a dot
     endings = _ENDINGS.get(format, ("",))
     if ending not in endings:
         what = f"a file ending in {' or '.join(endings)}" if endings[0] else "a folder"
@@ -62,7 +62,7 @@ def save(model: Weights, path: str, *, format: str = "") -> str:
 
 
 def with_tables(model: Weights) -> Arrays:
-    """All parameters, position tables among them, also those that are constants here."""
+    """All parameters, including the position tables that are constants in our model."""
     params = dict(model.params)
     if model.kind == "mae":
         fields = model.fields
@@ -79,7 +79,7 @@ def _format_of(path: str) -> str:
 
 
 def _ours(model: Weights, path: str) -> str:
-    """A folder of weights for Orbax: what every command of this project takes."""
+    """A folder of weights written by Orbax, which every command of this project accepts."""
     state = model.variables()
     params = state.pop("params")
     state |= {"target": unflatten(model.target)} if model.target else {}
@@ -107,10 +107,10 @@ def _official(model: Weights, path: str) -> str:
 
 
 def _save_safetensors(arrays: Arrays, path: str, metadata: dict[str, str]) -> None:
-    """Readable for whom other new files are; the library makes its files for the owner alone."""
+    """Saves with the usual file mode; the library makes files readable only by the owner."""
     save_file(arrays, path, metadata={"format": "pt"} | metadata)
-    with open(f"{path}.new", "wb") as usual:
-        mode = os.fstat(usual.fileno()).st_mode
+    with open(f"{path}.new", "wb") as file:
+        mode = os.fstat(file.fileno()).st_mode
     os.remove(f"{path}.new")
     os.chmod(path, mode)
 
@@ -119,12 +119,12 @@ def _save_pth(arrays: Arrays, metadata: str, path: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
             "writing a .pth file needs torch, which is not installed (pip install torch); a "
-            ".safetensors file of the same names needs nothing"
+            ".safetensors file with the same names does not need it"
         )
     torch = importlib.import_module("torch")
 
     tensors = {name: torch.from_numpy(x.copy()) for name, x in arrays.items()}
-    with open(path, "wb") as file:  # whose errors say more than those of torch
+    with open(path, "wb") as file:  # its errors are clearer than those of torch
         torch.save({"model": tensors, METADATA: metadata}, file)
 
 
@@ -156,27 +156,20 @@ def _timm(model: Weights, path: str) -> str:
 
 
 def _as_vit(model: Weights) -> Weights:
-    """A classifier, or of an autoencoder the encoder."""
+    """A classifier, or the encoder of an autoencoder."""
     return surgery.fold_batch_norm(model) if model.kind == "vit" else surgery.encoder_only(model)
 
 
 def _folder(model: Weights, path: str, arrays: Arrays, config: dict[str, Any], usage: str) -> str:
     os.makedirs(path)
     _save_safetensors(arrays, os.path.join(path, "model.safetensors"), {})
-    _write_json(os.path.join(path, "config.json"), config)
+    filesystem.write_json(os.path.join(path, "config.json"), config)
     if "model_type" in config:
-        _write_json(
+        filesystem.write_json(
             os.path.join(path, "preprocessor_config.json"), hugging_face.preprocessor_config(model)
         )
-    with open(os.path.join(path, "README.md"), "w", encoding="utf-8") as file:
-        file.write(model_card.text(model, usage))
+    filesystem.write(os.path.join(path, "README.md"), model_card.text(model, usage).encode())
     return f"a folder with {len(arrays)} arrays ({config.get('architectures', ['timm'])[0]})"
-
-
-def _write_json(path: str, value: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
 
 
 FORMATS: dict[str, Callable[[Weights, str], str]] = {

@@ -1,4 +1,4 @@
-"""Weights made to fit another model: explicit changes, each of them asked for by name."""
+"""Explicit changes of weights to fit another model, each requested by name."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ TARGET = "target/"
 
 
 def of_decoder(name: str) -> bool:
-    """Whether a parameter is of pre-training alone: the decoder's, or a mask token."""
+    """Whether a parameter is used only in pre-training: of the decoder, or a mask token."""
     return name.startswith(("decoder_", "mask_token", "encoder_mask_token"))
 
 
@@ -51,16 +51,16 @@ def encoder_only(model: Weights) -> Weights:
 
 
 def with_fc_norm(model: Weights) -> Weights:
-    """The encoder with its final norm behind the mean of the patches (global pooling).
+    """The encoder with its final norm after the mean of the patches (global pooling).
 
-    Another function than the encoder's own (the norm sees the mean, not the tokens): a start for
-    fine-tuning.
+    This changes the function of the encoder (the norm is applied to the mean, not to the tokens);
+    it is a starting point for fine-tuning.
 
     Raises:
-      UsageError: it has a decoder or a head, which belong to the encoder as it is.
+      UsageError: the model has a decoder or a head, which depend on the original norm.
     """
     if model.kind != "vit" or model.fields["num_classes"]:
-        raise UsageError("--fc_norm: for an encoder alone, add --encoder_only")
+        raise UsageError("--fc_norm works only without decoder and head: add --encoder_only")
     params = {
         name.replace("norm/", "fc_norm/", 1) if name.startswith("norm/") else name: x
         for name, x in model.params.items()
@@ -71,11 +71,12 @@ def with_fc_norm(model: Weights) -> Weights:
 
 
 class _Channels(NamedTuple):
-    """What old and new channels have to do with each other, in the units of the images.
+    """Linear maps between old and new channels, in units of the images.
 
     Attributes:
-      sees: [old, new]: what every old channel sees of the new ones; a row of zeros sees nothing.
-      makes: [new, old]: what every new channel is made of.
+      sees: [old, new]: how each old channel is computed from the new ones; a row of zeros ignores
+        them.
+      makes: [new, old]: how each new channel is computed from the old ones.
     """
 
     sees: np.ndarray
@@ -83,19 +84,19 @@ class _Channels(NamedTuple):
 
 
 def with_channels(model: Weights, channels: int, policy: str) -> Weights:
-    """The model for images of another number of channels.
+    """Adapts the model to images with another number of channels.
 
     Args:
-      model: any.
-      channels: wanted number.
-      policy: "mean": every old channel sees the mean of the new ones (of grey images, what it saw
-        of three equal channels); "repeat": new channels are the old ones in turn, each of which
-        sees the mean of those that repeat it; "select:0,2": these alone, as they are. What is
-        predicted follows. "error" refuses.
+      model: any model.
+      channels: new number of channels.
+      policy: "mean": every old channel sees the mean of the new ones (for gray images, the same as
+        three equal channels); "repeat": the new channels repeat the old ones in turn, and each old
+        channel sees the mean of its copies; "select:0,2": only these channels, unchanged. The
+        predicted pixels follow. "error" refuses any change.
 
     Raises:
-      UsageError: the policy is "error" or does not exist, or selects what is not there; or a
-        decoder predicts something else than pixels, which would have to be learnt anew.
+      UsageError: the policy is "error", unknown, or selects a missing channel; or the decoder does
+        not predict pixels and would have to be retrained.
     """
     old = model.metadata["model"]["channels"]
     if old == channels and not policy.startswith("select"):
@@ -104,7 +105,7 @@ def with_channels(model: Weights, channels: int, policy: str) -> Weights:
     if model.kind == "mae" and not model.predicts_pixels:
         raise UsageError(
             f"the decoder predicts {targets.describe(model.metadata['target'])} of {old} channels: "
-            "of other channels only the encoder is of use (--encoder_only)"
+            "only the encoder can be adapted to other channels (--encoder_only)"
         )
     metadata = copy.deepcopy(model.metadata)
     mean, std = (np.asarray(metadata["data"][key], np.float64) for key in ("mean", "std"))
@@ -136,20 +137,20 @@ def with_channels(model: Weights, channels: int, policy: str) -> Weights:
 
 def _channels(old: int, new: int, policy: str) -> _Channels:
     if new < 1:
-        raise UsageError(f"{new} channels are none")
+        raise UsageError(f"channels={new} must be positive")
     if policy == "mean":
         return _Channels(np.full((old, new), 1 / new), np.full((new, old), 1 / old))
     selected = re.fullmatch(r"select:(\d+(?:,\d+)*)", policy)
     if policy == "error":
         raise UsageError(
-            f"the weights are for {old} channels and {new} are wanted: choose what becomes of them "
-            "by --config.init_channels (--channel_policy of convert): mean, repeat or "
+            f"the weights are for {old} channels, but the model has {new}: choose a conversion "
+            "with --config.init_channels (--channel_policy of convert): mean, repeat or "
             "select:I,J,..."
         )
     if policy == "repeat":
         which = [j % old for j in range(new)]
         if new < old:
-            raise UsageError(f"repeat: {new} channels do not repeat {old}; mean or select does")
+            raise UsageError(f"repeat: {new} channels cannot repeat {old}; use mean or select")
     elif selected:
         which = [int(i) for i in selected[1].split(",")]
         if len(which) != new or max(which) >= old:
@@ -157,16 +158,16 @@ def _channels(old: int, new: int, policy: str) -> _Channels:
                 f"{policy} does not name {new} of the {old} channels (numbered from 0)"
             )
     else:
-        raise UsageError(f"channel policy {policy!r} is none of {', '.join(POLICIES)}")
+        raise UsageError(f"channel policy {policy!r} is not one of {', '.join(POLICIES)}")
     makes = np.eye(old)[which]
     return _Channels(makes.T / np.maximum(makes.sum(axis=0), 1)[:, None], makes)
 
 
 def with_image_size(model: Weights, size: tuple[int, int]) -> Weights:
-    """The model for images of another size, in patches of the same size.
+    """Adapts the model to another image size with the same patch size.
 
-    A classifier's position table is resized (bicubic, as in official fine-tuning); an autoencoder's
-    tables are fixed, and simply those of the new grid.
+    A classifier's position table is resized (bicubic, as in official fine-tuning). An autoencoder
+    uses the fixed tables of the new grid.
 
     Raises:
       UsageError: the size is not a whole number of patches.
@@ -186,14 +187,14 @@ def with_image_size(model: Weights, size: tuple[int, int]) -> Weights:
 
 
 def with_patch_size(model: Weights, patch: tuple[int, int]) -> Weights:
-    """The encoder for larger patches of larger images: the grid and its positions stay.
+    """Adapts the encoder to larger patches of larger images; the grid and its positions stay.
 
-    FlexiViT's resampling (arXiv 2212.08013, section 3.4): patches enlarged bicubically give the
-    tokens that the small ones gave. 14 to 16 makes a ViT-H/14 of what ViTDet takes.
+    Uses FlexiViT's resampling (arXiv 2212.08013, section 3.4): bicubically enlarged patches give
+    the same tokens as the original ones. 14 to 16 converts a ViT-H/14 for ViTDet.
 
     Raises:
-      UsageError: there is a decoder, whose predictions have the old size; or smaller patches, which
-        lose what the kernel looks at.
+      UsageError: there is a decoder, which predicts patches of the old size; or the new patches are
+        smaller, which loses information.
     """
     old = model.metadata["model"]
     was = tuple(old["patch_size"])
@@ -203,7 +204,7 @@ def with_patch_size(model: Weights, patch: tuple[int, int]) -> Weights:
         )
     if patch[0] < was[0] or patch[1] < was[1]:
         raise UsageError(f"--resample_patch={patch} is smaller than the model's {was}")
-    # tokens: sum over pixels of kernel * patch; with B enlarging: new kernel = pinv(B^T) kernel.
+    # token = sum of kernel * patch; if B enlarges patches, the new kernel is pinv(B^T) kernel.
     rows, columns = (np.linalg.pinv(resize_matrix(a, b).T) for a, b in zip(was, patch, strict=True))
     kernel = model.params["patch_embed/proj/kernel"].astype(np.float64)
     kernel = np.einsum("Hh,Ww,hwcd->HWcd", rows, columns, kernel).astype(np.float32)
@@ -217,7 +218,7 @@ def with_patch_size(model: Weights, patch: tuple[int, int]) -> Weights:
 
 
 def fold_batch_norm(model: Weights) -> Weights:
-    """A linear probe whose BatchNorm is part of its linear layer: the same function."""
+    """Folds the BatchNorm of a linear probe into its linear layer; the function is the same."""
     if not model.statistics:
         return model
     mean, var = (
@@ -235,7 +236,7 @@ def fold_batch_norm(model: Weights) -> Weights:
 def _changed(
     model: Weights, params: Arrays, metadata: dict[str, Any], *, statistics: Arrays | None = None
 ) -> Weights:
-    """The model with its report made anew; what the old one says of the file stays."""
+    """The changed model with a new report, which keeps the facts about the file."""
     old = model.report
     report = make_report(params, metadata, kind=old.kind, unused=old.unused, notes=old.notes)
     kept = model.statistics if statistics is None else statistics

@@ -5,7 +5,7 @@ from typing import Any
 from mae_jax.convert.official_release import UNKNOWN
 from mae_jax.convert.weights import Weights
 
-# timm's architectures of these encoders; any other size is its ViT-B with arguments.
+# timm's names of these encoders; other sizes are its ViT-B with arguments.
 _ARCHITECTURES = {
     ("Ti", 16): "vit_tiny_patch16_224",
     ("S", 16): "vit_small_patch16_224",
@@ -16,7 +16,7 @@ _ARCHITECTURES = {
 
 
 def config(model: Weights) -> dict[str, Any]:
-    """config.json: architecture, the arguments that differ from it, pixels, names of classes."""
+    """config.json: architecture, arguments that override it, pixels, class names."""
     fields, metadata = model.fields, model.metadata
     patch = fields["patch_size"]
     known = (metadata["model"]["size"], patch[0])
@@ -25,7 +25,7 @@ def config(model: Weights) -> dict[str, Any]:
         "tag": "mae",
         "input_size": [fields["channels"], *fields["image_size"]],
         "interpolation": "bicubic",
-        "crop_pct": 0.875,  # our evaluation transform, and the official one
+        "crop_pct": 0.875,  # as in our evaluation transform and the official one
         "crop_mode": "center",
         "mean": list(metadata["data"]["mean"]),
         "std": list(metadata["data"]["std"]),
@@ -52,7 +52,7 @@ def config(model: Weights) -> dict[str, Any]:
             "depth": fields["depth"],
             "num_heads": fields["num_heads"],
             "mlp_ratio": fields["mlp_ratio"],
-            "global_pool": pool,  # what is above is for people; only arguments are read
+            "global_pool": pool,  # timm reads only these arguments, not the keys above
         },
         "pretrained_cfg": details,
     }

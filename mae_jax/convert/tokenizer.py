@@ -1,6 +1,5 @@
-"""Tokenizers in: a run of task `tokenizer`, a run that used one, or the files of DALL-E."""
+"""Loads tokenizers: from a run of task `tokenizer`, a run that used one, or files of DALL-E."""
 
-import hashlib
 import os
 import re
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mae_jax.checkpoint import layout, reader
+from mae_jax.checkpoint import checksums, layout, reader
 from mae_jax.convert import readers
 from mae_jax.convert.param_names import Arrays
 from mae_jax.models.dvae import SIZES, DiscreteVAE, check_sizes, part_shapes
@@ -23,10 +22,10 @@ class Tokenizer(NamedTuple):
     """A tokenizer's weights.
 
     Attributes:
-      sizes: arguments of `DiscreteVAE`, those of `SIZES`.
-      arrays: by our names, `encoder/...` and, if it can draw, `decoder/...`; of a tokenizer that
-        a checkpoint will bring only their shapes.
-      sha256: of names, shapes and values.
+      sizes: arguments of `DiscreteVAE`, see `SIZES`.
+      arrays: by our names, `encoder/...` and optionally `decoder/...`; only their shapes if a
+        checkpoint will provide the values.
+      sha256: `checksums.content_hash` of the arrays.
     """
 
     sizes: dict[str, int]
@@ -34,7 +33,7 @@ class Tokenizer(NamedTuple):
     sha256: str
 
     def metadata(self) -> dict[str, Any]:
-        """For a checkpoint that holds the arrays; `described` is the way back."""
+        """Metadata for a checkpoint that contains the arrays; `from_metadata` is the inverse."""
         return {**self.sizes, "parts": _parts(self.arrays), "sha256": self.sha256}
 
 
@@ -42,57 +41,57 @@ def load(path: str) -> Tokenizer:
     """Reads a tokenizer.
 
     Args:
-      path: a run of task `tokenizer`, one of its steps, or weights of ours; the same of a
-        pre-training on tokens, which keeps its tokenizer; DALL-E's `encoder.pkl`, a folder with it
-        (and `decoder.pkl`), or a state_dict of them (.pth, .safetensors).
+      path: a run of task `tokenizer` or of pre-training on tokens, which stores its tokenizer; one
+        of its steps, or our weights of it; DALL-E's `encoder.pkl`, a folder with it (and
+        `decoder.pkl`), or a state_dict of them (.pth, .safetensors).
 
     Raises:
-      UsageError: there is none, or it is damaged, not whole, or something else.
+      UsageError: the tokenizer does not exist, is damaged or incomplete, or is something else.
     """
     try:
         if os.path.isfile(path):
-            return _of_dall_e([path])
+            return _from_dall_e([path])
         if os.path.isfile(os.path.join(path, _FOLDER[0])):
             inside = [os.path.join(path, name) for name in _FOLDER]
-            return _of_dall_e([file for file in inside if os.path.isfile(file)])
-        return reader.read_one(path, _of_checkpoint)
+            return _from_dall_e([file for file in inside if os.path.isfile(file)])
+        return reader.resolve_and_read(path, _from_checkpoint)
     except UsageError as error:
         raise UsageError(f"--config.target.tokenizer={path}: {error}") from error
 
 
-def _of_checkpoint(found: layout.CheckpointPath) -> Tokenizer:
-    metadata = reader.load_metadata(found)
-    sizes, own = sizes_of(metadata), metadata["task"] == "tokenizer"
+def _from_checkpoint(checkpoint: layout.CheckpointPath) -> Tokenizer:
+    metadata = reader.load_metadata(checkpoint)
+    sizes, own = sizes_from_metadata(metadata), metadata["task"] == "tokenizer"
     part = "params" if own else "model_state"
-    arrays = reader.load_arrays(found, (part,))[part]
+    arrays = reader.load_arrays(checkpoint, (part,))[part]
     return _checked(sizes, flatten(arrays if own else arrays["target"]))
 
 
-def sizes_of(metadata: dict[str, Any]) -> dict[str, int]:
-    """`Tokenizer.sizes` by the metadata of a checkpoint.
+def sizes_from_metadata(metadata: dict[str, Any]) -> dict[str, int]:
+    """Reads `Tokenizer.sizes` from the metadata of a checkpoint.
 
     Raises:
-      UsageError: it has no tokenizer, or one that cannot be.
+      UsageError: the checkpoint has no tokenizer, or one with impossible sizes.
     """
     if metadata["task"] == "tokenizer":
-        said = metadata["model"]
+        stated = metadata["model"]
     elif metadata.get("target", {}).get("kind") == "tokens":
-        said = metadata["target"]["tokenizer"]
+        stated = metadata["target"]["tokenizer"]
     else:
         raise UsageError(
             f"a run of task {metadata['task']} where a tokenizer is needed: train one with "
             "--config=configs/tokenizer.py, or take DALL-E's encoder.pkl"
         )
-    return _check_sizes({key: said.get(key) for key in SIZES})
+    return _check_sizes({key: stated.get(key) for key in SIZES})
 
 
-def described(metadata: dict[str, Any]) -> Tokenizer:
-    """What `Tokenizer.metadata` describe, with shapes in the place of arrays."""
+def from_metadata(metadata: dict[str, Any]) -> Tokenizer:
+    """The tokenizer described by `Tokenizer.metadata`, with shapes instead of arrays."""
     sizes = _check_sizes({key: metadata[key] for key in SIZES})
     return Tokenizer(sizes, _shapes(sizes, metadata["parts"]), metadata["sha256"])
 
 
-def _of_dall_e(paths: list[str]) -> Tokenizer:
+def _from_dall_e(paths: list[str]) -> Tokenizer:
     arrays: Arrays = {}
     for path in paths:
         arrays |= _our_names(path, readers.read(path).arrays)
@@ -109,7 +108,7 @@ def _our_names(path: str, arrays: Arrays) -> Arrays:
     for name, x in arrays.items():
         found = re.fullmatch(r"blocks\.([a-z_.0-9]{1,100})\.(w|b)", name)
         if not found or x.ndim != (4 if found[2] == "w" else 1):
-            raise UsageError(f"{path}: {name[:100]} {x.shape} is nothing of DALL-E's")
+            raise UsageError(f"{path}: {name[:100]} {x.shape} is not part of DALL-E")
         layer = found[1].replace("output.conv", "output").replace(".res_path", "")
         leaf = "kernel" if found[2] == "w" else "bias"
         layout = (2, 3, 1, 0) if x.ndim == 4 else (0,)
@@ -118,7 +117,7 @@ def _our_names(path: str, arrays: Arrays) -> Arrays:
 
 
 def _sizes(arrays: Arrays) -> dict[str, Any]:
-    """What the names and shapes of a file's arrays say."""
+    """Infers the sizes from the names and shapes of a file's arrays."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in arrays:
@@ -149,7 +148,7 @@ def _check_sizes(sizes: dict[str, Any]) -> dict[str, int]:
 
 
 def _checked(sizes: dict[str, int], arrays: Arrays) -> Tokenizer:
-    """A tokenizer with all of its arrays and no others."""
+    """Checks that a tokenizer has exactly the arrays it needs."""
     wanted = _shapes(sizes, _parts(arrays))
     problems = [f"missing {name}" for name in wanted if name not in arrays]
     for name, x in arrays.items():
@@ -158,8 +157,8 @@ def _checked(sizes: dict[str, int], arrays: Arrays) -> Tokenizer:
         elif x.shape != wanted[name].shape:
             problems.append(f"{name} is {x.shape}, needed {wanted[name].shape}")
     if problems or "encoder" not in _parts(arrays):
-        raise UsageError(f"not a whole tokenizer: {'; '.join(problems[:5]) or 'no encoder'}")
-    return Tokenizer(sizes, arrays, _sha256(arrays))
+        raise UsageError(f"incomplete tokenizer: {'; '.join(problems[:5]) or 'no encoder'}")
+    return Tokenizer(sizes, arrays, checksums.content_hash(arrays))
 
 
 def _parts(arrays: dict[str, Any]) -> list[str]:
@@ -169,11 +168,3 @@ def _parts(arrays: dict[str, Any]) -> list[str]:
 
 def _shapes(sizes: dict[str, Any], parts: list[str]) -> dict[str, jax.ShapeDtypeStruct]:
     return part_shapes(DiscreteVAE((1, 1), **sizes), tuple(parts))
-
-
-def _sha256(arrays: Arrays) -> str:
-    digest = hashlib.sha256()
-    for name, x in sorted(arrays.items()):
-        digest.update(f"{name} {x.dtype} {x.shape}\n".encode())
-        digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Reads PyTorch's files without PyTorch, and without running what they contain.
+"""Reads PyTorch files without PyTorch and without executing code in them.
 
-A `.pth` file is a pickle, and a pickle is a program. This reader knows the few callables that build
-tensors and plain containers, stands in for them itself, and refuses everything else.
+A `.pth` file is a pickle, and a pickle is a program. This reader emulates the few callables that
+build tensors and plain containers, and refuses everything else.
 """
 
 import collections
@@ -17,10 +17,10 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes  # noqa: F401  (np.dtype("bfloat16"))
 import numpy as np
 
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 from mae_jax.runtime.safe_load import check_zip
 
-# torch.<name>Storage -> dtype. Names: a file must not get hold of anything that it can change.
+# torch.<name>Storage -> dtype. Plain strings: a file must not get access to mutable objects.
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -33,7 +33,7 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-# Modules that a whole pickled model of `dall_e` is made of (its encoder.pkl and decoder.pkl).
+# Modules in a pickled model of `dall_e` (its encoder.pkl and decoder.pkl).
 _MODULES = (
     ("dall_e.encoder", "Encoder"),
     ("dall_e.encoder", "EncoderBlock"),
@@ -46,32 +46,32 @@ _MODULES = (
     ("torch.nn.modules.pooling", "MaxPool2d"),
     ("torch.nn.modules.upsampling", "Upsample"),
 )
-# Of a training file: as large as the weights twice, and of no use here.
-_LEFT_OUT = ("optimizer", "optimizer_state_dict", "optimizer_states")
-# Beginning of a file of before PyTorch 1.6: a pickle of this number, of a version, of the machine.
+# Keys of training files: twice as large as the weights, and not used here.
+_SKIPPED_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_states")
+# Files from before PyTorch 1.6 start with pickles of this number, a version, and the machine.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
 _LONGEST_NAME = 100  # of a parameter or part of a module
-# Entries of a tensor that may be one number many times (`expand`), which a small file can hold.
+# Size limit of a tensor that repeats its numbers (`expand`), which needs only a small file.
 _LARGEST_REPEATED = 2**24
-# What the tensors of a file may take together, for each of its bytes and besides: they may share
-# their numbers (tied weights), but not a thousandfold.
-_SHARED, _BESIDES = 4, 2**27
-_REMEMBER = ("PUT", "BINPUT", "LONG_BINPUT")  # opcodes that number an object for later
+# Limit on the total size of a file's tensors: bytes per byte of the file, plus a constant. Tensors
+# may share storage (tied weights), but not a thousand times.
+_BYTES_PER_BYTE, _EXTRA_BYTES = 4, 2**27
+_MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")  # store an object under a number
 
-# Function of a storage's key, dtype and size: its numbers.
+# Function of the key, dtype and size of a storage that returns its numbers.
 Load = Callable[[str, np.dtype, int], np.ndarray]
 
 
 def read(path: str) -> Any:
-    """The object in a file, with NumPy arrays for tensors and dicts for `argparse.Namespace`.
+    """Returns the object in a file, with tensors as NumPy arrays and `argparse.Namespace` as dict.
 
-    The state of an optimiser is left out. A module (of those that are known) comes as what its
-    `state_dict` would be: its parameters by their names, and no others of its attributes.
+    Optimizer state is skipped. A module (of the known ones) becomes its `state_dict`: its
+    parameters by name, without other attributes.
 
     Raises:
-      UsageError: not a file of PyTorch, a damaged one, or one that wants to run something.
+      UsageError: not a PyTorch file, a damaged one, or one that tries to execute code.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -82,13 +82,11 @@ def read(path: str) -> Any:
         raise UsageError(f"{path}: {error}") from error
     # A damaged pickle can fail in nearly any way.
     except Exception as error:
-        raise UsageError(
-            f"{path} is damaged, or not a file of PyTorch: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UsageError(f"{path} is damaged, or not a PyTorch file: {one_line(error)}") from error
 
 
 class _Storage(NamedTuple):
-    """Numbers of a file that tensors are views of."""
+    """Numbers in a file, of which tensors are views."""
 
     key: str
     dtype: str
@@ -96,7 +94,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage; the numbers are read when the whole pickle is."""
+    """A view of a storage; the numbers are read after the whole pickle."""
 
     storage: _Storage
     offset: int
@@ -105,13 +103,13 @@ class _Tensor(NamedTuple):
 
 
 def _callables() -> dict[tuple[str, str], Any]:
-    """The whole of what a file may name. Made anew for each, lest one changes it for the next."""
+    """All that a file may refer to; created per file, so that no file can affect the next."""
 
     class Namespace:
-        """Stands for `argparse.Namespace`: settings that a training script left in its file."""
+        """Replaces `argparse.Namespace`: arguments that a training script stored."""
 
     class Module:
-        """Stands for a module: its attributes, which nothing looks at but for parameters."""
+        """Replaces a module; only its parameters are used."""
 
     def tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
         if not isinstance(storage, _Storage):
@@ -122,9 +120,9 @@ def _callables() -> dict[tuple[str, str], Any]:
         return data
 
     def device(*names: Any) -> str:
-        # The text of a nested list could be of any length.
+        # str() of a nested list could be of any length.
         if not all(isinstance(name, (str, int)) for name in names):
-            raise UsageError("refused: a device that is no name")
+            raise UsageError("refused: a device that is not a name")
         return ":".join(map(str, names))
 
     return {
@@ -142,7 +140,7 @@ def _callables() -> dict[tuple[str, str], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds nothing but `_callables`."""
+    """An unpickler that knows only `_callables`."""
 
     def __init__(self, file: IO[bytes]):
         _check_numbering(file)
@@ -158,11 +156,11 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise UsageError(
                 f"refused: the file wants to call {module}.{name}, which is neither a tensor nor a "
-                "plain container. If you trust it, load it with torch and save its weights alone"
+                "plain container. If you trust it, load it with torch and save only its weights"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        if pid[0] == "module" and pid[1] is self.module:  # of before PyTorch 1.6, with its source
+        if pid[0] == "module" and pid[1] is self.module:  # before PyTorch 1.6, with its source
             return self.module
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or dtype not in _STORAGES.values() or any(view):
@@ -171,24 +169,24 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_numbering(file: IO[bytes]) -> None:
-    """Refuses numbers of objects that are not in sequence: Python makes room for all below them.
+    """Refuses memo numbers out of sequence, because Python allocates memory for all lower ones.
 
-    Runs nothing; the file stands where it stood afterwards.
+    Executes nothing, and restores the position in the file.
     """
     start = file.tell()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in _REMEMBER and int(argument or 0) > count + 1:
+        if opcode.name in _MEMO_OPCODES and int(argument or 0) > count + 1:
             raise UsageError(f"refused: object number {argument} of {count} in the file")
     file.seek(start)
 
 
 class _Resolver:
-    """Turns what was unpickled into plain containers and arrays, shared ones once."""
+    """Converts unpickled objects to plain containers and arrays; shared objects only once."""
 
     def __init__(self, load: Load, unpickler: _Unpickler, size: int):
         self._load = load
         self._namespace, self._module = unpickler.namespace, unpickler.module
-        self._left = _SHARED * size + _BESIDES
+        self._left = _BYTES_PER_BYTE * size + _EXTRA_BYTES
         self._numbers: dict[str, np.ndarray] = {}
         self._done: dict[int, Any] = {}
 
@@ -218,7 +216,7 @@ class _Resolver:
                 raise UsageError("refused: a module that is part of several")
             _check_name(name)
             found |= {f"{name}.{key}": x for key, x in self(part).items()}
-        # Long names, or parts of parts that are used again and again, would make names without end.
+        # Deep or repeated nesting would create unlimited names.
         for name in found:
             _check_name(name)
         return found
@@ -239,14 +237,14 @@ class _Resolver:
             return np.empty(shape, values.dtype)
         self._left -= size * values.itemsize
         if self._left < 0:
-            raise UsageError("refused: its tensors take many times the size of the file")
+            raise UsageError("refused: its tensors are many times larger than the file")
         steps = [s * values.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
 
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-        raise UsageError("refused: a module with names that are too long, or none")
+        raise UsageError("refused: a module with missing or too long names")
 
 
 def _read_zip(path: str) -> Any:
@@ -255,7 +253,7 @@ def _read_zip(path: str) -> Any:
         check_zip(archive, size_of_file, compressed=False)
         names = [n for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(names) != 1:
-            raise UsageError("no data.pkl in it: not a file of PyTorch (TorchScript is not read)")
+            raise UsageError("no data.pkl: not a PyTorch file (TorchScript is not supported)")
         folder = names[0].removesuffix("data.pkl")
         order = f"{folder}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
@@ -272,7 +270,7 @@ def _read_zip(path: str) -> Any:
 def _read_legacy(file: IO[bytes], size_of_file: int) -> Any:
     magic, version, machine = (_Unpickler(file).load() for _ in range(3))
     if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION or not machine["little_endian"]:
-        raise UsageError("not a file of PyTorch")
+        raise UsageError("not a PyTorch file")
     unpickler = _Unpickler(file)
     found = _without_optimizer(unpickler.load())
     contents: dict[str, np.ndarray] = {}
@@ -280,7 +278,7 @@ def _read_legacy(file: IO[bytes], size_of_file: int) -> Any:
         _, name, size = unpickler.storages[key]
         dtype = np.dtype(name)
         if int.from_bytes(file.read(8), "little") != size:
-            raise UsageError("a storage has another size than its tensors: the file is damaged")
+            raise UsageError("the size of a storage differs from its tensors: the file is damaged")
         if size * dtype.itemsize > size_of_file - file.tell():
             raise UsageError("it ends within its numbers: the file is cut short")
         contents[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype, size)
@@ -291,4 +289,4 @@ def _read_legacy(file: IO[bytes], size_of_file: int) -> Any:
 def _without_optimizer(found: Any) -> Any:
     if not isinstance(found, dict):
         return found
-    return {key: value for key, value in found.items() if key not in _LEFT_OUT}
+    return {key: value for key, value in found.items() if key not in _SKIPPED_KEYS}

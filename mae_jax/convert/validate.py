@@ -1,7 +1,7 @@
-"""Whether what a file says of a model is possible at all.
+"""Checks that a file's description of a model is plausible.
 
-Files are not trusted (docs/security.md): a model of a billion blocks, or a table for images
-of a million pixels in width, would fill the memory before shapes could be compared.
+Files are not trusted (docs/security.md): a model with a billion blocks, or a position table for
+images a million pixels wide, would exhaust memory before shapes could be compared.
 """
 
 import math
@@ -18,18 +18,18 @@ from mae_jax.ops.patches import grid_size
 from mae_jax.runtime.errors import UsageError
 
 MODELS: dict[Any, Any] = {"mae": MaskedAutoencoder, "vit": VisionTransformer}
-_LARGEST = 2**20  # of a width, a side in pixels, a number of blocks or patches
-# Names of further tokens: timm's, DINOv2's, DeiT's.
+_LARGEST = 2**20  # width, side in pixels, number of blocks or patches
+# Names of additional tokens in timm, DINOv2 and DeiT.
 _MORE_TOKENS = re.compile(r"(^|\.)(reg_token|register_tokens?|dist_token|distillation_token)$")
 _ENCODER = ("channels", "embed_dim", "depth", "num_heads")
 _DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 
 
 def check_stated(stated: dict[str, Any]) -> None:
-    """Checks the types of what a foreign file says (`files.File.stated`).
+    """Checks the types of the facts in a foreign file (`readers.File.stated`).
 
     Raises:
-      UsageError: names what is of another type.
+      UsageError: names the fact with a wrong type.
     """
     for key, value in stated.items():
         if key in ("image_size", "patch_size"):
@@ -41,30 +41,30 @@ def check_stated(stated: dict[str, Any]) -> None:
         elif key == "classes":
             good = isinstance(value, list) and all(isinstance(name, str) for name in value)
         else:
-            kinds = {"normalize": bool, "mask_ratio": (int, float)}
-            good = isinstance(value, kinds.get(key, str))
+            types = {"normalize": bool, "mask_ratio": (int, float)}
+            good = isinstance(value, types.get(key, str))
         _require(good, f"{key} is {value!r}")
 
 
 def check_tokens(arrays: Arrays, unused: list[str], file: Arrays) -> None:
-    """Refuses encoders whose sequence is not a class token and the patches.
+    """Refuses encoders whose sequence is not a class token followed by the patches.
 
-    Without this they would be taken for models of images of another size.
+    Otherwise they would be mistaken for models with another image size.
 
     Args:
       arrays: by our names.
-      unused: names of the file that have no place here.
-      file: its arrays, by its own names.
+      unused: names in the file that our models do not have.
+      file: arrays by the names in the file.
 
     Raises:
-      UsageError: names the tokens that are too many, or that the class token is missing.
+      UsageError: there are additional tokens, or no class token.
     """
     more = [name for name in unused if _MORE_TOKENS.search(name)]
     if more:
         shapes = ", ".join(f"{name} {file[name].shape}" for name in more)
         raise UsageError(
-            f"it has tokens besides the class token and the patches ({shapes}: registers, or of "
-            "distillation), which the models here do not have: it cannot be used"
+            f"it has tokens besides the class token and the patches ({shapes}; registers or a "
+            "distillation token), which this project's models do not have: it cannot be used"
         )
     table = arrays.get("pos_embed")
     if table is None:
@@ -72,8 +72,8 @@ def check_tokens(arrays: Arrays, unused: list[str], file: Arrays) -> None:
     rows = table.shape[1]
     if "cls_token" not in arrays and not _is_square(rows - 1):
         raise UsageError(
-            f"it has no class token, which the models here always have, and {rows} positions for "
-            "its patches only: it cannot be used"
+            f"it has no class token, which this project's models always have, and {rows} positions "
+            "only for its patches: it cannot be used"
         )
 
 
@@ -82,11 +82,11 @@ def _is_square(number: int) -> bool:
 
 
 def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
-    """Checks what is said of a model before one is built from it.
+    """Checks the description of a model before it is built.
 
     Args:
-      metadata: as of a checkpoint, of unknown origin.
-      num_arrays: that come with them.
+      metadata: as in a checkpoint, of unknown origin.
+      num_arrays: number of arrays in the file.
 
     Raises:
       UsageError: names what is missing or impossible.
@@ -104,7 +104,7 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
         _require(_is_count(model.get(key), low), f"{key} is {model.get(key)!r}")
     for part in ("", "decoder_") if kind == "mae" else ("",):
         dim, heads = model[f"{part}embed_dim"], model[f"{part}num_heads"]
-        _require(dim % heads == 0, f"{heads} heads of {part}width {dim}")
+        _require(dim % heads == 0, f"{heads} heads for {part}width {dim}")
     for key in ("image_size", "patch_size"):
         _require(_is_pair(model.get(key)), f"{key} is {model.get(key)!r}")
     for key in ("mean", "std"):
@@ -125,14 +125,14 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
 
 
 def check_target(metadata: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Checks that a decoder predicts what its target has, and that this comes with its arrays.
+    """Checks that the target has its arrays and the same width as the decoder's prediction.
 
     Args:
-      metadata: that `check_metadata` has seen.
-      arrays: of the target, by name.
+      metadata: checked by `check_metadata`.
+      arrays: arrays of the target, by name.
 
     Raises:
-      UsageError: it does not.
+      UsageError: the target is invalid.
     """
     model, data = metadata["model"], metadata["data"]
     decoder = model["kind"] == "mae"
@@ -143,13 +143,13 @@ def check_target(metadata: dict[str, Any], arrays: dict[str, np.ndarray]) -> Non
     spec = targets.PatchSpec(**sizes, channels=model["channels"], **pixels)
     width = model.get("pred_dim", 0) or spec.patch_dim
     try:
-        targets.describe(metadata["target"])  # an encoder alone has nothing more of it
-        right = targets.restore(metadata["target"], spec, arrays).width if decoder else width
+        targets.describe(metadata["target"])  # all that an encoder without decoder has
+        expected = targets.restore(metadata["target"], spec, arrays).width if decoder else width
     except ValueError as error:
         raise _impossible(str(error)) from error
     except (KeyError, TypeError) as error:
         raise _impossible(f"its target ({type(error).__name__}: {error})") from error
-    _require(right == width, f"{width} numbers are predicted for a patch that has {right}")
+    _require(expected == width, f"it predicts {width} numbers for a patch that has {expected}")
 
 
 def _require(good: bool, what: str) -> None:
@@ -158,7 +158,7 @@ def _require(good: bool, what: str) -> None:
 
 
 def _impossible(what: str) -> UsageError:
-    return UsageError(f"what the file says of the model is impossible: {what[:200]}")
+    return UsageError(f"the description of the model is impossible: {what[:200]}")
 
 
 def _is_count(value: Any, low: int = 1) -> bool:

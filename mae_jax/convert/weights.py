@@ -1,4 +1,4 @@
-"""A model's weights with all that one must know to use them, and how they came in."""
+"""The weights of a model, the metadata needed to use them, and the report of loading them."""
 
 import dataclasses
 import math
@@ -16,12 +16,14 @@ from mae_jax.runtime.errors import UsageError
 
 
 class LoadReport(NamedTuple):
-    """How arrays and model fit together; names are ours, but `unused` are the file's.
+    """How well arrays match a model. Names are ours; those of `unused` are the file's.
 
     Attributes:
-      kind: of file.
-      matched, wanted: how many parameters of the model there are, and should be.
-      missing, wrong, unused: absent ones; "name is (1, 2), needed (1, 3)"; without a place.
+      kind: type of the file.
+      matched, wanted: number of parameters that match, and that the model has.
+      missing: names of parameters that are absent.
+      wrong: parameters of another shape, as "name is (1, 2), needed (1, 3)".
+      unused: names of arrays that the model does not have.
       notes: what was assumed or guessed.
     """
 
@@ -34,7 +36,7 @@ class LoadReport(NamedTuple):
     notes: list[str]
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """The report as text."""
         lines = [f"matched {self.matched} of {self.wanted} parameters ({self.kind})"]
         for text, names in (
             ("missing", self.missing),
@@ -46,12 +48,12 @@ class LoadReport(NamedTuple):
         return lines + [f"note: {note}" for note in self.notes]
 
     def check(self, *, allow_missing: Sequence[str] = (), allow_unused: Sequence[str] = ()) -> None:
-        """Raises UsageError for what did not match, but for names that fit an allowed pattern."""
+        """Raises UsageError for mismatches, except for names that match an allowed pattern."""
         missing = _others(self.missing, allow_missing)
         unused = _others(self.unused, allow_unused)
         if missing or unused or self.wrong:
             advice = (
-                "; `python -m mae_jax.tools.convert` takes them with --allow_missing PATTERN and "
+                "; `python -m mae_jax.tools.convert` accepts them with --allow_missing PATTERN and "
                 "--allow_unused PATTERN"
             )
             raise UsageError(
@@ -62,16 +64,16 @@ class LoadReport(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights in our names and layout.
+    """Weights under our names and in our layout.
 
     Attributes:
       params: by name, float32.
-      statistics: of a probe's BatchNorm, `batch_norm/mean` and `batch_norm/var`, or {}.
-      metadata: as in a checkpoint; `model` describes it, `missing` names parameters left out.
-      report: how they came in.
-      target: arrays that an autoencoder's target keeps beside the parameters, or {}.
+      statistics: a probe's BatchNorm statistics, `batch_norm/mean` and `batch_norm/var`, or {}.
+      metadata: as in a checkpoint; `model` describes the model, `missing` lists omitted parameters.
+      report: how the weights matched the model.
+      target: arrays of an autoencoder's target, or {}.
       run: folder of the run they belong to, or "".
-      averaged: whether that run, or the file, has averaged weights too.
+      averaged: whether the run or file also has averaged weights.
     """
 
     params: Arrays
@@ -94,24 +96,24 @@ class Weights:
 
     @property
     def predicts_pixels(self) -> bool:
-        """Whether its decoder, or the one it was trained with, predicts pixels."""
+        """Whether the decoder it has, or was trained with, predicts pixels."""
         return self.metadata.get("target", {}).get("kind", "pixel") == "pixel"
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Constructor arguments of the model, but for what is chosen when it is run."""
+        """Constructor arguments of the model, except for those chosen at run time."""
         return fields(self.metadata)
 
 
 def fields(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of the model that a checkpoint's metadata describe."""
+    """Constructor arguments of the model described by a checkpoint's metadata."""
     model = metadata["model"]
     sizes = {name: tuple(model[name]) for name in ("image_size", "patch_size")}
     return {k: v for k, v in model.items() if k not in ("kind", "size")} | sizes
 
 
 def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of the model that metadata describe, by name."""
+    """Shape of every parameter of the model described by metadata, by name."""
     kind, arguments = metadata["model"]["kind"], fields(metadata)
     if kind == "mae":
         model: Any = mae.MaskedAutoencoder(**arguments)
@@ -123,7 +125,7 @@ def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def table_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the position tables of an autoencoder, which are constants here."""
+    """Shapes of an autoencoder's position tables, which are constants in our model."""
     model = fields(metadata)
     rows = 1 + math.prod(grid_size(model["image_size"], model["patch_size"]))
     return {
@@ -141,14 +143,14 @@ def make_report(
     notes: Sequence[str] = (),
     tables: bool = False,
 ) -> LoadReport:
-    """Compares parameters with those of the model that `metadata` describe.
+    """Compares parameters with those of the model described by `metadata`.
 
     Args:
       params: by our names.
-      metadata: as of a checkpoint.
-      kind, unused, notes: see `Report`.
-      tables: whether an autoencoder's fixed position tables are to be there too, as in files of
-        others; without them some libraries begin with random ones.
+      metadata: as in a checkpoint.
+      kind, unused, notes: see `LoadReport`.
+      tables: also require an autoencoder's fixed position tables, as files of other projects have
+        them; without them some libraries use random ones.
     """
     wanted = expected_shapes(metadata)
     if tables and metadata["model"]["kind"] == "mae":

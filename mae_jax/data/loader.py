@@ -1,26 +1,27 @@
-"""Reads one example on the host and keeps count of those that cannot be read."""
+"""Reads and decodes single examples on the host, and counts the unreadable ones."""
 
 import logging
 import socket
 import threading
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from mae_jax.data.options import DataOptions
-from mae_jax.data.sources.base import Record, Source
+from mae_jax.data.sources.base import Annotation, Record, Source
 from mae_jax.data.sources.cache import Cached
 from mae_jax.data.storage import StorageWait
 from mae_jax.data.transforms.decode import pixels
-from mae_jax.runtime.errors import StorageUnavailable, UsageError
+from mae_jax.runtime.errors import StorageUnavailable, UsageError, one_line
 
 log = logging.getLogger(__name__)
-PADDING = -1  # a row that only fills up the last evaluation batch
+PADDING = -1  # a row that pads the last evaluation batch
 FAILED = -2  # no candidate of the row could be read
-ABSENT = -3  # the storage was away: nothing is known of the row
+ABSENT = -3  # the storage was unavailable
 FEW = 10  # bad images that are tolerated in a set of any size, unless they are half of it
-# Where the examples are whose files tell whether the storage is there. More than FEW files in a row
-# that are gone are no accident.
+# Offsets of the examples that are tried to find out if the storage works. If more than FEW files in
+# a row are gone, that is no accident.
 _NEIGHBORS = (1, -1, 4, -4, FEW + 1, -FEW - 1)
 
 
@@ -29,8 +30,8 @@ class BadExamples:
 
     Args:
       source: where they come from.
-      max_fraction: share of the source that may be bad; FEW examples always may, but with 0 none.
-      share: of a pass over the source that this process reads, in examples; None: all of it.
+      max_fraction: share of the source that may be bad. FEW examples always may, except with 0.
+      share: number of examples that this process reads in a pass over the source; None: all.
     """
 
     def __init__(self, source: Source, *, max_fraction: float, share: int | None = None):
@@ -48,30 +49,30 @@ class BadExamples:
         return index in self._reasons
 
     def try_example(self, index: int) -> None:
-        """Notes that an example is read."""
+        """Registers that an example is about to be read."""
         self._tried[index] = True
 
     def add(self, index: int, reason: str) -> None:
-        """Counts and logs an example, once, until it can be read."""
+        """Counts and logs an example; once, unless it could be read in between."""
         with self._lock:
             if index in self._reasons:
                 return
-            self._reasons[index] = " ".join(reason.split())
+            self._reasons[index] = one_line(reason)
             count = len(self._reasons)
         log.warning("bad image %d: %s: %s", count, self._source.describe(index), reason)
 
     def remove(self, index: int) -> None:
-        """Forgets that an example could not be read: now it was."""
+        """No longer counts an example: it could be read."""
         if index in self._reasons:
             with self._lock:
                 self._reasons.pop(index, None)
             log.info("can be read again: %s", self._source.describe(index))
 
     def has_room(self, index: int) -> bool:
-        """Whether an example may be counted without reaching the limit of `check`."""
-        return index in self._reasons or len(self._reasons) + 1 <= self._most()
+        """Whether an example can be counted without exceeding the limit of `check`."""
+        return index in self._reasons or len(self._reasons) + 1 <= self._limit()
 
-    def _most(self) -> float:
+    def _limit(self) -> float:
         few = FEW if self._max_fraction > 0 else 0
         read = max(self._share, int(np.count_nonzero(self._tried)))
         allowed = max(few, self._max_fraction * len(self._source))
@@ -82,37 +83,41 @@ class BadExamples:
         return f"{self._source.describe(index)}: {self._reasons.get(index, 'read well before')}"
 
     def check(self) -> None:
-        """Raises UsageError, with the first 20, once too large a share of the source is bad.
+        """Raises UsageError, naming the first 20, once too large a share of the source is bad.
 
-        A process among many would take long to find so many in its own share, or never do if the
-        share is smaller: it also stops where most of what it has read, a whole share at least, is
-        bad. That cannot happen by chance to a set that is within the limit.
+        With many processes, one share may be too small to contain that many. So a process also
+        stops if most of what it has read (at least a whole share) is bad, which does not happen by
+        chance in a set that is within the limit.
         """
         with self._lock:
             bad = sorted(self._reasons)
         if not bad:
             return
-        total, most = len(self._source), self._most()
-        if len(bad) <= most:
+        total, limit = len(self._source), self._limit()
+        if len(bad) <= limit:
             return
         files = "; ".join(self.reason(index) for index in bad[:20])
         more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UsageError(
             f"{len(bad)} of {total:,} images of {self._source.name} cannot be used, more than the "
-            f"{int(most):,} that --config.data.max_bad_fraction={self._max_fraction} tolerates"
-            f"{self._whose(total)} (repair or remove them, or raise it): {files}{more}"
+            f"{int(limit):,} that --config.data.max_bad_fraction={self._max_fraction} tolerates"
+            f"{self._which_host(total)} (repair or remove them, or raise it): {files}{more}"
         )
 
-    def _whose(self, total: int) -> str:
+    def _which_host(self, total: int) -> str:
         if self._share == total:
             return ""
         return f" (on host {socket.gethostname()}, which reads {self._share:,} of them in a pass)"
 
 
 class Loader:
-    """From candidate indices to the pixels of the first that can be read.
+    """Loads the first readable one of some candidates.
 
-    Arguments are those of `pixels`, and `share` of `BadExamples`.
+    Args:
+      source: the examples.
+      options: `config.data`.
+      channels: C of the pixels.
+      share: see `BadExamples`.
     """
 
     def __init__(
@@ -122,7 +127,7 @@ class Loader:
         self.channels = channels
         self.bad = BadExamples(source, max_fraction=options.max_bad_fraction, share=share)
         self._options = options
-        # What is kept in memory says nothing about the storage.
+        # Cached records tell nothing about the storage.
         self._stored = source.stored if isinstance(source, Cached) else source
         self.storage = StorageWait(options.storage_wait)
 
@@ -131,7 +136,7 @@ class Loader:
 
         Args:
           candidates: int64 [k]; the wanted example first. PADDING yields no pixels, nor does
-            storage that stays away (ABSENT; `storage.gone` is set then).
+            unavailable storage (ABSENT; `storage.gone` is set then).
         """
         if candidates[0] == PADDING:
             return Loaded(PADDING)
@@ -141,11 +146,11 @@ class Loader:
                 record = self._read(index)
                 image = self.decode(record, self.source.describe(index))
                 self.bad.remove(index)
-                return Loaded(index, image, record.label)
+                return Loaded(index, image, record.annotation)
             except StorageUnavailable:
                 return Loaded(ABSENT)
-            # Storage and decoders raise nearly any type on damaged input. Nothing is lost: each
-            # one is logged and counted, and `BadExamples.check` stops the run past the limit.
+            # Storage and decoders raise nearly any type on damaged input. Every error is logged and
+            # counted, and `BadExamples.check` stops the run past the limit.
             except Exception as error:
                 self.bad.add(index, f"{type(error).__name__}: {error}")
         return Loaded(FAILED)
@@ -168,7 +173,7 @@ class Loader:
             self._stored.read([index])
         except OSError as error:
             return error.errno is None
-        # The storage gave something, whatever it is: that alone is the question.
+        # The storage returned something, which is all that matters here.
         except Exception:
             return True
         return True
@@ -179,14 +184,14 @@ class Loader:
 
 
 class Loaded(NamedTuple):
-    """What was loaded for one row.
+    """The example loaded for one row.
 
     Attributes:
-      used: the candidate taken, PADDING, FAILED or ABSENT.
-      pixels: [h, w, C] uint8 or float32, as `data.dtype` says; None where there is no candidate.
-      label: -1 for none.
+      used: the candidate, or PADDING, FAILED or ABSENT.
+      pixels: [h, w, C] uint8 or float32, by `data.dtype`; None if there is no candidate.
+      annotation: of the candidate's record; empty if there is no candidate.
     """
 
     used: int
     pixels: np.ndarray | None = None
-    label: int = -1
+    annotation: Annotation = MappingProxyType({})

@@ -1,7 +1,8 @@
-"""Sets of images that lie on the devices, where the batches are made too.
+"""Image sets that are kept on the devices, where the batches are made, too.
 
-The host decodes every image once; from then on it only says which crops a batch is made of: same
-order, boxes and mirror images as `data.pipeline`, and the same pixels but for the rounding of sums.
+The host decodes every image once and then only plans the crops of each batch: the same order, boxes
+and flips as in `data.pipeline`, and the same pixels up to the rounding of sums. Evaluation views do
+not change, so the host makes them once: their pixels are exactly those of `data.pipeline`.
 No TensorFlow.
 """
 
@@ -18,10 +19,13 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from mae_jax.data import DataOptions, Source
-from mae_jax.data.on_device_images import plan_rows, read_whole
+from mae_jax.data.on_device_images import plan_rows, read_images
 from mae_jax.data.sampler import EvalSampler, TrainSampler, host_rows
 from mae_jax.data.tolerant import empty_batch
+from mae_jax.data.transforms import crop
+from mae_jax.data.transforms.base import Transform
 from mae_jax.data.transforms.crop import NUM_DRAWS
+from mae_jax.data.transforms.image_and_label import ImageAndLabel
 from mae_jax.distributed import sharding
 from mae_jax.ops.crop import crop_and_resize
 from mae_jax.runtime import host
@@ -30,25 +34,26 @@ from mae_jax.runtime.host import available_memory
 
 log = logging.getLogger(__name__)
 
-# Float32 pixels that a device works on at once; further rows of a batch wait for their turn.
+# Float32 pixels that a device processes at once; a larger batch is processed in turns.
 WORKING_BYTES = 2**28
-FACTS = ("label", "index", "valid")  # of the rows of a batch; all else says how to make the images
+FIELDS = ("label", "index", "valid")  # of a batch; other rows describe how to make its images
 
 
 class OnDeviceLoader:
-    """Stands in for the module `data.pipeline`: the same two functions with the same arguments.
+    """Replaces the module `data.pipeline`: the same two functions with the same arguments.
 
-    A source is read whole when it is first asked for, and stays on the devices of this process.
+    Images are read when they are first needed, and stay on the devices of this process: whole
+    images for random crops, views for evaluation.
     """
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._sets: dict[Source, OnDeviceImages] = {}
+        self._sets: dict[Any, OnDeviceImages] = {}
 
     def train_batches(
         self, source: Source, *, seed: int, batch_size: int, **options: Any
-    ) -> "ResidentBatches":
-        """As `pipeline.train_batches`, but the batches are on the devices already.
+    ) -> "OnDeviceBatches":
+        """As `pipeline.train_batches`, but the batches are already on the devices.
 
         Raises:
           UsageError: also when the set is too large for the devices.
@@ -58,9 +63,10 @@ class OnDeviceLoader:
 
     def eval_batches(
         self, source: Source, *, limit: int | None = None, **options: Any
-    ) -> "ResidentBatches":
-        """As `pipeline.eval_batches`, likewise."""
-        return self._batches(source, EvalSampler(len(source), limit=limit), train=False, **options)
+    ) -> "OnDeviceBatches":
+        """As `pipeline.eval_batches`, but the batches are already on the devices."""
+        order = EvalSampler(len(source), limit=limit)
+        return self._batches(source, order, train=False, **options)
 
     def _batches(
         self,
@@ -69,42 +75,68 @@ class OnDeviceLoader:
         *,
         data_config: Any,
         channels: int,
+        image_size: tuple[int, int],
+        train: bool,
         process_count: int = 1,
+        transform: Transform | None = None,
         **options: Any,
-    ) -> "ResidentBatches":
+    ) -> "OnDeviceBatches":
+        if transform is not None:
+            raise UsageError(
+                "--config.data.on_device=True works for images and their labels only: set it to "
+                "False for this task"
+            )
         settings = DataOptions.from_config(data_config)
         local = sharding.local_mesh(self._mesh)
-        if source not in self._sets:
-            self._sets[source] = OnDeviceImages(source, settings, channels=channels, mesh=local)
-        # Either a part of a global batch, or rows that every process makes for itself.
+        if train and settings.augment != "none":
+            key: Any = source
+            part: dict[str, Any] = {}
+        else:
+            indices = order.examples if isinstance(order, EvalSampler) else np.arange(len(source))
+            view = crop.view_transform(settings, image_size=image_size, train=train)
+            key = source, tuple(image_size), len(indices)
+            part = {"indices": indices, "view": view, "min_size": image_size}
+        if key not in self._sets:
+            self._sets[key] = OnDeviceImages(
+                source, settings, channels=channels, mesh=local, **part
+            )
+        # Either part of a global batch, or rows that every process makes for itself.
         mesh = self._mesh if process_count == jax.process_count() else local
-        return ResidentBatches(
-            self._sets[source],
+        return OnDeviceBatches(
+            self._sets[key],
             order,
             options=settings,
             mesh=mesh,
+            image_size=image_size,
+            train=train,
             process_count=process_count,
             **options,
         )
 
 
 class OnDeviceImages:
-    """The images of a source, once on each device of this process.
+    """Images of a source, once on each device of this process; `part` as in `read_images`.
 
     Attributes:
-      examples: what the host has to know of them.
+      examples: what the host needs to know about them.
       channels: C.
     """
 
-    def __init__(self, source: Source, options: DataOptions, *, channels: int, mesh: Mesh):
+    def __init__(
+        self, source: Source, options: DataOptions, *, channels: int, mesh: Mesh, **part: Any
+    ):
         began = time.perf_counter()
-        log.info("data.on_device: decoding the %s images of %s", f"{len(source):,}", source.name)
+        count = len(part.get("indices", source))
+        log.info("data.on_device: decoding %s images of %s", f"{count:,}", source.name)
         check = functools.partial(_check_room, options=options, room=free_bytes(mesh))
-        images, self.examples = read_whole(source, options, channels=channels, check_shape=check)
-        pixels = self.examples.sizes.prod(axis=1).sum() / images[..., 0].size
+        images, self.examples = read_images(
+            source, options, channels=channels, check_shape=check, **part
+        )
+        sizes = self.examples.sizes[self.examples.readable]
+        pixels = sizes.prod(axis=1).sum() / images[..., 0].size
         log.info(
             "data.on_device: %s on each device for images of up to %d x %d (%.0f %% of it pixels, "
-            "the rest fills up smaller images), read in %.1f s",
+            "the rest is padding of smaller images), read in %.1f s",
             _size(images.nbytes), *images.shape[1:3], 100 * pixels, time.perf_counter() - began,
         )  # fmt: skip
         self.channels = channels
@@ -119,12 +151,12 @@ class OnDeviceImages:
         return make(self._images, jax.device_put(rows, sharding.batch_sharding(self._mesh)))
 
 
-class ResidentBatches(Iterator[dict[str, jax.Array]]):
+class OnDeviceBatches(Iterator[dict[str, jax.Array]]):
     """Iterator over batches made on the devices; arguments as `pipeline.train_batches`.
 
     Attributes:
       bad_count: distinct examples of the set that cannot be read.
-      length: number of batches in all; None without end.
+      length: total number of batches; None if endless.
     """
 
     def __init__(
@@ -155,17 +187,17 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
 
     def empty(self) -> dict[str, jax.Array]:
         """A batch without examples (`data.tolerant.empty_batch`)."""
-        batch = empty_batch(
-            self._rows,
+        fields = ImageAndLabel(
+            self._options,
             image_size=self._image_size,
             channels=self._images.channels,
-            dtype=self._options.dtype,
             train=self._train,
-        )
+        ).fields
+        batch = empty_batch(self._rows, fields, train=self._train)
         return sharding.to_device(self._mesh, batch)
 
     def close(self) -> None:
-        """Ends the iterator; there is nothing to stop."""
+        """Ends the iterator; there are no threads to stop."""
         self._last = self._step
 
     def __next__(self) -> dict[str, jax.Array]:
@@ -179,31 +211,32 @@ class ResidentBatches(Iterator[dict[str, jax.Array]]):
             train=self._train,
         )
         self._step += 1
-        facts = {name: rows.pop(name) for name in FACTS if name in rows}
+        fields = {name: rows.pop(name) for name in FIELDS if name in rows}
         antialias = self._options.resize_antialias
         image = self._images.views(rows, image_size=self._image_size, antialias=antialias)
-        return {"image": sharding.join(self._mesh, image), **sharding.to_device(self._mesh, facts)}
+        return {"image": sharding.join(self._mesh, image), **sharding.to_device(self._mesh, fields)}
 
 
 @functools.cache
 def _compile_views(mesh: Mesh, image_size: tuple[int, int], antialias: bool) -> Any:
-    """Function (images on every device, rows split over them) -> their views, split likewise.
+    """Function (images on every device, rows split over them) -> views, split in the same way.
 
-    The mesh is that of one process: nothing is exchanged, so that processes need not start these
-    programs in the same order among their others.
+    The mesh covers one process and nothing is communicated, so processes need not run these
+    programs in the same order relative to others.
     """
 
     def view(images: jax.Array, row: dict[str, jax.Array]) -> jax.Array:
-        used = row.pop("used")
-        batch = jax.tree.map(lambda x: x[None], row)
-        whole = images[jnp.maximum(used, 0)][None]
-        (image,) = crop_and_resize(whole, **batch, out=image_size, antialias=antialias)
-        return jnp.where(used >= 0, image, 0)
+        place = row.pop("place")
+        image = images[jnp.maximum(place, 0)]
+        if row:  # a crop; without one the images are views already
+            crops = jax.tree.map(lambda x: x[None], row)
+            (image,) = crop_and_resize(image[None], **crops, out=image_size, antialias=antialias)
+        return jnp.where(place >= 0, image, 0)
 
     def views(images: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
         at_once = max(1, WORKING_BYTES // (4 * images[0].size))
         one = functools.partial(view, images)
-        if len(rows["used"]) <= at_once:
+        if len(rows["place"]) <= at_once:
             return jax.vmap(one)(rows)
         return jax.lax.map(one, rows, batch_size=at_once)
 
@@ -212,8 +245,8 @@ def _compile_views(mesh: Mesh, image_size: tuple[int, int], antialias: bool) -> 
 
 
 def free_bytes(mesh: Mesh) -> int:
-    """Room for a set on each device: its memory, and no more than half of what the host has."""
-    # The other half: the images before they are put together, and all else.
+    """Room for a set on each device: its memory, but at most half of the host's memory."""
+    # The other half is for the images before they are joined, and everything else.
     copies = mesh.size if mesh.devices.flat[0].platform == "cpu" else 1
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.devices.flat]
     room = host.share(available_memory() // 2) // copies
@@ -225,8 +258,8 @@ def _check_room(shape: tuple[int, int, int, int], *, options: DataOptions, room:
     if needed > room:
         raise UsageError(
             f"--config.data.on_device=True: {shape[0]:,} images of up to {shape[1]} x {shape[2]} "
-            f"take {_size(needed)} on each device, where there is room for {_size(room)}; leave it "
-            "False, or make the images smaller beforehand"
+            f"take {_size(needed)} on each device, but there is only room for {_size(room)}; "
+            "set it to False, or make the images smaller beforehand"
         )
 
 

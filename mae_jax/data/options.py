@@ -1,4 +1,4 @@
-"""What `config.data` may hold: every key, its default and its meaning, checked at the start."""
+"""`config.data`: every key, its default and its meaning, checked at startup."""
 
 import dataclasses
 from typing import Any
@@ -17,39 +17,39 @@ class DataOptions:
       source: `shapes` (drawn by the project), `folder` (image files) or `tfds` (a prepared set).
       root: folder: a directory, or a list file `.txt` / `.csv`. tfds: its data_dir, '' = default.
       name: tfds: the data set, for example `imagenet2012` or `name/config:version`.
-      split: the training split: a folder in root (the root itself if it holds no `train`, see
-        `splits.find`, or for ''), or a TFDS split expression such as `train[:90%]`.
-      eval_split: the split evaluated on; '' finds `val`, `validation`, `test` and the like or, when
+      split: the training split: a folder in root (root itself for '' or if there is no `train`, see
+        `splits.find`), or a TFDS split expression such as `train[:90%]`.
+      eval_split: the evaluation split; '' finds `val`, `validation`, `test` and the like or, if
         there is none, uses `holdout`. With a list file as root: another list file.
-      holdout: number of training images set aside for evaluation when there is no evaluation split.
+      holdout: number of training images set aside for evaluation if there is no evaluation split.
         They do not depend on the run's seed and are never trained on. 0 = no evaluation source.
       num_train, num_eval: size of the two splits of `shapes`.
       augment: `crop` (torchvision's random resized crop), `crop_once` (one draw, cut to the image:
         linear probing), `crop_fixed` (a random place of the image, resized to 256/224 of the size)
-        or `none` (the evaluation transform, never mirrored).
+        or `none` (the evaluation view, never mirrored).
       crop_scale: range of the crop's share of the image area.
       crop_ratio: range of the crop's width / height.
       hflip: mirror half of the training images.
       randaug_magnitude: RandAugment's mean magnitude of at most 10 (recipes: 9); 0 = off.
       randaug_std: its standard deviation.
       color_jitter: strength of random brightness, contrast and saturation; 0 = off.
-      resizer: who resizes 8-bit images: `pillow`, `fast` (cykooz-resizer where it is installed) or
-        `auto`, which is `pillow` for the evaluation transform and `fast` for training crops.
+      resizer: what resizes 8-bit images: `pillow`, `fast` (cykooz-resizer, if it is installed) or
+        `auto`, which is `pillow` for evaluation views and `fast` for training crops.
       resize_antialias: False is visibly aliased (mean change 2 of 255), and slower.
-      exif_transpose: turn photos the way their EXIF orientation says.
-      mean: of the pixels, per channel; what RandAugment fills corners with.
+      exif_transpose: apply the EXIF orientation of photos.
+      mean: of the pixels, per channel; RandAugment fills corners with it.
       dtype: `uint8`, or `float32` in the file's own units (needed for .npy other than uint8).
-      max_bad_fraction: unreadable share of a split above which the run stops; ten images never are
-        a reason to stop unless they are half of the split. 0 tolerates none.
+      max_bad_fraction: unreadable share of a split above which the run stops. Up to ten images are
+        tolerated in any case, unless they are half of the split. 0 tolerates none.
       storage_wait: seconds to wait for storage that cannot be read before the run saves and stops.
       workers: decoding threads, 0 = one per available core.
       prefetch: batches prepared ahead.
-      cache: what stays in memory after it was read once: `none`, `encoded` (the files) or `decoded`
-        (their pixels before cropping: several times larger, and spares the decoding).
-      cache_gb: GiB that it may take on each host, divided among the host's processes; 0 = half of
-        what is available at the start.
-      on_device: keep all images decoded on the devices and crop them there: small sets, no changes
-        of colour. Pixels may differ by 1, rarely 2, of 255.
+      cache: what stays in memory once it has been read: `none`, `encoded` (the files) or `decoded`
+        (their pixels before cropping: several times larger, but saves decoding).
+      cache_gb: GiB for the cache on each host, divided among the host's processes; 0 = half of the
+        memory available at startup.
+      on_device: keep decoded images on the devices and crop them there; for small sets, without
+        color changes. Pixels of random crops may differ by 1, rarely 2, of 255.
     """
 
     source: str = "shapes"
@@ -104,23 +104,23 @@ class DataOptions:
             check_value(f"data.{field.name}", getattr(self, field.name))
         if self.changes_colors and self.dtype != "uint8":
             raise UsageError(
-                "--config.data.randaug_magnitude and color_jitter need 8-bit colour images: set "
+                "--config.data.randaug_magnitude and color_jitter need 8-bit color images: set "
                 "them to 0 with --config.data.dtype=float32"
             )
         if self.changes_colors and self.on_device:
             raise UsageError(
-                "--config.data.on_device=True crops and mirrors on the devices but changes no "
-                "colours: set --config.data.randaug_magnitude=0 and --config.data.color_jitter=0, "
+                "--config.data.on_device=True crops and mirrors on the devices but does not change "
+                "colors: set --config.data.randaug_magnitude=0 and --config.data.color_jitter=0, "
                 "or --config.data.on_device=False"
             )
 
     @property
     def changes_colors(self) -> bool:
-        """Whether RandAugment or colour jitter is on."""
+        """Whether RandAugment or color jitter is on."""
         return self.randaug_magnitude > 0 or self.color_jitter > 0
 
     def exact_resize(self, *, train: bool) -> bool:
-        """Whether Pillow resizes, so that pixels are exactly those of a torchvision pipeline."""
+        """Whether Pillow resizes, so that pixels equal those of a torchvision pipeline exactly."""
         evaluation = not train or self.augment == "none"
         return self.resizer == "pillow" or (self.resizer == "auto" and evaluation)
 

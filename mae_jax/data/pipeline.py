@@ -1,11 +1,11 @@
-"""Batches of numpy arrays from any source: the tf.data graph and the iterator around it.
+"""Batches of NumPy arrays from any source: the tf.data graph and the iterator around it.
 
-    step -> plan (order.py) -> rows -> read, decode (loader.py) -> crop, flip, colours -> batch
+    step -> plan (sampler.py) -> read, decode (loader.py) -> transform (transforms/) -> batch
 
-tf.data runs `data.workers` threads, keeps the order and reads ahead. Its operations would cost more
-than they do for one image, so a thread is given a few rows of a batch at a time, in numpy: what
-takes time there (files, decoders, resizing) leaves the interpreter's lock to the others.
-Importing this module is cheap: TensorFlow comes in with the first batch.
+tf.data runs `data.workers` threads, keeps the order and reads ahead. Its overhead per operation is
+too large for single images, so a thread fills a few rows of a batch at a time, in NumPy; the slow
+parts (files, decoders, resizing) release the GIL.
+Importing this module is cheap: TensorFlow is imported with the first batch.
 """
 
 import atexit
@@ -24,13 +24,16 @@ from mae_jax.data.sources.base import Source
 from mae_jax.data.storage import patiently
 from mae_jax.data.tolerant import empty_batch
 from mae_jax.data.transforms import crop
+from mae_jax.data.transforms.base import Field, Transform, blank_rows, set_row
 from mae_jax.data.transforms.decode import pixels
-from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
+from mae_jax.data.transforms.image_and_label import ImageAndLabel
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError, one_line
 from mae_jax.runtime.filesystem import expand
 
 Batch = dict[str, np.ndarray]
+_RESERVED = {"index", "used", "valid"}  # what batches contain besides the fields of the transform
 _open_batches: "weakref.WeakSet[Batches]" = weakref.WeakSet()
-MAX_SHARE = 8  # rows that a thread takes at a time: small beside a batch, large beside a hand-over
+MAX_SHARE = 8  # rows that a thread fills at a time; more would leave threads without work
 
 
 def train_batches(
@@ -44,38 +47,42 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    transform: Transform | None = None,
 ) -> "Batches":
-    """This host's rows of every global batch, from `start_step` on and without end.
+    """This host's rows of every global batch, from `start_step` on; endless.
 
     Args:
       source: the training source.
       data_config: `config.data` (see `DataOptions`).
-      image_size: (H, W) of the model.
-      channels: C of the model.
+      image_size: (H, W) of the images that the default transform makes.
+      channels: C of the decoded images.
       batch_size: global batch.
       seed: of order and augmentation.
-      start_step: batches of the run that were consumed before; costs the same for any step.
+      start_step: number of batches consumed before; takes the same time for any step.
       process_index, process_count: this host among the hosts.
+      transform: makes the rows; the default is `ImageAndLabel`, with `data.augment` and so on.
 
     Returns:
-      Iterator of dicts with b = batch_size / process_count rows: `image` uint8 or float32
-      [b, H, W, C], `label` int32 [b] (-1 unlabelled), `index` int64 [b], the example wanted. Where
-      that one cannot be read, image and label are those of its replacement. The arrays may be
-      read-only.
+      Iterator of dicts with b = batch_size / process_count rows: the fields of the transform, by
+      default `image` uint8 or float32 [b, H, W, C] and `label` int32 [b] (-1: unlabeled); and
+      `index` int64 [b], the example that was drawn. If it cannot be read, the fields are those of
+      its replacement. The arrays may be read-only.
 
     Raises:
       UsageError: the batch does not divide; from the iterator: too many bad images.
-      StorageUnavailable: from the iterator: storage stayed away, or a stop was requested meanwhile.
+      StorageUnavailable: from the iterator: storage did not come back, or a stop was requested.
     """
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
     order = TrainSampler(len(source), seed=seed, batch_size=batch_size)
     share = -(-len(source) // process_count)
+    if transform is None:
+        transform = ImageAndLabel(options, image_size=image_size, channels=channels, train=True)
     return Batches(
         Loader(source, options, channels=channels, share=share),
         order,
         options=options,
-        image_size=image_size,
+        transform=transform,
         batch_size=batch_size,
         rows=rows,
         steps=(start_step, None),
@@ -94,28 +101,31 @@ def eval_batches(
     process_count: int = 1,
     limit: int | None = None,
     start_step: int = 0,
+    transform: Transform | None = None,
 ) -> "Batches":
     """One pass over a source in its own order; every host yields the same number of batches.
 
-    Arguments, result and errors are those of `train_batches`, and:
+    Arguments, result and errors as for `train_batches`; additionally:
 
     Args:
       limit: use only this many examples, evenly spaced over the source.
-      start_step: batches to leave out at the beginning.
+      start_step: number of batches to skip.
 
     Returns:
-      A finite iterator whose dicts also hold `valid` bool [b]: False for the rows that fill up
-      the last batch (`index` -1) and for images that cannot be read (black, label -1).
+      A finite iterator whose dicts also contain `valid` bool [b]: False for rows that pad the last
+      batch (`index` -1) and for unreadable images. Their fields have the fill values: black, -1.
     """
     options = DataOptions.from_config(data_config)
     rows = host_rows(batch_size, process_index=process_index, process_count=process_count)
     order = EvalSampler(len(source), limit=limit)
     share = -(-len(order.examples) // process_count)
+    if transform is None:
+        transform = ImageAndLabel(options, image_size=image_size, channels=channels, train=False)
     return Batches(
         Loader(source, options, channels=channels, share=share),
         order,
         options=options,
-        image_size=image_size,
+        transform=transform,
         batch_size=batch_size,
         rows=rows,
         steps=(start_step, order.num_batches(batch_size)),
@@ -130,7 +140,7 @@ def load_images(
     channels: int,
     data_config: Any = None,
 ) -> np.ndarray:
-    """The evaluation transform of some files: [n, H, W, C] uint8 (or float32 by `data.dtype`).
+    """The evaluation views of image files: [n, H, W, C] uint8 (or float32, by `data.dtype`).
 
     Raises:
       UsageError: names the file that is missing or cannot be read.
@@ -153,7 +163,7 @@ def load_images(
             raise
         # Decoders raise nearly any type on damaged input; the reason is kept in the message.
         except Exception as error:
-            raise UsageError(f"cannot use the image {path}: {_one_line(error)}") from error
+            raise UsageError(f"cannot use the image {path}: {one_line(error)}") from error
     return images
 
 
@@ -164,33 +174,13 @@ def _bytes_of(path: Path) -> bytes:
         raise DataMissing(f"there is no file {path}") from error
 
 
-def num_draws() -> int:
-    """Uniform numbers that a training row takes."""
-    from mae_jax.data.transforms import rand_augment
-
-    return crop.NUM_DRAWS + rand_augment.NUM_DRAWS
-
-
-def row_transform(
-    options: DataOptions, *, image_size: tuple[int, int], train: bool
-) -> crop.Transform:
-    """All that is done to the pixels of one row: (image [h, w, C], draws) -> [H, W, C]."""
-    from mae_jax.data.transforms import rand_augment  # brings Pillow
-
-    view = crop.view_transform(options, image_size=image_size, train=train)
-    colours = rand_augment.after_crop(options) if train else None
-    if colours is None:
-        return view
-    return lambda image, draws: colours(view(image, draws), draws)
-
-
 class Batches(Iterator[Batch]):
     """Iterator over the batches of one host; made by `train_batches` and `eval_batches`.
 
     Attributes:
-      bad_count: distinct examples this host could not read so far (it reads a little ahead), and
-        has not read since.
-      length: number of batches in all; None without end.
+      bad_count: distinct examples this host could not read so far (it reads a little ahead),
+        without those that it could read later.
+      length: total number of batches; None if endless.
     """
 
     def __init__(
@@ -199,23 +189,23 @@ class Batches(Iterator[Batch]):
         order: TrainSampler | EvalSampler,
         *,
         options: DataOptions,
-        image_size: tuple[int, int],
+        transform: Transform,
         batch_size: int,
         rows: slice,
         steps: tuple[int, int | None],
         train: bool,
     ):
+        if reserved := _RESERVED & transform.fields.keys():
+            raise ValueError(f"fields of a transform cannot be called {sorted(reserved)}")
         self._loader = loader
         self._order = order
         self._options = options
-        self._image_size = image_size[0], image_size[1]
+        self._transform = transform
         self._batch_size = batch_size
         self._rows = rows
         self._steps = steps
         self.length = None if steps[1] is None else max(steps[1] - steps[0], 0)
         self._train = train
-        self._transform = row_transform(options, image_size=self._image_size, train=train)
-        self._num_draws = num_draws() if train else 0
         self._iterator: Any = None
         self._closed = False
         _open_batches.add(self)
@@ -226,13 +216,8 @@ class Batches(Iterator[Batch]):
 
     def empty(self) -> Batch:
         """A batch without examples (`tolerant.empty_batch`)."""
-        return empty_batch(
-            self._rows.stop - self._rows.start,
-            image_size=self._image_size,
-            channels=self._loader.channels,
-            dtype=self._options.dtype,
-            train=self._train,
-        )
+        rows = self._rows.stop - self._rows.start
+        return empty_batch(rows, self._transform.fields, train=self._train)
 
     def close(self) -> None:
         """Stops the threads. Safe to call twice; also done when the program ends."""
@@ -261,29 +246,23 @@ class Batches(Iterator[Batch]):
         return batch if self._train else batch | {"valid": used >= 0}
 
     def _dataset(self) -> Any:
-        """tf.data: every batch in shares of a few rows, which its threads fill in any order."""
+        """tf.data: batches in shares of a few rows, which the threads fill in any order."""
         from mae_jax.runtime.tensorflow_cpu import tf
 
         options, count = self._options, self._rows.stop - self._rows.start
-        most = min(MAX_SHARE, -(-count // options.num_workers))
-        share = max(n for n in range(1, most + 1) if count % n == 0)
+        limit = min(MAX_SHARE, -(-count // options.num_workers))
+        share = max(n for n in range(1, limit + 1) if count % n == 0)
         shares = count // share
-        shape = *self._image_size, self._loader.channels
-        kinds = {
-            "image": (shape, options.dtype),
-            "label": ((), "int32"),
-            "index": ((), "int64"),
-            "used": ((), "int64"),
-        }
+        fields = {**self._transform.fields, "index": Field((), "int64"), "used": Field((), "int64")}
 
         def fill(part: Any) -> dict[str, Any]:
-            types = [tf.as_dtype(dtype) for _, dtype in kinds.values()]
+            types = [tf.as_dtype(field.dtype) for field in fields.values()]
             arrays = tf.numpy_function(lambda n: self._fill(int(n), share), [part], types)
-            named = zip(kinds.items(), arrays, strict=True)
-            return {k: tf.ensure_shape(x, (share, *kind[0])) for (k, kind), x in named}
+            named = zip(fields.items(), arrays, strict=True)
+            return {k: tf.ensure_shape(x, (share, *field.shape)) for (k, field), x in named}
 
         def join(parts: dict[str, Any]) -> dict[str, Any]:
-            return {k: tf.reshape(parts[k], (count, *kind[0])) for k, kind in kinds.items()}
+            return {k: tf.reshape(parts[k], (count, *field.shape)) for k, field in fields.items()}
 
         first, last = self._steps
         end = np.iinfo(np.int64).max if last is None else last * shares
@@ -296,31 +275,26 @@ class Batches(Iterator[Batch]):
         return dataset.with_options(settings)
 
     def _fill(self, part: int, share: int) -> tuple[np.ndarray, ...]:
-        """Image, label, index and candidate used of each row of a share of a batch."""
+        """The fields, the index and the candidate used of each row of a share of a batch."""
         step, place = divmod(part, (self._rows.stop - self._rows.start) // share)
         start = self._rows.start + place * share
         plan = self._order.plan(
             step,
             batch_size=self._batch_size,
             rows=slice(start, start + share),
-            num_draws=self._num_draws,
+            num_draws=self._transform.num_draws,
         )
-        images = np.zeros((share, *self._image_size, self._loader.channels), self._options.dtype)
-        loaded = [self._loader.load(candidates) for candidates in plan.candidates]
-        for row, (_, image, _) in enumerate(loaded):
+        batch = blank_rows(self._transform.fields, share)
+        used = np.empty(share, np.int64)
+        for row, candidates in enumerate(plan.candidates):
+            used[row], image, annotation = self._loader.load(candidates)
             if image is not None:
-                images[row] = self._transform(image, plan.draws[row])
-        labels = np.array([row.label for row in loaded], np.int32)
-        return images, labels, plan.wanted, np.array([row.used for row in loaded], np.int64)
-
-
-def _one_line(error: Exception) -> str:
-    """The part of an error's text that a person can use."""
-    return " ".join((str(error) or type(error).__name__).split())[:300]
+                set_row(batch, row, self._transform(image, annotation, plan.draws[row]))
+        return *batch.values(), plan.wanted, used
 
 
 @atexit.register
 def _close_all() -> None:
-    # Threads that call back into Python while the interpreter shuts down would crash it.
+    # Threads that call Python during interpreter shutdown would crash it.
     for batches in list(_open_batches):
         batches.close()

@@ -15,15 +15,15 @@ from mae_jax.distributed.sharding import to_device
 from mae_jax.runtime import watchdog
 
 POLL_SECONDS = 0.001
-WAIT_SECONDS = 1.0  # between two questions while there is no batch
+WAIT_SECONDS = 1.0  # between two checks while there is no batch
 CLOSE_TRIES = 200  # of 0.05 s; a read that hangs may outlast them
 
 
 class Prefetch(Iterator[dict[str, jax.Array]]):
-    """Iterator of device batches, `depth` of them made in advance by a thread.
+    """Iterator of batches on the devices; a thread makes `depth` of them in advance.
 
-    After an error while reading, and after a stop request while there is nothing to read, the
-    batches are empty: see `TolerantBatches`. Call `close` to end the thread.
+    After a read error, and after a stop request while there is no batch, the batches are empty: see
+    `TolerantBatches`. Call `close` to end the thread.
 
     Args:
       batches: this process's rows.
@@ -44,18 +44,18 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
             try:
                 item = self._queue.get(timeout=WAIT_SECONDS)
             except queue.Empty:
-                self._look_around()
+                self._check_for_stop()
                 continue
             if isinstance(item, Exception):
                 raise item
             return item
         return to_device(self._mesh, self._batches.empty())
 
-    def _look_around(self) -> None:
-        """While there is no batch."""
+    def _check_for_stop(self) -> None:
+        """Called repeatedly while there is no batch."""
         if storage.is_waited_for():
             watchdog.heartbeat()
-        # From then on all batches are empty: one that came late would be taken for a later one.
+        # From then on all batches are empty: a late one would be mistaken for a later step's.
         self._ended = storage.stop_requested()
 
     @property
@@ -64,10 +64,10 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
         return self._batches.error
 
     def take(self, busy: Callable[[], bool]) -> tuple[dict[str, jax.Array], float]:
-        """The next batch, and the seconds that were lost waiting for it.
+        """The next batch, and the seconds that the devices were idle waiting for it.
 
         Args:
-          busy: whether the devices still have something to do; as long as they do, nothing is lost.
+          busy: whether the devices still have work; waiting time counts only when they do not.
         """
         while self._queue.empty() and busy():
             time.sleep(POLL_SECONDS)
@@ -76,7 +76,7 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
         return batch, time.perf_counter() - began
 
     def close(self) -> None:
-        """Ends the thread and drops what it made."""
+        """Ends the thread and drops the batches it made."""
         self._closed.set()
         for _ in range(CLOSE_TRIES):
             if not self._thread.is_alive():
@@ -92,5 +92,5 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
                 if self._closed.is_set():
                     return
             self._queue.put(StopIteration())
-        except Exception as error:  # of a device; handed to the thread that waits for the batch
+        except Exception as error:  # from a device; raised in the thread that waits for the batch
             self._queue.put(error)

@@ -1,7 +1,7 @@
-"""Which example stands where, as a pure function of (seed, step): numpy only, no state to save.
+"""The order of examples as a pure function of (seed, step): NumPy only, no state to save.
 
 Position p of the run is example `permutation(seed, epoch)[p % n]` of epoch `p // n`. Batches run
-straight across epoch boundaries and nothing is dropped, so the step alone restores the position.
+across epoch boundaries and nothing is dropped, so the step is enough to restore the position.
 """
 
 import functools
@@ -15,14 +15,14 @@ from mae_jax.runtime.errors import UsageError
 log = logging.getLogger(__name__)
 
 REPLACEMENTS = 8  # tried in turn when an example cannot be read
-MOST_HELD_OUT = 5_000  # where a tenth is held out
+MAX_TENTH = 5_000  # examples held out where a tenth of the set is asked for
 
 
 class Plan(NamedTuple):
     """What one host loads for one step.
 
     Attributes:
-      wanted: int64 [b] example per row; -1 marks a row that only fills up the last batch.
+      wanted: int64 [b] example per row; -1 marks a row that pads the last batch.
       candidates: int64 [b, k] the wanted example, then its replacements.
       draws: float64 [b, d] uniform numbers in [0, 1) for the augmentation of each row.
     """
@@ -48,7 +48,7 @@ def host_rows(batch_size: int, *, process_index: int, process_count: int) -> sli
 
 
 def hash64(*parts: int | np.ndarray) -> np.ndarray:
-    """Mixes integers (arrays broadcast) into uint64 hashes, with SplitMix64's finaliser.
+    """Mixes integers (arrays broadcast) into uint64 hashes, with SplitMix64's finalizer.
 
     Reference: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
     """
@@ -66,17 +66,17 @@ class TrainSampler:
     """The endless order of a training run over `num_examples` examples."""
 
     def __init__(self, num_examples: int, *, seed: int, batch_size: int = 1):
-        """Args: the set's size, the run's seed, and its batch, for a warning where it is larger."""
+        """Arguments: the set's size, and the run's seed and batch size (for a warning)."""
         if num_examples < batch_size:
             log.warning(
                 "%s training images are fewer than one batch: each is in it about %.3g times, "
-                "cropped anew (--config.batch_size=%d)",
+                "each time cropped differently (--config.batch_size=%d)",
                 *(f"{num_examples:,}", batch_size / num_examples, batch_size),
             )
         self.num_examples = num_examples
         self.seed = seed
-        # A batch touches at most the end of one epoch and the start of the next, unless it is
-        # longer than the epoch; 1.28 M examples take 36 ms and 10 MB.
+        # A batch touches at most two epochs, unless it is longer than one. 1.28 M examples take
+        # 36 ms and 10 MB.
         self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
@@ -101,14 +101,14 @@ class TrainSampler:
         epochs, examples = self.at(positions)
         key = hash64(self.seed, epochs, examples)[:, None]
         spare = hash64(key, 1, np.arange(REPLACEMENTS)) % np.uint64(self.num_examples)
-        # 32 bits are plenty, and leave `floor(draw * n) < n` exact in float64 for any image size.
+        # 32 bits are enough, and keep `floor(draw * n) < n` exact in float64 for any image size.
         draws = (hash64(key, 2, np.arange(num_draws)) >> np.uint64(32)) * 2.0**-32
         candidates = np.concatenate([examples[:, None], spare.astype(np.int64)], axis=1)
         return Plan(wanted=examples, candidates=candidates, draws=draws)
 
 
 class EvalSampler:
-    """One pass over a finite split: each example once, the last batch filled up with -1."""
+    """One pass over a finite split: each example once, the last batch padded with -1."""
 
     def __init__(self, num_examples: int, *, limit: int | None = None):
         if limit is not None and limit < 1:
@@ -122,7 +122,7 @@ class EvalSampler:
         return -(-len(self.examples) // batch_size)
 
     def plan(self, step: int, *, batch_size: int, rows: slice, num_draws: int) -> Plan:
-        """As `TrainOrder.plan`, without replacements: an unreadable example must not count."""
+        """As `TrainSampler.plan`, without replacements: an unreadable example must not count."""
         positions = np.int64(step) * batch_size + np.arange(rows.start, rows.stop)
         inside = positions < len(self.examples)
         wanted = np.where(inside, self.examples[np.where(inside, positions, 0)], -1)
@@ -131,19 +131,16 @@ class EvalSampler:
 
 
 def fitting_holdout(num_examples: int, wanted: int) -> int:
-    """`wanted` examples, or a tenth of the set if that is more than half of it or -1.
-
-    At least 1 example is held out; of -1 at most MOST_HELD_OUT.
-    """
+    """`wanted`, or a tenth of the set if that is more than half of it or -1; at least one."""
     if 0 <= 2 * wanted <= num_examples:
         return wanted
     tenth = max(1, num_examples // 10)
-    return min(tenth, MOST_HELD_OUT) if wanted < 0 else tenth
+    return min(tenth, MAX_TENTH) if wanted < 0 else tenth
 
 
 @functools.cache
 def holdout_split(num_examples: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits a set into (train, held-out) indices, both sorted, the same for every run's seed.
+    """Splits a set into sorted (train, held-out) indices, independently of the run's seed.
 
     Raises:
       UsageError: nothing would be left to train on.

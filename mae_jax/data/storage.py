@@ -1,8 +1,7 @@
-"""Waits for storage that fails for a while: a file server that restarts, a disk that is remounted.
+"""Waits for storage that fails for a while: a file server restarts, a disk is remounted.
 
-A read that fails is repeated with growing pauses. What a failure means is decided by other files:
-where those can be read only this one is lost, and the error is passed on after a few tries.
-Otherwise the storage is away, and is waited for.
+A failed read is retried with growing pauses. If other files can be read, only this file is lost,
+and the error is raised after a few tries. Otherwise the storage is unavailable, and is waited for.
 """
 
 import contextlib
@@ -15,19 +14,19 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from mae_jax.runtime.errors import DataMissing, StorageUnavailable
+from mae_jax.runtime.errors import DataMissing, StorageUnavailable, one_line
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds between tries; the last one repeats
-TRIES = 4  # failed reads of one file, while others can be read, after which it is lost
+TRIES = 4  # failed reads of one file, while others can be read, before it counts as lost
 SLICE = 0.2  # seconds after which a waiting thread checks for a stop request
 QUIET = 60.0  # seconds until a wait is logged again, doubled each time
 
-# Errors that do not mean that storage cannot be read.
-_OTHERS = (
+# Errors about one path rather than the storage.
+_PATH_ERRORS = (
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -41,24 +40,24 @@ _OTHERS = (
     errno.EROFS,
 )
 
-_asked: Callable[[], bool] = bool  # False
+_stop_requested: Callable[[], bool] = bool  # False
 _waits: "weakref.WeakSet[StorageWait]" = weakref.WeakSet()
 
 
 @contextlib.contextmanager
 def ends_when(asked: Callable[[], bool]) -> Iterator[None]:
-    """Within it every wait ends soon after `asked`, which any thread may call, becomes true."""
-    global _asked
-    before, _asked = _asked, asked
+    """In this context every wait ends soon after `asked`, called from any thread, becomes true."""
+    global _stop_requested
+    before, _stop_requested = _stop_requested, asked
     try:
         yield
     finally:
-        _asked = before
+        _stop_requested = before
 
 
 def stop_requested() -> bool:
-    """What the `asked` of `ends_when` says."""
-    return _asked()
+    """The current value of the `asked` function of `ends_when`."""
+    return _stop_requested()
 
 
 def is_waited_for() -> bool:
@@ -68,7 +67,7 @@ def is_waited_for() -> bool:
 
 def is_away(error: OSError) -> bool:
     """Whether an error means that the storage, rather than one path, cannot be read."""
-    return error.errno is not None and error.errno not in _OTHERS
+    return error.errno is not None and error.errno not in _PATH_ERRORS
 
 
 class StorageWait:
@@ -85,9 +84,9 @@ class StorageWait:
         self.limit = limit
         self.gone: StorageUnavailable | None = None
         self._lock = threading.Lock()
-        self._began = self._say_at = self._quiet = 0.0
-        self._said = False
-        self._threads: set[int] = set()  # that wait now
+        self._began = self._log_at = self._quiet = 0.0
+        self._logged = False
+        self._threads: set[int] = set()  # waiting now
         _waits.add(self)
 
     @property
@@ -99,15 +98,15 @@ class StorageWait:
         """The result of `work`.
 
         Args:
-          work: reads; an OSError with a number is the storage's, everything else is passed on.
-          what: it reads, for the log.
+          work: reads; OSErrors with an errno come from the storage, other errors are raised.
+          what: what it reads, for the log.
           lost: whether a failure is about `what` only, while the storage can be read.
 
         Raises:
-          OSError: that of `work`, when only `what` is lost.
+          OSError: from `work`, if only `what` is lost.
           StorageUnavailable: the limit has passed, or a stop was requested.
         """
-        # Telling a lost file from storage that is away takes a moment in any case.
+        # Even with a limit of 0: telling a lost file from unavailable storage takes a few tries.
         until, failed = time.monotonic() + max(self.limit, sum(PAUSES[:TRIES])), 0
         try:
             for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
@@ -130,16 +129,16 @@ class StorageWait:
             self._leave()
 
     def _wait_for(self, what: str, error: OSError) -> None:
-        """Notes that this thread waits, and logs it: at first, then ever more rarely."""
+        """Registers this thread as waiting, and logs it: at first, then less and less often."""
         now = time.monotonic()
         with self._lock:
             if not self._threads:
                 self._began = now
             self._threads.add(threading.get_ident())
-            if self._said and now < self._say_at:
+            if self._logged and now < self._log_at:
                 return
-            self._quiet = 2 * self._quiet if self._said else QUIET
-            self._said, self._say_at = True, now + self._quiet
+            self._quiet = 2 * self._quiet if self._logged else QUIET
+            self._logged, self._log_at = True, now + self._quiet
         log.warning(
             "storage: cannot read %s (%s); waiting for it, up to %.0f s in all, %.0f s so far "
             "(--config.data.storage_wait)",
@@ -150,18 +149,18 @@ class StorageWait:
         """Logs the end of the wait when the last thread leaves it."""
         with self._lock:
             self._threads.discard(threading.get_ident())
-            if self._threads or self.gone or not self._said:
+            if self._threads or self.gone or not self._logged:
                 return
-            self._said = False
+            self._logged = False
         log.info("storage: can be read again after %.1f s", time.monotonic() - self._began)
 
     def _sleep(self, pause: float, until: float, what: str, error: OSError) -> None:
         """Raises StorageUnavailable when there is no time left, or a stop was requested."""
         wake = min(time.monotonic() + pause, until)
-        while (left := wake - time.monotonic()) > 0 and not (self.gone or _asked()):
+        while (left := wake - time.monotonic()) > 0 and not (self.gone or _stop_requested()):
             time.sleep(min(left, SLICE))
         text = f"{what} cannot be read ({_reason(error)})"
-        if _asked():
+        if _stop_requested():
             self._give_up(f"stopped while waiting for storage: {text}")
         if time.monotonic() >= until:
             self._give_up(
@@ -176,16 +175,16 @@ class StorageWait:
 
 
 def patiently(work: Callable[[], _T], *, what: str, limit: float, was_there: bool) -> _T:
-    """The result of `work`, which looks for data, repeated while their storage is away.
+    """The result of `work`, which looks for data; repeated while their storage is unavailable.
 
     Args:
-      work: is done again from its beginning after an OSError with a number.
-      what: it looks for, for the log.
+      work: started again after an OSError with an errno.
+      what: what it looks for, for the log.
       limit: seconds.
-      was_there: whether the data are known to exist: then their absence is waited for, too.
+      was_there: whether the data are known to exist; if so, missing data are waited for, too.
 
     Raises:
-      UsageError: of `work`.
+      UsageError: from `work`.
       StorageUnavailable: the limit has passed.
     """
     there = was_there
@@ -209,4 +208,4 @@ def patiently(work: Callable[[], _T], *, what: str, limit: float, was_there: boo
 
 
 def _reason(error: OSError) -> str:
-    return " ".join((error.strerror or str(error)).split())
+    return one_line(error.strerror or error)

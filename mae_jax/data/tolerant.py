@@ -1,14 +1,16 @@
-"""Batches that go on after an error, so that several processes can stop together.
+"""Batches that continue after an error, so that several processes can stop together.
 
 In the middle of a step or an evaluation the other processes wait for the rows of this one. If it
-cannot read them it supplies empty batches until all have agreed to stop. A training step that gets
-an empty batch changes nothing (`train_step`); the results of such an evaluation are dropped.
+cannot read them, it supplies empty batches until all have agreed to stop. A training step changes
+nothing if it gets an empty batch; the results of such an evaluation are dropped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+
+from mae_jax.data.transforms.base import Field, blank_rows
 
 
 class FallibleBatches(Protocol):
@@ -16,7 +18,7 @@ class FallibleBatches(Protocol):
 
     Attributes:
       bad_count: distinct examples that could not be read so far.
-      length: number of batches that it yields in all; None without end.
+      length: total number of batches; None if endless.
     """
 
     bad_count: int
@@ -32,10 +34,10 @@ class FallibleBatches(Protocol):
 
 
 class TolerantBatches(Iterator[dict[str, Any]]):
-    """The same batches; after an error as many empty ones as are left.
+    """The same batches; after an error, empty ones for the rest.
 
     Attributes:
-      error: what went wrong, None until then.
+      error: the error; None if there was none.
     """
 
     def __init__(self, batches: FallibleBatches):
@@ -44,7 +46,7 @@ class TolerantBatches(Iterator[dict[str, Any]]):
 
     @property
     def bad_count(self) -> int:
-        """That of the batches."""
+        """`bad_count` of the batches."""
         return self._batches.bad_count
 
     def close(self) -> None:
@@ -68,19 +70,18 @@ class TolerantBatches(Iterator[dict[str, Any]]):
             return next(self._batches)
         except StopIteration:
             raise
-        except Exception as error:  # raised again by whoever owns the run, once it has stopped
+        except Exception as error:  # raised again by the owner of the run, once it has stopped
             self.error = error
             return None
 
 
-def empty_batch(
-    rows: int, *, image_size: tuple[int, int], channels: int, dtype: str, train: bool
-) -> dict[str, np.ndarray]:
-    """A batch without examples: every `index` and `label` is -1, no row is `valid`.
+def empty_batch(rows: int, fields: Mapping[str, Field], *, train: bool) -> dict[str, np.ndarray]:
+    """A batch without examples: fill values, every `index` is -1, no row is `valid`.
 
-    Arguments are those of `pipeline.train_batches`; `rows` are those of this process.
+    Args:
+      rows: of this process.
+      fields: of the transform.
+      train: False adds `valid`.
     """
-    none = np.full(rows, -1, np.int32)
-    image = np.zeros((rows, *image_size, channels), dtype)
-    batch = {"image": image, "label": none, "index": none.astype(np.int64)}
+    batch = blank_rows(fields, rows) | {"index": np.full(rows, -1, np.int64)}
     return batch if train else batch | {"valid": np.zeros(rows, bool)}

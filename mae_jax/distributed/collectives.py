@@ -1,4 +1,4 @@
-"""What several processes agree on about a checkpoint: what there is, and whether it is sound."""
+"""Collective operations on values of the host: gather, broadcast, and work on process 0."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +11,18 @@ from mae_jax.runtime.errors import StorageUnavailable, UsageError
 
 
 def all_gather(value: int) -> list[int]:
-    """The value on every process, in their order."""
+    """The values of all processes, in order."""
     if jax.process_count() == 1:
         return [value]
     return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
 def run_on_primary(work: Callable[[], Any]) -> None:
-    """Does something on process 0 alone; what goes wrong there is raised on all.
+    """Calls `work` on process 0 only; an error there is raised on all processes.
 
     Raises:
-      OSError: of `work`.
-      UsageError: the same.
+      OSError: raised by `work`.
+      UsageError: raised by `work`.
     """
     error: OSError | UsageError | None = None
     if jax.process_index() == 0:
@@ -31,14 +31,14 @@ def run_on_primary(work: Callable[[], Any]) -> None:
         except (OSError, UsageError) as caught:
             error = caught
     if any(all_gather(error is not None)):
-        raise error or OSError("process 0 could not do it: see what it printed last")
+        raise error or OSError("process 0 failed; see its log above")
 
 
 def broadcast_ints(work: Callable[[], list[int]]) -> list[int]:
-    """Process 0's list, on every process: a shared disk may show each another one.
+    """The result of `work` on process 0, on every process.
 
     Raises:
-      OSError: of `work`, on all.
+      OSError: raised by `work`; on every process.
     """
     values: list[int] = []
     run_on_primary(lambda: values.extend(work()))
@@ -51,15 +51,15 @@ def broadcast_ints(work: Callable[[], list[int]]) -> list[int]:
 def broadcast_arrays(
     work: Callable[[], dict[str, np.ndarray]], like: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Arrays that process 0 makes, on every process.
+    """Arrays computed by process 0, on every process.
 
     Args:
-      work: makes them; called by process 0 alone.
-      like: arrays of the same names, shapes and dtypes.
+      work: computes the arrays; called only on process 0.
+      like: arrays with the same names, shapes, and dtypes.
 
     Raises:
-      UsageError: on every process if on process 0.
-      StorageUnavailable: on process 0; then UsageError on the others.
+      UsageError: raised by `work`; on every process.
+      StorageUnavailable: raised by `work`; on process 0, and UsageError on the others.
     """
     if jax.process_count() == 1:
         return work()
@@ -70,5 +70,5 @@ def broadcast_arrays(
         except (UsageError, StorageUnavailable) as caught:
             error = caught
     if any(all_gather(error is not None)):
-        raise error or UsageError("process 0 stopped: see what it printed last")
+        raise error or UsageError("process 0 failed; see its log above")
     return multihost_utils.broadcast_one_to_all(like)

@@ -1,9 +1,9 @@
-"""A process that fails ends the others, wherever they wait for it.
+"""A failing process ends the others, wherever they are waiting for it.
 
-In the middle of a compiled step nobody can be asked any more: the others wait, in code that nothing
-interrupts, for one that will not come. jax ends them when its heartbeat was missing for a hundred
-seconds, and cannot say why it was. So a thread in every process looks into the `store` for last
-words, and ends its process when it finds some.
+Inside a compiled step, the other processes wait in uninterruptible code for a process that is gone.
+jax ends them once its heartbeat has been missing for a hundred seconds, without giving a reason. So
+a failing process publishes its reason in the key-value store, and a thread in every process watches
+the store and ends its process when it finds one.
 """
 
 import contextlib
@@ -19,99 +19,99 @@ from typing import NoReturn
 import jax
 
 from mae_jax.distributed.kv_store import KVStore
-from mae_jax.runtime import leaving
-from mae_jax.runtime.errors import RunError, UsageError, exit_status
+from mae_jax.runtime import abort
+from mae_jax.runtime.errors import FAILED, RunError, UsageError, exit_status, first_line
 
 log = logging.getLogger(__name__)
 
-# What needs no traceback: the machine, the disk or the command is at fault, not this program.
+# Errors that need no traceback: the machine, the disk, or the command is at fault.
 EXPECTED = (OSError, UsageError, RunError, FloatingPointError, jax.errors.JaxRuntimeError)
-LOOK_SECONDS = 0.5
-LEAVE_SECONDS = 10.0  # that process 0, which has the store, gives the others to look into it
-CLEAN_SECONDS = 2.0  # for what is called before leaving: a disk that hangs may be the reason
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 10.0  # process 0 hosts the store, and gives the others this long to read it
+CLEANUP_SECONDS = 2.0  # for `before_leaving`, which may hang too, like the disk
 
-_leaving = threading.Lock()  # taken once, by the first thread of this process that ends it
+_aborting = threading.Lock()  # acquired once, by the first thread that ends this process
 
 
 @contextlib.contextmanager
 def abort_all_on_error(before_leaving: Sequence[Callable[[], None]] = ()) -> Iterator[None]:
-    """Around what all processes do together: an exception in one ends all of them, within seconds.
+    """Context in which an exception in one process ends all processes within seconds.
 
-    Each says which process failed and why, and has the status that the exception stands for. The
-    same for what calls `leaving.leave` meanwhile. A process that is alone just lets the exception
-    pass.
+    Each process logs which one failed and why, and exits with the status of that exception. Calls
+    of `runtime.abort` are handled the same way. A run with one process just raises the exception.
 
     Args:
-      before_leaving: called, in any process, before it is ended without unwinding.
+      before_leaving: called in every process before it exits without unwinding.
     """
     if jax.process_count() == 1:
         yield
         return
-    last_words, over = _LastWords(before_leaving), threading.Event()
-    listener = threading.Thread(target=last_words.listen, args=(over,), name="failing", daemon=True)
+    failures, done = _Failures(before_leaving), threading.Event()
+    listener = threading.Thread(target=failures.listen, args=(done,), name="fail fast", daemon=True)
     listener.start()
     try:
-        with leaving.telling(last_words.say):
+        with abort.notifying(failures.publish):
             yield
     except Exception as error:
-        text = str(error).strip() or type(error).__name__
         trace = None if isinstance(error, EXPECTED) else error
-        last_words.leave(exit_status(error), text.splitlines()[0], trace)
+        failures.exit(exit_status(error), first_line(error), trace)
     finally:
-        over.set()
+        done.set()
     listener.join()
 
 
-class _LastWords:
-    """What the processes of a run leave in the store: by process, its exit status and why it ends.
+class _Failures:
+    """Exit statuses and reasons that failing processes publish in the store.
 
-    One that ends because of another has no reason of its own: its "why" is empty.
+    The reason is empty for a process that ends because of another one.
     """
 
     def __init__(self, before_leaving: Sequence[Callable[[], None]]):
-        self._store, self._before = KVStore("failing"), before_leaving
+        self._store, self._before = KVStore("fail_fast"), before_leaving
         self._me = f"process {jax.process_index()} ({socket.gethostname()})"
 
-    def listen(self, over: threading.Event) -> None:
+    def listen(self, done: threading.Event) -> None:
         """Ends this process when another one fails."""
-        while not over.wait(LOOK_SECONDS):
-            if self._failures():
-                self.leave()
+        while not done.wait(POLL_SECONDS):
+            if self._read():
+                self.exit()
 
-    def leave(self, status: int = 1, why: str = "", trace: Exception | None = None) -> NoReturn:
-        """Says who failed and ends this process, without unwinding: that may wait for the others.
+    def exit(
+        self, status: int = FAILED, reason: str = "", trace: Exception | None = None
+    ) -> NoReturn:
+        """Logs who failed and ends this process, without unwinding, which may wait for the others.
 
         Args:
-          status: of this process.
-          why: it failed; "" where another one did.
-          trace: is logged too.
+          status: exit status of this process.
+          reason: why it failed; "" if another process did.
+          trace: exception whose traceback is logged.
         """
-        _leaving.acquire()
-        if said := self._failures():  # then what broke here is the absence of that process
-            status, why, trace = next(iter(said.values()))[0], "", None
-        for who, (_, reason) in (said or {self._me: (status, why)}).items():
-            log.critical("%s failed: %s", who, reason, exc_info=trace)
-        cleaning = threading.Thread(target=lambda: [call() for call in self._before], daemon=True)
-        cleaning.start()
-        self._tell(status, why)
-        cleaning.join(CLEAN_SECONDS)
+        _aborting.acquire()
+        if failed := self._read():  # then the error in this process is only a consequence
+            status, reason, trace = next(iter(failed.values()))[0], "", None
+        for who, (_, why) in (failed or {self._me: (status, reason)}).items():
+            log.critical("%s failed: %s", who, why, exc_info=trace)
+        cleanup = threading.Thread(target=lambda: [call() for call in self._before], daemon=True)
+        cleanup.start()
+        self._write(status, reason)
+        cleanup.join(CLEANUP_SECONDS)
         os._exit(status)
 
-    def say(self, status: int, why: str) -> None:
-        """Tells the others why this process ends, unless it is ending already."""
-        _leaving.acquire()
-        self._tell(status, why)
+    def publish(self, status: int, reason: str) -> None:
+        """Tells the others why this process ends; blocks if it is already ending."""
+        _aborting.acquire()
+        self._write(status, reason)
 
-    def _failures(self) -> dict[str, tuple[int, str]]:
+    def _read(self) -> dict[str, tuple[int, str]]:
         """Status and reason of the processes that failed by themselves."""
-        words = {who: json.loads(text) for who, text in self._store.all().items()}
-        return {who: (status, why) for who, (status, why) in words.items() if why}
+        entries = {who: json.loads(text) for who, text in self._store.all().items()}
+        return {who: (status, reason) for who, (status, reason) in entries.items() if reason}
 
-    def _tell(self, status: int, why: str) -> None:
-        self._store.set(self._me, json.dumps([status, why]))
-        until = time.monotonic() + LEAVE_SECONDS
+    def _write(self, status: int, reason: str) -> None:
+        self._store.set(self._me, json.dumps([status, reason]))
+        until = time.monotonic() + GRACE_SECONDS
         count = jax.process_count()
         while jax.process_index() == 0 and time.monotonic() < until:
             if len(self._store.all()) >= count:
                 return
-            time.sleep(LOOK_SECONDS / 10)
+            time.sleep(POLL_SECONDS / 10)

@@ -1,4 +1,4 @@
-"""Several processes of one run: starting together, and listening only where they must."""
+"""Connects the processes of a run; they listen only on the network interfaces they need."""
 
 import glob
 import importlib.util
@@ -13,11 +13,11 @@ import jax
 
 from mae_jax.distributed.kv_store import KVStore
 from mae_jax.runtime import host, workdir_lock
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 
 log = logging.getLogger(__name__)
 
-BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # jax reads it where no address is given
+BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # read by jax if no address is given
 
 
 def start(
@@ -26,34 +26,34 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Connects the processes of a run; must come before jax touches a device.
+    """Connects the processes of a run; call it before jax initializes its devices.
 
     Args:
-      mode: "auto" connects when a cluster is detected or `coordinator` is given; "on" always; "off"
+      mode: "auto" connects if a cluster is detected or `coordinator` is given; "on" always; "off"
         never.
-      coordinator: host:port of process 0; None lets jax find it.
-      num_processes: number of processes, with `coordinator`.
-      process_id: which of them this is, with `coordinator`.
+      coordinator: host:port of process 0; None lets jax detect it.
+      num_processes: number of processes; required with `coordinator`.
+      process_id: index of this process; required with `coordinator`.
 
     Raises:
-      UsageError: the values make no sense together, or jax finds no cluster.
+      UsageError: the arguments are inconsistent, or jax finds no cluster.
     """
     if mode == "off":
         return
-    given = [x is not None for x in (coordinator, num_processes, process_id)]
-    if any(given) and not all(given):
-        raise UsageError("give --coordinator, --num_processes and --process_id together")
+    present = [x is not None for x in (coordinator, num_processes, process_id)]
+    if any(present) and not all(present):
+        raise UsageError("--coordinator, --num_processes, and --process_id must be used together")
     if coordinator is not None and num_processes is not None and process_id is not None:
         _start_given(coordinator, num_processes, process_id)
-    elif sign := "--distributed=on" if mode == "on" else _sign_of_cluster():
-        _start_in_cluster(sign)
+    elif evidence := "--distributed=on" if mode == "on" else _detect_cluster():
+        _start_in_cluster(evidence)
     else:
         return
-    host.processes = _count_here()
+    host.processes = _count_on_host()
 
 
-def _count_here() -> int:
-    """Processes of the run on this host."""
+def _count_on_host() -> int:
+    """Number of processes of the run on this host."""
     here = workdir_lock.machine()
     return KVStore("hosts").gather(here).count(here)
 
@@ -73,28 +73,27 @@ def _start_given(coordinator: str, num_processes: int, process_id: int) -> None:
         bind = bind_address(name, port)
     jax.distributed.initialize(
         *(coordinator, num_processes, process_id),
-        # In an allocation of Slurm, jax would still take its variables for the devices.
+        # Otherwise jax would use Slurm's variables for the devices in an allocation of Slurm.
         cluster_detection_method="deactivate",
         coordinator_bind_address=bind,
     )
 
 
-def _start_in_cluster(sign: str) -> None:
-    log.info("%s: connecting to the other processes (--distributed=off if there are none)", sign)
+def _start_in_cluster(evidence: str) -> None:
+    log.info("%s: connecting to other processes (--distributed=off if there are none)", evidence)
     try:
         jax.distributed.initialize(local_device_ids=slurm_devices(os.environ))
-    except jax.errors.JaxRuntimeError:  # a cluster, but something went wrong in it
+    except jax.errors.JaxRuntimeError:  # there is a cluster, but connecting failed
         raise
-    except (ValueError, RuntimeError) as error:  # what jax needs to know is not there
+    except (ValueError, RuntimeError) as error:  # jax detects no cluster
         raise UsageError(
-            f"{sign}, but jax finds no cluster here ({' '.join(str(error).split())}): give "
-            "--distributed=off to train in this process only, or --coordinator, --num_processes "
-            "and --process_id"
+            f"{evidence}, but jax finds no cluster ({one_line(error)}): use --distributed=off "
+            "to train in this process only, or --coordinator, --num_processes, and --process_id"
         ) from error
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host's name means the machine it is used on, wherever that is."""
+    """Whether a host name or address is a loopback address."""
     try:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
@@ -102,21 +101,21 @@ def is_loopback(name: str) -> bool:
 
 
 def bind_address(name: str, port: str) -> str | None:
-    """Where process 0 listens for the others: only at the address that they call.
+    """The address at which process 0 listens: only the one to which the others connect.
 
     Args:
-      name: of this host, as the others know it.
-      port: to listen at.
+      name: name or address of this host, as used by the others.
+      port: port to listen on.
 
     Returns:
-      host:port; None, meaning every network interface, if this machine does not have that address
-      itself, or knows itself only by a loopback address (as Debian does), which others do not.
+      host:port; None, meaning every network interface, if no interface of this machine has that
+      address, or if the name resolves locally to a loopback address, as it does on Debian.
     """
     if is_loopback(name) or any(map(_is_ours, _addresses(name))):
         return f"{name}:{port}"
     log.warning(
-        "port %s listens on every network interface: %s is no network address of this machine; "
-        "set %s=HOST:PORT, or see that only the hosts of the run reach it (docs/security.md)",
+        "port %s listens on every network interface: %s is not a network address of this machine; "
+        "set %s=HOST:PORT, or restrict access to the hosts of the run (docs/security.md)",
         *(port, name, BIND),
     )
     return None
@@ -131,7 +130,7 @@ def _addresses(name: str) -> list[str]:
 
 
 def _is_ours(address: str) -> bool:
-    """Whether an address is one of this machine's: only those can be listened at."""
+    """Whether an address belongs to this machine, so that it can listen there."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
@@ -144,7 +143,7 @@ def _is_ours(address: str) -> bool:
 def _keep_to_loopback() -> None:
     """Makes NCCL (GPUs) and gloo (CPU) use the loopback interface too.
 
-    By default both listen on the address of the host name. jax has no setting for gloo's.
+    By default, both listen on the address of the host name. jax has no setting for gloo.
     """
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     settings: Any = jax.config
@@ -164,39 +163,39 @@ def _make_cpu() -> object:
 
 
 def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
-    """Which of the GPUs that this task of a Slurm step sees are its own.
+    """The visible GPUs that this task of a Slurm step should use.
 
-    jax gives every task the GPU of its number on the node. That is wrong for one task per node, and
-    for tasks that Slurm has bound to GPUs of their own.
+    jax assigns each task the GPU with the task's local index. That is wrong for one task per node,
+    and if Slurm has bound GPUs to tasks.
 
     Args:
-      environment: variables of the process; CUDA_VISIBLE_DEVICES and the numbers that srun sets.
+      environment: environment variables; uses CUDA_VISIBLE_DEVICES and those set by srun.
 
     Returns:
-      Indices among the visible GPUs; None where jax decides: outside Slurm, and without GPUs.
+      Indices among the visible GPUs; None lets jax decide (outside Slurm, or without GPUs).
 
     Raises:
-      UsageError: the GPUs of a node cannot be divided among its tasks.
+      UsageError: the GPUs of a node cannot be divided evenly among its tasks.
     """
     visible = len([gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu])
     if "SLURM_LOCALID" not in environment or not visible:
         return None
-    tasks = _tasks_here(environment)
+    tasks = _tasks_on_node(environment)
     bound = visible < int(environment.get("SLURM_GPUS_ON_NODE") or visible)
     if bound:
         return list(range(visible))
     each, left = divmod(visible, tasks)
     if left:
         raise UsageError(
-            f"{visible} GPUs cannot be divided among the {tasks} tasks of a node: ask Slurm for "
-            "one task per GPU, or one per node (--ntasks-per-node)"
+            f"{visible} GPUs cannot be divided evenly among the {tasks} tasks of a node: request "
+            "one task per GPU or one per node (--ntasks-per-node)"
         )
     first = int(environment["SLURM_LOCALID"]) * each
     return list(range(first, first + each))
 
 
-def _tasks_here(environment: Mapping[str, str]) -> int:
-    """Tasks of the step on this node: from the like of "8(x2),4", by the number of the node."""
+def _tasks_on_node(environment: Mapping[str, str]) -> int:
+    """Number of tasks of the step on this node, from a list such as "8(x2),4"."""
     counts: list[int] = []
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         count, _, times = part.partition("(x")
@@ -204,9 +203,11 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
     return counts[min(int(environment.get("SLURM_NODEID") or 0), len(counts) - 1)]
 
 
-def _sign_of_cluster() -> str:
-    """What says that there are other processes: a variable of srun or mpirun, or chips of a TPU VM
-    (of a pod, perhaps); "" if nothing does."""
+def _detect_cluster() -> str:
+    """Evidence of other processes; "" if there is none.
+
+    It is a variable of srun or mpirun, or the chips of a TPU VM, which may be part of a pod.
+    """
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value) > 1:

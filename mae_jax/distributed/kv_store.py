@@ -1,7 +1,7 @@
-"""Texts by name that all processes of a run see, also before and while nothing else works.
+"""A key-value store of strings that all processes of a run share, independent of the devices.
 
-They lie in jax's coordination service, which process 0 has. It is reached through `jax._src`, as
-Orbax does, since it has no public name.
+It is part of jax's coordination service, which runs in process 0. Like Orbax, this module uses
+`jax._src`, since the service has no public API.
 """
 
 import logging
@@ -18,12 +18,16 @@ log = logging.getLogger(__name__)
 
 
 class Store(Protocol):
-    """Texts by name that all processes see."""
+    """Strings by key, visible to all processes."""
 
     def set(self, key: str, value: str) -> None: ...
 
     def get(self, key: str, *, until: float, who: str) -> str:
-        """Waits for a text until the monotonic clock says `until`; UsageError names `who`."""
+        """Waits for a value until the monotonic time `until`.
+
+        Raises:
+          UsageError: there was none; names `who`, the process that should have set it.
+        """
         ...
 
 
@@ -31,15 +35,15 @@ class KVStore:
     """The store of jax's coordination service.
 
     Args:
-      name: keeps its keys apart from those of others.
+      name: prefix of all its keys.
     """
 
-    SLICE = 5.0  # seconds of waiting in one go: Ctrl-C works only in between
-    PATIENCE = 60.0  # seconds before the log says who is waited for
-    GATHER = 600.0  # seconds for the slowest process
+    SLICE = 5.0  # seconds per blocking call; Ctrl-C works only in between
+    PATIENCE = 60.0  # seconds until the log says which process is missing
+    GATHER = 600.0  # seconds to wait for the slowest process
 
     def __init__(self, name: str) -> None:
-        from jax._src import distributed  # no public name; see the module's docstring
+        from jax._src import distributed  # no public API; see the module's docstring
 
         self._client: Any = distributed.global_state.client
         self._folder = f"mae_jax/{name}/"
@@ -48,18 +52,18 @@ class KVStore:
         self._client.key_value_set(self._folder + key, value, allow_overwrite=True)
 
     def all(self) -> dict[str, str]:
-        """What is there now, by key."""
+        """The current values, by key."""
         found = self._client.key_value_dir_get(self._folder)
         return {key.removeprefix(self._folder): value for key, value in found}
 
     def gather(self, value: str) -> list[str]:
-        """The values of all processes; called once by each, and returns when all have done so."""
+        """The values of all processes; each calls this once, and it returns when all have."""
         self.set(secrets.token_hex(8), value)
         self._client.wait_at_barrier(f"{self._folder}gathered", round(1000 * self.GATHER))
         return list(self.all().values())
 
     def get(self, key: str, *, until: float, who: str) -> str:
-        say_at = time.monotonic() + self.PATIENCE
+        log_at = time.monotonic() + self.PATIENCE
         while True:
             left = max(until - time.monotonic(), 0.001)
             milliseconds = round(1000 * min(left, self.SLICE))
@@ -70,9 +74,7 @@ class KVStore:
                     raise
             now = time.monotonic()
             if now >= until:
-                raise UsageError(
-                    f"{who} did not come to the start in time: see what it printed last"
-                )
-            if now >= say_at:
+                raise UsageError(f"{who} did not start in time; see its log")
+            if now >= log_at:
                 log.info("waiting for %s", who)
-                say_at = math.inf
+                log_at = math.inf

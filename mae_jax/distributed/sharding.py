@@ -1,7 +1,7 @@
-"""The device mesh and what lies where on it.
+"""The device mesh, and how arrays are sharded over it.
 
-Two axes: the batch is split over both; parameters and optimiser state are split over `fsdp` and
-repeated over `data`.
+The mesh has two axes: the batch is split over both; parameters and optimizer state are split over
+`fsdp` and replicated over `data`.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mae_jax.runtime.errors import UsageError
 
 BATCH = PartitionSpec(("data", "fsdp"))
-# Splitting anything smaller costs more messages than it saves memory.
+# Splitting smaller arrays costs more communication than it saves memory.
 MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh of all devices, or of the given ones; -1 for an axis means whatever is left.
+    """A mesh of all devices, or of the given ones; -1 for an axis means all that remain.
 
-    Devices stay in the order of their processes, so that row blocks of a batch belong to processes
-    in order and every example keeps its mask whatever the mesh.
+    Devices stay in the order of their processes, so that processes own consecutive blocks of rows
+    of a batch, and every example gets the same mask on any mesh.
 
     Raises:
       UsageError: the axes do not multiply to the number of devices.
@@ -35,13 +35,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     if min(shape) < 1 or shape[0] * shape[1] != len(devices):
         raise UsageError(
             f"mesh.data={data} x mesh.fsdp={fsdp} does not match {len(devices)} devices; "
-            "set --config.mesh.data=-1 to use what mesh.fsdp leaves"
+            "set --config.mesh.data=-1 to use all that remain"
         )
     return Mesh(np.array(devices).reshape(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -51,7 +51,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, abstract: Any) -> Any:
-    """Sharding of every array of a state: its largest axis that divides, split over `fsdp`."""
+    """Sharding of every array of a state: its largest divisible axis is split over `fsdp`."""
     fsdp = mesh.shape["fsdp"]
 
     def rule(x: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -66,23 +66,23 @@ def state_sharding(mesh: Mesh, abstract: Any) -> Any:
 
 
 def gather(mesh: Mesh, params: Any) -> Any:
-    """Inside a compiled function: the whole of every parameter, on every device, for its use.
+    """Gathers the full parameters on every device; for use inside a compiled function.
 
-    Without this the compiler is free to move activations about instead of parameters, and does.
+    Without this, the compiler may move activations instead of parameters, and it does.
     """
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """The devices of this process alone, in the order of the mesh."""
+    """A mesh of only this process's devices, in the order of `mesh`."""
     mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     return Mesh(np.array(mine).reshape(-1, 1), mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def to_device(mesh: Mesh, local_batch: dict[str, Any]) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> arrays of the global batch, split over all devices.
+    """Turns this process's rows of a batch into arrays of the global batch, split over all devices.
 
-    What is a jax.Array already stays as it is: batches may be made on the devices.
+    Values that are jax.Arrays are returned unchanged: batches may be built on the devices.
     """
     sharding = batch_sharding(mesh)
     return {
@@ -92,7 +92,7 @@ def to_device(mesh: Mesh, local_batch: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 def join(mesh: Mesh, local: jax.Array) -> jax.Array:
-    """Rows that lie split over this process's devices -> the global batch; nothing moves."""
+    """Turns rows split over this process's devices into the global batch, without copying."""
     shape = (local.shape[0] * mesh.size // len(local.sharding.device_set), *local.shape[1:])
     parts = [shard.data for shard in local.addressable_shards]
     return jax.make_array_from_single_device_arrays(shape, batch_sharding(mesh), parts)

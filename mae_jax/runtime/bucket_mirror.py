@@ -1,7 +1,7 @@
-"""Files that grow, of a workdir that may lie in a bucket, where nothing can be appended.
+"""Append-only files of a workdir that may be in a bucket, where nothing can be appended.
 
-There they grow in a temporary folder and are copied every half minute, before every checkpoint and
-at the end: with what a killed run loses of them it loses the steps, too, and does them again.
+For a bucket they are written to a local temporary folder and copied every half minute, before every
+checkpoint, and at the end. Lines lost by a killed run belong to steps that are lost and rerun too.
 """
 
 import contextlib
@@ -19,37 +19,39 @@ COPY_SECONDS = 30.0
 
 
 class BucketMirror:
-    """Where the growing files of a workdir are written.
+    """The folder to which append-only files of a workdir are written.
 
     Args:
       workdir: folder of the run.
-      kept: names of those that an earlier start began and this one goes on with.
+      resumed: names of files from an earlier start that this one appends to.
 
     Attributes:
-      folder: on a disk; the workdir itself, unless it is in a bucket.
-      copies: whether it is another, and its files are copied whenever they have grown.
+      folder: on a local disk; the workdir itself, unless it is in a bucket.
+      copies: whether `folder` is a temporary folder whose files are copied to the workdir.
     """
 
-    def __init__(self, workdir: str, *kept: str):
+    def __init__(self, workdir: str, *resumed: str):
         self._workdir, self.folder = workdir, workdir
         self.copies = filesystem.in_bucket(workdir)
         if not self.copies:
             return
         self.folder = tempfile.mkdtemp(prefix="mae_jax-")
         self._copied: dict[str, int] = {}  # name -> bytes
-        for name in kept:
+        for name in resumed:
             with contextlib.suppress(FileNotFoundError):
                 filesystem.write(
                     os.path.join(self.folder, name), filesystem.read(f"{workdir}/{name}")
                 )
-        self._lock, self._closed, self._told = threading.Lock(), threading.Event(), False
-        self._thread = threading.Thread(target=self._copy_always, name="growing files", daemon=True)
+        self._lock, self._closed, self._warned = threading.Lock(), threading.Event(), False
+        self._thread = threading.Thread(
+            target=self._copy_periodically, name="bucket mirror", daemon=True
+        )
         self._thread.start()
 
     def copy(self) -> bool:
-        """Brings what was written so far to where the next start finds it; whether it is there.
+        """Copies what was written so far to the workdir; returns whether that succeeded.
 
-        What cannot be copied now is copied later, and told once: it ends no run.
+        A failed copy is retried later and warned about once; it does not end the run.
         """
         if not self.copies:
             return True
@@ -57,14 +59,14 @@ class BucketMirror:
             with self._lock:
                 self._copy()
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 log.warning("metrics cannot be copied to %s for now: %s", self._workdir, error)
-            self._told = True
+            self._warned = True
             return False
         return True
 
     def close(self) -> None:
-        """Copies for the last time; what could not be copied stays on the disk."""
+        """Copies one last time; what could not be copied stays on the local disk."""
         if not self.copies:
             return
         self._closed.set()
@@ -72,9 +74,11 @@ class BucketMirror:
         if self.copy():
             shutil.rmtree(self.folder)
         else:
-            log.warning("metrics that are not in %s stay in %s", self._workdir, self.folder)
+            log.warning(
+                "metrics could not be copied to %s; they stay in %s", self._workdir, self.folder
+            )
 
-    def _copy_always(self) -> None:
+    def _copy_periodically(self) -> None:
         while not self._closed.wait(COPY_SECONDS):
             self.copy()
 

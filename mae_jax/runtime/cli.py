@@ -1,9 +1,10 @@
-"""What our commands print: our own messages, and only the warnings of libraries.
+"""Console output of the commands: our own messages, and warnings from libraries.
 
-Names of files and arrays come from outside and may hold newlines and escape sequences. What is
-printed here shows these as text, so that they neither forge lines nor steer a terminal.
+File and array names are untrusted and may contain newlines and escape sequences. These are printed
+escaped, so that they can neither fake log lines nor control the terminal.
 """
 
+import argparse
 import io
 import logging
 import os
@@ -19,7 +20,7 @@ from mae_jax.runtime.text import printable
 
 
 class _OneLine(logging.Formatter):
-    """Keeps every record on a line of its own, but for a traceback."""
+    """Formats every record as a single line, apart from tracebacks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)
@@ -30,7 +31,7 @@ class _OneLine(logging.Formatter):
 
 
 def setup_logging() -> None:
-    """Plain timed lines on stderr; libraries (Orbax logs every file it touches) only warn."""
+    """Logs plain lines with the time to stderr; libraries only warn (Orbax logs every file)."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(lambda record: not _raised_too(record))
@@ -41,16 +42,26 @@ def setup_logging() -> None:
 
 
 def _raised_too(record: logging.LogRecord) -> bool:
-    """Whether Orbax logs an error, with its traceback: it also raises it, and we say it once."""
+    """Whether Orbax logs an error that it also raises, which we report ourselves."""
     orbax = record.name == "asyncio" or f"{os.sep}orbax{os.sep}" in record.pathname
     return orbax and record.levelno >= logging.ERROR
 
 
 def _unraisable(unraisable: Any) -> None:
-    """Leaves out what tensorstore prints, array by array, after a save that has failed."""
+    """Suppresses what tensorstore prints for every array after a failed save."""
     trace = unraisable.exc_traceback
     if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
         sys.__unraisablehook__(unraisable)
+
+
+def make_parser(command: str, doc: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Parser of `python -m mae_jax.COMMAND`, whose --help starts with the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m mae_jax.{command}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
 
 
 def say(*lines: str, error: bool = False) -> None:
@@ -60,15 +71,15 @@ def say(*lines: str, error: bool = False) -> None:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Exit status of `command`: 2 for bad input, 1 for a run that cannot go on; one line each.
+    """Runs `command` and returns its exit status: 2 for bad input, 1 for a failure.
 
-    A full disk and other errors of the operating system are of the second kind. Whatever becomes
-    of what is printed on stderr, the status stays what it is.
+    Either is reported in one line on stderr. A full disk and other operating system errors count as
+    failures. The status does not depend on whether stderr can be written.
     """
-    _mend_streams()
+    _repair_streams()
     try:
         status = command()
-        sys.stdout.flush()  # what cannot be written is an error of the command
+        sys.stdout.flush()  # output that cannot be written is an error of the command
     except Exception as caught:
         error = backend.unavailable(caught) or caught
         if not isinstance(error, (UsageError, RunError, FloatingPointError, OSError)):
@@ -78,7 +89,7 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted", error=True)
         status = INTERRUPTED
-    _give_up_stdout()
+    _discard_stdout()
     return status
 
 
@@ -91,7 +102,7 @@ def _lines(error: Exception) -> list[str]:
 
 
 class _Lossy(io.FileIO):
-    """A file whose errors change nothing: a full disk, or a reader that has gone."""
+    """A file that ignores write errors, such as a full disk or a closed pipe."""
 
     def write(self, data: Any) -> int:
         try:
@@ -100,16 +111,16 @@ class _Lossy(io.FileIO):
             return len(data)
 
 
-def _mend_streams() -> None:
-    """Makes printing possible where a stream is closed, fails or knows no Unicode."""
+def _repair_streams() -> None:
+    """Makes printing work where a stream is closed, fails, or does not support Unicode."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # or the next file that is opened would be taken for the stream
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+        except OSError:  # closed: the next file to be opened would become the stream
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
-    if sys.stderr is sys.__stderr__:  # and nobody else's
+    if sys.stderr is sys.__stderr__:  # has not been replaced, for example by pytest
         raw = io.BufferedWriter(_Lossy(2, "w", closefd=False))
         sys.stderr = io.TextIOWrapper(
             raw, sys.stdout.encoding, "backslashreplace", line_buffering=True
@@ -118,8 +129,8 @@ def _mend_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _give_up_stdout() -> None:
-    """Drops what cannot be written: Python would try again at its end, and change the status."""
+def _discard_stdout() -> None:
+    """Drops unwritable output: Python would try again at exit, and change the status."""
     try:
         sys.stdout.flush()
     except OSError:

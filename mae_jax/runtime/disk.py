@@ -1,4 +1,4 @@
-"""What a full or failing disk is reported as: which one it is, what it has, what is needed."""
+"""One-line reports of a full or failing disk: which disk, space free, space needed."""
 
 import contextlib
 import errno
@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from mae_jax.runtime import filesystem
-from mae_jax.runtime.errors import RunError, UsageError
+from mae_jax.runtime.errors import RunError, UsageError, one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# Not the disk is at fault, but the path or who may write there.
+# The path or its permissions are at fault, not the disk.
 _BAD_PATH = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENOTDIR),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
@@ -20,21 +21,21 @@ _BAD_PATH = (
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[str]:
-    """`files.replacing` within `told`: the file or folder is there whole, or not at all."""
-    with told(path), filesystem.replacing(path) as temporary:
+    """`filesystem.replacing` with `translate_errors`."""
+    with translate_errors(path), filesystem.replacing(path) as temporary:
         yield temporary
 
 
 @contextlib.contextmanager
-def told(path: str, hint: str = "") -> Iterator[None]:
-    """Makes one line of what a disk does to a program that writes there.
+def translate_errors(path: str, hint: str = "") -> Iterator[None]:
+    """Turns errors of storage into one-line errors.
 
     Args:
-      path: what is written.
-      hint: added to the line.
+      path: the file or folder being written.
+      hint: appended to the message.
 
     Raises:
-      UsageError: nothing can be written at this path.
+      UsageError: the path is not writable.
       RunError: the disk is full or fails.
     """
     try:
@@ -42,7 +43,7 @@ def told(path: str, hint: str = "") -> Iterator[None]:
     except (UsageError, RunError):
         raise
     except Exception as error:
-        number = _number(error)
+        number = _errno(error)
         if number is None:
             raise
         kind = UsageError if number in _BAD_PATH else RunError
@@ -50,38 +51,55 @@ def told(path: str, hint: str = "") -> Iterator[None]:
 
 
 def error_line(error: BaseException, path: str, needed: int = 0) -> str:
-    """One line for an error of storage; for any other, the text of the error.
+    """One line for an error of storage; for any other error, its message.
 
     Args:
-      error: tensorstore and other libraries hide the number of an OSError in their texts.
-      path: what was to be written; need not exist.
-      needed: bytes that it takes, where that is known.
+      error: tensorstore and other libraries hide the errno of an OSError in their messages.
+      path: the file or folder being written; need not exist.
+      needed: bytes to write, if known.
     """
-    number = _number(error)
+    number = _errno(error)
     if number is None or filesystem.in_bucket(path):
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        return one_line(error)
     line = f"{os.strerror(number)} (disk {mount_of(path)}"
     if number in FULL:
-        line += f": {size(shutil.disk_usage(mount_of(path)).free)} free"
+        line += f": {size(free_bytes(path))} free"
         line += f", {size(needed)} needed" if needed else ""
     return line + ")"
 
 
 def require_room(path: str, needed: int) -> None:
-    """Refuses to begin what cannot fit, which would only fill the disk to the last byte.
+    """Fails early if `needed` bytes do not fit, rather than filling the disk.
 
     Raises:
       OSError: ENOSPC.
     """
     if filesystem.in_bucket(path):
         return
-    usage = shutil.disk_usage(mount_of(path))
-    if usage.total and usage.free < needed:  # some FUSE file systems report nothing at all
+    usage = _usage(path)
+    if usage.total and usage.free < needed:  # some FUSE file systems report 0
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
+def free_bytes(path: str) -> int:
+    """Bytes that can still be written to the file system of a path, which need not exist."""
+    return _usage(path).free
+
+
+def _usage(path: str) -> Any:
+    return shutil.disk_usage(existing(path))  # not of the mount point: a folder may have a quota
+
+
+def existing(path: str) -> str:
+    """The path itself, or its nearest parent that exists."""
+    path = os.path.realpath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def mount_of(path: str) -> str:
-    """Mount point of the file system that a path lies on, or would lie on."""
+    """Mount point of the file system of a path, which need not exist."""
     path = os.path.realpath(path)
     while not os.path.ismount(path):
         path = os.path.dirname(path)
@@ -97,12 +115,12 @@ def size(nbytes: int) -> str:
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _number(error: BaseException | None) -> int | None:
-    """Number of the OSError that an error is, names, or came from."""
+def _errno(error: BaseException | None) -> int | None:
+    """errno of an OSError, of one in the error's message, or of one that caused it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
-        # As tensorstore and as safetensors have it.
+        # The formats of tensorstore and safetensors.
         named = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)|Os { code: (\d+)", str(error))
         if named:
             return int(next(filter(None, named.groups())))

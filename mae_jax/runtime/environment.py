@@ -1,4 +1,4 @@
-"""What a run was made with: package versions, devices, git revision."""
+"""The environment of a run: package versions, devices, git revision."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-c
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide what a run computes."""
+    """Versions of the packages that affect results."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}
 
@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """Commit of this source tree, "+changes" when edited; "unknown" outside a checkout."""
+    """Commit of this source tree, "+changes" if modified; "unknown" outside a checkout."""
     folder = os.path.dirname(os.path.abspath(__file__))
     command = ["git", "-C", folder, "describe", "--always", "--dirty=+changes", "--abbrev=40"]
     try:

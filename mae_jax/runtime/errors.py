@@ -1,4 +1,4 @@
-"""Exceptions whose text is all that a user needs (no traceback is shown), and exit statuses."""
+"""Exceptions that are shown to the user without a traceback, and exit statuses."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ INTERRUPTED = 130  # Ctrl-C in a tool: 128 + SIGINT
 
 
 class UsageError(Exception):
-    """Bad input: one clear line for each problem, which names the thing at fault and the way out.
+    """Bad input: one line for each problem, which says what is wrong and how to fix it.
 
     `main` and every tool print it without a traceback and exit with status 2.
     """
@@ -24,10 +24,10 @@ class UsageError(Exception):
 
 
 def all_of(*checks: Callable[[], object]) -> None:
-    """Makes every check, so that all problems are reported at once.
+    """Runs every check, so that all problems are reported at once.
 
     Raises:
-      UsageError: with the problems of all checks that raised one.
+      UsageError: the problems of all checks that failed.
     """
     problems: list[object] = []
     for check in checks:
@@ -39,26 +39,40 @@ def all_of(*checks: Callable[[], object]) -> None:
         raise UsageError(*problems)
 
 
+def one_line(error: object) -> str:
+    """The text of an error, or any other text, on one line of at most 300 characters.
+
+    Long messages name the type of error first and its cause last: the middle is left out.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error whose other lines are details, such as XLA's memory reports."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def exit_status(error: BaseException) -> int:
-    """Of a command that ends with this exception."""
+    """The exit status of a command that raises `error`."""
     if isinstance(error, StorageUnavailable):
         return STOPPED
     return USAGE if isinstance(error, UsageError) else FAILED
 
 
 class DataMissing(UsageError):
-    """Data that are not where they should be; storage that is away looks the same."""
+    """Data that do not exist; unavailable storage looks the same."""
 
 
 class RunError(Exception):
-    """A run that cannot go on: what happened, what is safe and what to do. Exit status 1."""
+    """A run that cannot continue: what happened, what is safe, what to do. Exit status 1."""
 
 
 class StorageUnavailable(RunError):
-    """Data that cannot be read now, and may be readable later. Exit status 75."""
+    """Data that cannot be read now but may be readable later. Exit status 75."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises UsageError(message) unless `condition` holds."""
+    """Raises UsageError(message) unless `condition` is true."""
     if not condition:
         raise UsageError(message)

@@ -1,4 +1,4 @@
-"""The user's own masks and targets, named `module:attribute` where a built-in name could stand."""
+"""User-defined masks and targets, given as `module:attribute` in place of a built-in name."""
 
 import importlib
 import os
@@ -15,15 +15,15 @@ _T = TypeVar("_T")
 
 
 def find(registry: Mapping[str, _T], name: str, key: str) -> _T:
-    """`registry[name]`, or what `module:attribute` names.
+    """`registry[name]`, or the object that `module:attribute` refers to.
 
     Args:
       registry: the built-in entries by name.
       name: from the user's configuration, which may import any module.
-      key: how messages name the setting.
+      key: name of the setting, for error messages.
 
     Raises:
-      UsageError: there is neither; says why.
+      UsageError: neither exists; the message says why.
     """
     if name in registry:
         return registry[name]
@@ -40,10 +40,9 @@ def find(registry: Mapping[str, _T], name: str, key: str) -> _T:
 
 
 def find_loaded(registry: Mapping[str, _T], name: str) -> _T:
-    """The same for a name from a checkpoint, which must not choose what is imported.
+    """Like `find`, for a name from a checkpoint, which must not decide what is imported.
 
-    A module counts only if the program has imported it already or the user lists it in
-    MAE_JAX_EXTENSIONS.
+    The module must already be imported, or be listed by the user in MAE_JAX_EXTENSIONS.
 
     Raises:
       KeyError: `name` is neither built in nor of the form `module:attribute`.

@@ -1,68 +1,67 @@
-"""The lock of a workdir in a bucket: `lock` for where a file can neither be locked nor touched.
+"""The lock of a workdir in a bucket, where files can be neither locked nor touched.
 
-The file is written anew every minute instead. Of two runs that start at the same moment the one
-that wrote last stays, and the other ends: in a bucket whoever reads after a write sees it.
+Instead, the file is rewritten every minute. If two runs start at the same moment, the last to write
+the file wins and the other exits: reads from a bucket always see the latest write.
 """
 
 import json
 import logging
-import secrets
 import time
 
 from mae_jax.runtime import filesystem, workdir_lock
 from mae_jax.runtime.errors import UsageError
-from mae_jax.runtime.workdir_lock import PROBE, STALE_SECONDS, Lock, Owner
+from mae_jax.runtime.workdir_lock import STALE_SECONDS, Lock, Owner
 
 log = logging.getLogger(__name__)
 
-SETTLE_SECONDS = 3.0  # within which another start that saw no lock either has written its own
+SETTLE_SECONDS = 3.0  # by then, any other start that saw no lock either has written its own
 
 
 class BucketLock(Lock):
-    """The lock of one workdir, held until `release`.
+    """The lock of a workdir, held until `release`.
 
     Raises:
       UsageError: another run holds it.
-      OSError: nothing can be written there.
+      OSError: the workdir is not writable.
     """
 
     def _acquire(self) -> None:
-        held = self._read()
-        if held is not None:
-            if self._is_alive(held):
-                raise UsageError(workdir_lock.in_use(self._workdir, self._path, held))
-            who = workdir_lock.describe(held)
+        owner = self._read()
+        if owner is not None:
+            if self._is_alive(owner):
+                raise UsageError(workdir_lock.in_use(self._workdir, self._path, owner))
+            who = workdir_lock.describe(owner)
             log.warning("%s is left over from %s: taken over", self._path, who)
         self._renew()
         time.sleep(SETTLE_SECONDS)
-        held = self._read()
-        if held != self._mine:
-            raise UsageError(workdir_lock.in_use(self._workdir, self._path, held or {}))
+        owner = self._read()
+        if owner != self._mine:
+            raise UsageError(workdir_lock.in_use(self._workdir, self._path, owner or {}))
 
-    def _is_alive(self, held: Owner) -> bool:
-        """Whether a lock's run is at work: its process is there, or its lock is written anew."""
-        alive = workdir_lock.is_alive(held)
+    def _is_alive(self, owner: Owner) -> bool:
+        """Whether the lock's owner is alive: its process exists or it keeps renewing the lock."""
+        alive = workdir_lock.is_alive(owner)
         if alive is not None:
             return alive
         try:
             return workdir_lock.is_renewed(
                 lambda: filesystem.written_at(self._path),
-                probe(self._workdir),
+                filesystem.probe(self._workdir),
                 stale=STALE_SECONDS,
                 path=self._path,
-                who=workdir_lock.describe(held),
+                who=workdir_lock.describe(owner),
             )
-        except FileNotFoundError:  # given back meanwhile
+        except FileNotFoundError:  # released
             return False
 
     def _open_folder(self) -> None:
-        return None  # there are none in a bucket
+        return None  # a bucket has no folders
 
-    def _put_back(self) -> bool:
+    def _restore(self) -> bool:
         if not filesystem.exists(self._workdir):
             return False
         self._renew()
-        log.warning("%s was removed: made again", self._path)
+        log.warning("%s was removed: created again", self._path)
         return True
 
     def _renew(self) -> None:
@@ -76,12 +75,3 @@ class BucketLock(Lock):
 
     def _remove(self) -> None:
         filesystem.remove(self._path)
-
-
-def probe(workdir: str) -> float:
-    """Writes a file into the folder, and removes it; its time of writing."""
-    path = f"{workdir}/{PROBE}-{secrets.token_hex(8)}"  # another start may be at the same
-    filesystem.write(path, b"written to see whether it can be")
-    written = filesystem.written_at(path)
-    filesystem.remove(path)
-    return written

@@ -1,4 +1,4 @@
-"""The memory of the machine that a process runs on: what is left, and how to keep hold of it."""
+"""CPUs and memory of the host, and this process's share of them."""
 
 import ctypes
 import os
@@ -14,15 +14,18 @@ _SETTINGS = (
     (-1, -1),  # M_TRIM_THRESHOLD: never shrink it
     (-2, 2**28),  # M_TOP_PAD: grow it by 256 MB at a time
 )
-processes = 1  # of this run on this host; set when they have connected
+processes = 1  # processes of this run on this host; set once they are connected
 
 
 def keep_freed_memory() -> bool:
-    """Lets freed memory be used again without a page fault; True if the C library has that.
+    """Makes glibc reuse freed memory instead of returning it to the kernel.
 
-    XLA's CPU backend allocates every step's temporaries anew. With glibc's defaults they go back to
-    the kernel each time, and faulting them in again costs up to half of a step. For a process that
-    computes on CPU, before it computes: the memory it once used stays with it.
+    XLA's CPU backend allocates the temporaries of every step again. With glibc's defaults they
+    return to the kernel each time, and the page faults cost up to half of a step. Call it before
+    the first computation of a process that computes on CPU. The process never shrinks afterwards.
+
+    Returns:
+      Whether the C library supports this.
     """
     if sys.platform != "linux":
         return False
@@ -31,14 +34,14 @@ def keep_freed_memory() -> bool:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that could still be taken on this host, and in the control groups of this process.
+    """Bytes of memory available on this host, within the control groups of this process.
 
     Args:
-      root: of the file system.
+      root: root of the file system; for tests.
     """
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = root / "proc/meminfo"
-    if meminfo.exists():  # Linux; elsewhere all of the memory counts
+    if meminfo.exists():  # Linux; elsewhere assume that all memory is free
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
     left = (_left(group, version) for group, version in _control_groups(root))
@@ -46,7 +49,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 class _Version(NamedTuple):
-    """How a version of control groups calls things."""
+    """File names in a version of control groups."""
 
     place: str
     limit: str
@@ -64,10 +67,10 @@ _VERSIONS = {
 
 
 def _control_groups(root: Path) -> Iterator[tuple[Path, _Version]]:
-    """The memory groups of this process and all around them: each may have a limit.
+    """The memory groups of this process and all their parents: each may have a limit.
 
-    Slurm and systemd limit groups far below the topmost one; inside a container the topmost may be
-    its own.
+    Slurm and systemd limit groups far below the root; inside a container, the root may be the
+    container's own group.
     """
     own = root / "proc/self/cgroup"
     for line in own.read_text().splitlines() if own.exists() else []:
@@ -83,11 +86,11 @@ def _control_groups(root: Path) -> Iterator[tuple[Path, _Version]]:
 
 
 def _left(group: Path, version: _Version) -> int | None:
-    """Bytes left in a control group; None where it has no limit."""
+    """Bytes left in a control group; None if it has no limit."""
     try:
         limit = (group / version.limit).read_text().strip()
         used = int((group / version.used).read_text())
-    except OSError:  # the topmost group has no limit; a container does not see those around it
+    except OSError:  # the root has no limit; a container does not see the groups outside
         return None
     if limit == "max":
         return None
@@ -101,12 +104,12 @@ def _cached(stat: Path, name: str) -> int:
 
 
 def usable_cpus() -> int:
-    """Number of CPUs this process may run on; all of them where the system has no such limit."""
+    """Number of CPUs this process may run on; all if the system has no such limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def share(amount: int) -> int:
-    """This process's part of something that all processes of the run on this host use."""
+    """This process's share of something that all processes of the run on this host use."""
     return amount // processes

@@ -1,11 +1,11 @@
-"""TensorFlow, set up for reading data only. Importing this module imports it, which takes seconds.
+"""TensorFlow, configured only for reading data. Importing this module takes seconds.
 
 from mae_jax.runtime.tensorflow_cpu import tf    # inside the function that needs it
 """
 
 import os
 
-# Silences TensorFlow's start-up notes (warnings still show). Nothing here uses oneDNN.
+# Silences TensorFlow's startup messages, not its warnings. Nothing here uses oneDNN.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

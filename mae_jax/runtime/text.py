@@ -1,4 +1,4 @@
-"""Text that comes from outside: lists that people wrote, and names that are shown to them."""
+"""Untrusted text: lists written by users, and names that are printed."""
 
 import codecs
 import io
@@ -19,9 +19,9 @@ _MARKS = (
 
 
 def printable(text: str) -> str:
-    """The text on one line, with everything that could steer a terminal as an escape sequence.
+    """The text on one line, with everything that could control a terminal escaped.
 
-    A newline becomes `\\n`, ESC becomes `\\x1b`, and a byte that is not UTF-8 `\\xff`.
+    A newline becomes `\\n`, ESC becomes `\\x1b`, and an invalid UTF-8 byte such as `\\xff`.
     """
     if text.isprintable():
         return text
@@ -30,30 +30,30 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python holds such a byte
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents an invalid byte
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 def quoted(name: str) -> str:
-    """A name as it is, or its `repr` where the name itself would mislead."""
+    """A name, or its `repr` if the name itself would be misleading."""
     return name if name.isprintable() and name == name.strip() else printable(repr(name))
 
 
 def normalized(name: str) -> str:
-    """The form (NFC) in which names that look the same are the same."""
+    """The NFC form of a name, in which names that look the same compare equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def same_names(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:
-    """Whether two lists hold the same names, however these are normalized."""
+    """Whether two lists contain the same names, whatever their Unicode normalization."""
     if one is None or other is None:
         return one is other
     return [*map(normalized, one)] == [*map(normalized, other)]
 
 
 def lines(path: str) -> list[str]:
-    """The lines of a text file, without spaces around them or empty ones at the end, as `read`."""
+    """The lines of a text file, stripped, without trailing empty lines; see `read`."""
     return [line.strip() for line in io.StringIO(read(path).rstrip(), newline=None)]
 
 
@@ -63,7 +63,7 @@ def read(path: str) -> str:
     Bytes that are not UTF-8 become surrogates, as in file names; line ends stay as they are.
 
     Raises:
-      UsageError: there is no such file, or it cannot be read or decoded.
+      UsageError: the file does not exist, or cannot be read or decoded.
     """
     if not os.path.isfile(path):
         raise UsageError(f"{quoted(path)} cannot be read: there is no such file")
@@ -82,5 +82,5 @@ def read(path: str) -> str:
             f"{quoted(path)} cannot be read: it is not valid {encoding}; save it as UTF-8"
         ) from error
     if "\0" in text:
-        raise UsageError(f"{quoted(path)} cannot be read: it is not text in UTF-8; save it as such")
+        raise UsageError(f"{quoted(path)} cannot be read: it is not UTF-8 text; save it as UTF-8")
     return text

@@ -1,9 +1,9 @@
-"""Shows where every thread is when a run does not move; on request it also ends the process.
+"""Reports the stack of every thread when a run hangs, and can end the process.
 
-Two watchers. A Python thread looks every few seconds and writes the report. If that thread cannot
-run (compiled code that keeps the interpreter's lock, a workdir that hangs), `watchdog_timer`, which
-needs neither, prints the stacks to stderr a little later. Neither counts time for which the process
-was paused. Nothing of jax is imported here: a process that hangs in jax must not need it.
+A Python thread checks every few seconds and writes the report. If that thread cannot run (compiled
+code that holds the GIL, a workdir that hangs), `watchdog_timer`, which needs neither, prints the
+stacks to stderr a little later. Time during which the process was suspended does not count. jax is
+not imported here, since it may be what hangs.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mae_jax.runtime import filesystem, leaving
+from mae_jax.runtime import abort, filesystem
 from mae_jax.runtime.errors import HUNG
 from mae_jax.runtime.watchdog_timer import Timer
 
 log = logging.getLogger(__name__)
 
-LONGEST_PERIOD = 10.0  # seconds between two looks
-LATE = 5  # periods between two looks that mean that the process was paused
-SLACK = 6  # periods that the timer leaves the thread to report first
+LONGEST_PERIOD = 10.0  # seconds between checks
+LATE = 5  # a check delayed by this many periods means that the process was suspended
+SLACK = 6  # periods that the timer waits for the thread to report first
 
 
 class _Mark(NamedTuple):
-    """The latest sign of life; replaced as a whole, so that no other thread sees half of it."""
+    """The latest heartbeat; immutable, so that other threads see a consistent one."""
 
     at: float
     phase: str
@@ -41,14 +41,14 @@ class _Mark(NamedTuple):
 
 
 class Watchdog:
-    """Watches the process from its construction, in phase "start", until `close`.
+    """Watches the process from construction, in phase "start", until `close`.
 
     Args:
-      seconds: without a sign of life after which the process counts as stuck; 0: never.
-      start_seconds: the same in phases that are `starting`.
-      abort: end a stuck process, with status `HUNG` (by SIGUSR2 where only the timer could act).
+      seconds: time without a heartbeat after which the process counts as stuck; 0 for never.
+      start_seconds: the same for phases that are `starting`.
+      abort: end a stuck process, with status `HUNG` (with SIGUSR2 if only the timer could act).
       workdir: folder for the reports `stuck-<process>-<number>.txt`.
-      process: number of this process in the run.
+      process: index of this process in the run.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Watchdog:
         self._name = f"process {process} ({socket.gethostname()})"
         self._mark = _Mark(time.monotonic(), "start", True, None)
         self._stuck: _Mark | None = None  # the mark that was reported
-        self._due = 0.0  # when it is reported again
-        self._resumed = -math.inf  # when the latest pause was noticed
+        self._due = 0.0  # when to report it again
+        self._resumed = -math.inf  # when the process last resumed after a pause
         self._closed = threading.Event()
         wanted = [limit for limit in (seconds, start_seconds) if limit > 0]
         self._period = min([LONGEST_PERIOD, *(limit / 10 for limit in wanted)])
@@ -79,7 +79,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def phase(self, name: str, *, starting: bool = False) -> Iterator[None]:
-        """Names what the process does meanwhile; its begin and its end are signs of life."""
+        """Names the current phase; entering and leaving it are heartbeats."""
         before = self._mark
         self._mark = _Mark(time.monotonic(), name, starting, before.step)
         try:
@@ -88,10 +88,10 @@ class Watchdog:
             self._mark = before._replace(at=time.monotonic(), step=self._mark.step)
 
     def heartbeat(self, step: int | None = None) -> None:
-        """A sign of life; from the thread that goes through the phases.
+        """Signals progress; call it from the thread that goes through the phases.
 
         Args:
-          step: the step that is done, for the report.
+          step: the last finished step, for the report.
         """
         at, phase, starting, before = self._mark
         self._mark = _Mark(time.monotonic(), phase, starting, before if step is None else step)
@@ -111,17 +111,17 @@ class Watchdog:
             began = time.monotonic()
             if self._closed.wait(self._period):
                 return
-            self._look_for_pause(time.monotonic() - began)
-            self._look()
+            self._detect_pause(time.monotonic() - began)
+            self._check()
 
-    def _look_for_pause(self, slept: float) -> None:
-        """Starts over if this thread slept for much longer than it meant to."""
+    def _detect_pause(self, slept: float) -> None:
+        """Restarts the clock if this thread slept for much longer than intended."""
         if slept > LATE * self._period:
             self._resumed = time.monotonic()
             log.warning("%s was paused for %.0f s; the watchdog starts over", self._name, slept)
 
     def _deadline(self, mark: _Mark) -> float:
-        """When a process that shows no sign of life is reported; never: infinity."""
+        """When the process is reported unless there is a heartbeat; infinity for never."""
         limit = self._limits[mark.starting]
         if limit <= 0:
             return math.inf
@@ -130,8 +130,8 @@ class Watchdog:
     def _silent_since(self, mark: _Mark) -> float:
         return max(mark.at, self._resumed)
 
-    def _look(self) -> None:
-        """Reports a process that is stuck, ever more rarely, and one that moves again."""
+    def _check(self) -> None:
+        """Reports a process that is stuck, at doubling intervals, or that moves again."""
         mark, now = self._mark, time.monotonic()
         if self._stuck and mark is not self._stuck:
             silent = mark.at - self._stuck.at
@@ -144,32 +144,32 @@ class Watchdog:
         self._report(mark, silent)
 
     def _timer_seconds(self) -> float:
-        """Until the timer has to act, since `_look` did not."""
+        """Seconds until the timer acts if `_check` has not."""
         return max(self._deadline(self._mark) - time.monotonic(), 0) + SLACK * self._period
 
     def _report(self, mark: _Mark, silent: float) -> None:
         step = "" if mark.step is None else f" after step {mark.step}"
         what = f"{self._name} has not moved for {silent:.0f} s in phase {mark.phase}{step}"
-        # Before it is logged: the thread that hangs may hold the lock of the log.
-        place = self._write(f"{what}\n\n{_stacks()}")
-        log.warning("%s; what each of its threads does: %s", what, place)
+        # Written before it is logged: the stuck thread may hold the logging lock.
+        path = self._write(f"{what}\n\n{_stacks()}")
+        log.warning("%s; stacks of its threads: %s", what, path)
         if self._abort:
-            log.warning("%s is ended with status %d (watchdog.abort)", self._name, HUNG)
-            leaving.leave(HUNG, what)
+            log.warning("%s exits with status %d (watchdog.abort)", self._name, HUNG)
+            abort.abort(HUNG, what)
 
     def _write(self, text: str) -> str:
-        """Writes the report into the next free file, else to stderr; returns where."""
+        """Writes the report to the next free file, or else to stderr; returns where it is."""
         names = (f"stuck-{self._process}-{number}.txt" for number in itertools.count(1))
         paths = (os.path.join(self._workdir, name) for name in names)
         path = self._workdir
         try:
-            if not filesystem.exists(path):  # renamed or deleted: not to be made again
+            if not filesystem.exists(path):  # renamed or deleted: do not create it again
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             path = next(path for path in paths if not filesystem.exists(path))
             filesystem.write(path, text.encode(errors="backslashreplace"))
         except OSError as error:
             print(text, file=sys.stderr, flush=True)
-            return f"above, for {path} cannot be written ({error.strerror})"
+            return f"above, since {path} cannot be written ({error.strerror})"
         return path
 
 
@@ -177,22 +177,22 @@ _running: Watchdog | None = None
 
 
 def heartbeat(step: int | None = None) -> None:
-    """`Watchdog.heartbeat` of the one that watches this process, if any."""
+    """`Watchdog.heartbeat` of this process's watchdog, if any."""
     if _running:
         _running.heartbeat(step)
 
 
 def phase(name: str, *, starting: bool = False) -> contextlib.AbstractContextManager[None]:
-    """`Watchdog.phase` of the one that watches this process, if any."""
+    """`Watchdog.phase` of this process's watchdog, if any."""
     return _running.phase(name, starting=starting) if _running else contextlib.nullcontext()
 
 
 def _stacks() -> str:
     """The Python stack of every thread, the main thread's first, innermost call first.
 
-    As `faulthandler` prints them, with the threads' names and without its limit of 100 threads,
-    which on a large host would hide the main one. Source lines are not read: the code may lie on
-    the disk that hangs.
+    Like `faulthandler`, but with the names of threads and without its limit of 100 threads, which
+    could hide the main thread on a large host. Source lines are not read: the code may be on the
+    disk that hangs.
     """
     frames = sys._current_frames()
     names = {thread.ident: thread.name for thread in threading.enumerate()}

@@ -13,7 +13,7 @@ from mae_jax.runtime.errors import all_of
 from mae_jax.tasks import figures
 from mae_jax.tasks.image_data import ImageData
 from mae_jax.tasks.training_plan import TrainingPlan
-from mae_jax.train.initial_state import check_there
+from mae_jax.train.initial_state import check_init_from
 from mae_jax.train.task import Task
 
 
@@ -31,7 +31,7 @@ def check_places(config: Any, workdir: str) -> None:
         if config.resume:
             checks.append(lambda: _check_resume(config.resume))
         elif config.init_from:
-            checks.append(lambda: check_there(config.init_from))
+            checks.append(lambda: check_init_from(config.init_from))
     all_of(*checks)
 
 

@@ -72,7 +72,7 @@ class Classify(ImageTask):
         depth, blocks = self.model.depth, config.trainable_blocks
         require(
             config.trainable != "last" or blocks == 0.5 or blocks in range(1, depth + 1),
-            f"--config.trainable_blocks={blocks} must be 0.5 or a whole number from 1 to {depth}",
+            f"--config.trainable_blocks={blocks} must be 0.5 or an integer from 1 to {depth}",
         )
         self._last_blocks = param_groups.last_blocks(depth, blocks)
         decay = config.optim.layer_decay

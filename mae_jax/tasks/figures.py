@@ -122,19 +122,19 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     return f"{text}..."
 
 
-def save_png(path: str, image: np.ndarray) -> None:
-    """Writes a uint8 [H, W, 3] image in the format of the file extension.
+def save_png(path: str, image: np.ndarray, *, shared: bool = False) -> None:
+    """Writes a uint8 [H, W, 3] image and creates its folder; `shared`: see `filesystem.replacing`.
 
     Raises:
-      UsageError: the extension is not an image format.
-      OSError: the file cannot be written.
+      UsageError: the file extension is not an image format.
+      OSError: it cannot be written.
     """
     kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
     if kind is None:
         raise UsageError(f"{path} does not have the extension of an image: use .png")
     content = io.BytesIO()
     Image.fromarray(image).save(content, kind)
-    filesystem.write(path, content.getvalue())
+    filesystem.write(path, content.getvalue(), shared=shared)
 
 
 def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:

@@ -11,7 +11,7 @@ from mae_jax.checkpoint import layout, reader
 from mae_jax.config.schema import INHERIT
 from mae_jax.models.vit import SIZES
 from mae_jax.runtime.errors import UsageError
-from mae_jax.train.initial_state import check_there
+from mae_jax.train.initial_state import check_init_from
 
 _WIDTHS = ("embed_dim", "depth", "num_heads")
 
@@ -77,5 +77,5 @@ def _metadata(config: Any, workdir: str, left: list[str]) -> dict[str, Any]:
             "a run or other weights, or set these keys"
         )
     if not config.resume:
-        check_there(path)
+        check_init_from(path)
     return convert.load(path).metadata if convert.is_file(path) else reader.load_metadata(path)

@@ -43,7 +43,8 @@ class Knn(ImageTask):
         )
         require(
             config.epochs == 0 and config.steps == 0 and config.figure_every == 0,
-            "nothing is trained or drawn here: set epochs, steps and figure_every to 0",
+            "nothing is trained or drawn here: leave --config.epochs, --config.steps and "
+            "--config.figure_every at 0",
         )
         self.fields = factory.encoder_fields(config.model) | {"num_classes": 0}
         self.model = factory.build_vit(

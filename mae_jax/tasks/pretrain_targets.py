@@ -42,7 +42,7 @@ def find_tokenizer(config: Any, workdir: str) -> tokenizer.Tokenizer:
       UsageError: there is none, or it is corrupt, incomplete or not a tokenizer.
     """
     if saved := _saved_tokenizer(config, workdir):
-        return tokenizer.described(saved)
+        return tokenizer.from_metadata(saved)
     require(
         config.target.tokenizer != "",
         "--config.target.kind=tokens needs --config.target.tokenizer: a run of "
@@ -59,7 +59,7 @@ def _saved_tokenizer(config: Any, workdir: str) -> dict[str, Any] | None:
     if workdir and layout.exists(workdir):
         metadata = _newest_metadata(workdir)
     elif config.resume:
-        metadata = reader.read_one(config.resume, reader.load_metadata)
+        metadata = reader.resolve_and_read(config.resume, reader.load_metadata)
     target = metadata.get("target", {})
     return target["tokenizer"] if target.get("kind") == "tokens" else None
 

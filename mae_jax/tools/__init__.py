@@ -1,1 +1,1 @@
-"""Commands beside training: `python -m mae_jax.tools.<name> --help`."""
+"""All commands except training: `python -m mae_jax.tools.<name> --help`."""

@@ -1,23 +1,21 @@
-"""Compares runs: a table, and a plot of one metric.
+"""Compares one metric across runs, in a table and optionally a plot.
 
 Examples:
   python -m mae_jax.tools.compare runs/finetune/demo runs/scratch/demo
   python -m mae_jax.tools.compare runs/a runs/b --metric train/loss \\
       --out loss.png
 
-A metric is SPLIT/NAME of metrics.jsonl: eval/top1, eval/loss, train/loss,
-knn/top1, ... The default is the first of eval/top1, knn/top1 and eval/loss that
-any of the runs has.
+Metrics are read from each run's metrics.jsonl. A metric is named SPLIT/NAME,
+such as eval/top1, eval/loss, train/loss or knn/top1.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from mae_jax.runtime import disk, filesystem
-from mae_jax.runtime.cli import run_command, say
+from mae_jax.runtime.cli import make_parser, run_command, say
 from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.text import printable
 from mae_jax.tasks import figures
@@ -39,7 +37,7 @@ def read_run(folder: str) -> dict[str, Curve]:
     """All curves of a run: "eval/top1" -> Curve.
 
     Raises:
-      UsageError: the folder is not a run's.
+      UsageError: the folder does not contain a run.
     """
     curves: dict[str, Curve] = {}
     try:
@@ -47,10 +45,10 @@ def read_run(folder: str) -> dict[str, Curve]:
             step, epoch, split = (values.pop(key) for key in ("step", "epoch", "split"))
             for name, value in values.items():
                 curve = curves.setdefault(f"{split}/{name}", Curve([], [], []))
-                for known, new in zip(curve, (step, epoch, value), strict=True):
-                    known.append(new)
+                for column, new in zip(curve, (step, epoch, value), strict=True):
+                    column.append(new)
     except FileNotFoundError:
-        raise UsageError(f"{folder} has no metrics.jsonl: give the folders of runs") from None
+        raise UsageError(f"{folder} has no metrics.jsonl: pass run folders") from None
     return curves
 
 
@@ -59,7 +57,7 @@ def _label(run: str) -> str:
 
 
 def table(metric: str, runs: dict[str, Curve]) -> str:
-    """Markdown: last and best value of each run, and where."""
+    """Markdown table: last and best value of each run, and the step of the best."""
     best = min if metric.endswith(LOWER_IS_BETTER) else max
     lines = [
         f"| run | steps | epochs | last {metric} | best | at step |",
@@ -68,8 +66,9 @@ def table(metric: str, runs: dict[str, Curve]) -> str:
     for name, (steps, epochs, values) in runs.items():
         top = best(values)
         length = f"{steps[-1]} | {epochs[-1]:.4g}"
-        at = steps[values.index(top)]
-        lines.append(f"| {printable(name)} | {length} | {values[-1]:.4g} | {top:.4g} | {at} |")
+        best_step = steps[values.index(top)]
+        scores = f"{values[-1]:.4g} | {top:.4g} | {best_step}"
+        lines.append(f"| {printable(name)} | {length} | {scores} |")
     return "\n".join(lines)
 
 
@@ -77,36 +76,43 @@ def compare(folders: Sequence[str], metric: str | None) -> tuple[str, dict[str, 
     """The metric and the curve of each run that has it.
 
     Raises:
-      UsageError: no run has it; says what there is.
+      UsageError: no run has it; the message lists the available metrics.
     """
-    found = {_label(folder): read_run(folder) for folder in folders}
-    names = sorted({name for curves in found.values() for name in curves})
+    all_curves = {_label(folder): read_run(folder) for folder in folders}
+    names = sorted({name for curves in all_curves.values() for name in curves})
     metric = metric or next((name for name in PREFERRED if name in names), None)
-    runs = {run: curves[metric] for run, curves in found.items() if metric in curves}
+    runs = {run: curves[metric] for run, curves in all_curves.items() if metric in curves}
     if metric is None or not runs:
-        raise UsageError(f"no run has the metric {metric}; there are: {', '.join(names)}")
+        raise UsageError(f"no run has the metric {metric}; available: {', '.join(names)}")
     return metric, runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser("tools.compare", __doc__)
+    parser.add_argument(
+        "runs", type=filesystem.expand, nargs="+", metavar="RUN", help="run folders to compare"
     )
-    parser.add_argument("runs", type=filesystem.expand, nargs="+", help="folders of runs")
-    parser.add_argument("--metric", help="SPLIT/NAME")
-    parser.add_argument("--out", type=filesystem.expand, help="PNG of the curves")
+    parser.add_argument(
+        "--metric",
+        metavar="SPLIT/NAME",
+        help=f"metric to compare (default: the first of {', '.join(PREFERRED)} that any run has)",
+    )
+    parser.add_argument(
+        "--out",
+        type=filesystem.expand,
+        metavar="PNG",
+        help="image file to plot the curves into (default: no plot)",
+    )
     args = parser.parse_args(argv)
     metric, runs = compare(args.runs, args.metric)
     say(*table(metric, runs).splitlines())
     missing = [run for run in args.runs if _label(run) not in runs]
     if missing:
-        say(f"without {metric}: {', '.join(missing)}")
+        say(f"runs without {metric}: {', '.join(missing)}")
     if args.out:
         lines = {name: (curve.epochs, curve.values) for name, curve in runs.items()}
-        with disk.told(args.out):
+        with disk.translate_errors(args.out):
             figures.save_png(args.out, figures.curves(metric, lines, xlabel="epoch"))
         say(args.out)
     return 0

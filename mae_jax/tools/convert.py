@@ -1,23 +1,24 @@
-"""Converts weights between formats and reports on every parameter.
+"""Converts weights between formats and reports how each parameter was matched.
 
 Examples:
   python -m mae_jax.tools.convert --from runs/vit_l --to vit_l_hf --format hf
   python -m mae_jax.tools.convert --from mae_pretrain_vit_base.pth --to vit_b
 
-X is a run, one of its steps, or a folder of weights; a PyTorch, safetensors or
-NumPy file under any name; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is
-a file or folder that does not exist yet. Its ending decides the format where it
-can: .safetensors and .pth are official names, .npz is ours, a folder is `mae`.
+X is a run, one of its steps, or a weights folder; a PyTorch, safetensors or
+NumPy file with any name; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is a
+file or folder that does not exist yet. Without --format, its extension selects
+the format: .safetensors and .pth mean `official`, .npz means `npz`, and a
+folder means `mae`.
 
 Formats:
-  mae       folder of weights that every command and --config.init_from takes
-  hf        Hugging Face folder, ViTMAEForPreTraining
-  hf_vit    Hugging Face folder, ViTModel, or with a head
-            ViTForImageClassification
-  timm      timm folder: the encoder, with its head if it has one
-  official  official names: .safetensors, or .pth where torch is installed; with
-            --encoder_only, what detectron2's ViTDet and mmsegmentation take
-  npz       our names, one .npz file
+  mae       weights folder that every command and --config.init_from accepts
+  hf        Hugging Face folder (ViTMAEForPreTraining)
+  hf_vit    Hugging Face folder (ViTModel, or ViTForImageClassification if the
+            model has a head)
+  timm      timm folder with the encoder, and the head if there is one
+  official  official names in .safetensors, or in .pth if torch is installed;
+            with --encoder_only, detectron2's ViTDet and mmsegmentation read it
+  npz       our names in one .npz file
 """
 
 import argparse
@@ -31,12 +32,12 @@ from mae_jax.convert import surgery
 from mae_jax.convert.infer_architecture import TABLES
 from mae_jax.convert.official_release import UNKNOWN
 from mae_jax.runtime import filesystem, text
-from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import require
 
 
 def run(args: argparse.Namespace) -> None:
-    """Converts as the flags say, and prints the report."""
+    """Converts according to the flags, and prints the report."""
     model = convert.load(
         args.source,
         hints=_hints(args),
@@ -48,16 +49,16 @@ def run(args: argparse.Namespace) -> None:
     _check_hints(args, model)
     before = tuple(model.metadata.get("missing", ()))
     model.report.check(allow_missing=(*args.allow_missing, *before), allow_unused=args.allow_unused)
-    # An autoencoder's tables are constants here: where they may be absent, they are not missed.
+    # An autoencoder's position tables are constants here, so they are never missing.
     missing = [n for n in model.report.missing if n not in TABLES or model.kind == "vit"]
     if missing:
         model = dataclasses.replace(model, metadata=model.metadata | {"missing": missing})
     model = _changed(model, args)
     origin = model.metadata.get("provenance", {})
     if "released" in origin:
-        say(f"  the released {origin['released']}")
+        say(f"  official release: {origin['released']}")
     if origin.get("license", UNKNOWN) != UNKNOWN:
-        say(f"  these weights are {origin['license']}, and so is what is made of them")
+        say(f"  license: {origin['license']}, which also applies to derived weights")
     say(f"  {inference.describe(model)}")
     say(f"{args.to}: {convert.save(model, args.to, format=args.format)}")
 
@@ -75,20 +76,20 @@ def _hints(args: argparse.Namespace) -> convert.Hints:
 
 
 def _check_hints(args: argparse.Namespace, model: convert.Weights) -> None:
-    """Refuses flags that say nothing of this model."""
+    """Rejects flags that do not apply to this model."""
     decoder = args.norm_pix_loss is not None or args.decoder_num_heads is not None
     require(
         model.kind == "mae" or not decoder,
-        "--norm_pix_loss and --decoder_num_heads are for a decoder, and there is none",
+        "--norm_pix_loss and --decoder_num_heads need a decoder, and this model has none",
     )
     require(
         not args.classes or model.fields.get("num_classes", 0) > 0,
-        "--classes: there is no head in it",
+        "--classes needs a classification head, and this model has none",
     )
 
 
 def _changed(model: convert.Weights, args: argparse.Namespace) -> convert.Weights:
-    """The changes that were asked for, in the order in which they can depend on each other."""
+    """The model with the requested changes, in the order in which they depend on each other."""
     if args.encoder_only:
         model = surgery.encoder_only(model)
     if args.channels is not None or args.channel_policy != "error":
@@ -109,45 +110,42 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.convert", __doc__)
     add = parser.add_argument
-    add(
-        "--from",
-        dest="source",
-        type=filesystem.expand,
-        required=True,
-        metavar="X",
-        help="weights to read",
-    )
-    add("--to", type=filesystem.expand, required=True, metavar="Y", help="file or folder to write")
-    add("--format", default="", help=f"one of {', '.join(convert.FORMATS)}")
-    add("--encoder_only", action="store_true", help="leave out the decoder, or the head")
-    add("--ema", action="store_true", help="averaged weights, of a run or a training file")
-    add("--license", default="", help="of the weights, for the model card: cc-by-nc-4.0, ...")
-    many: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "PATTERN"}
-    add("--allow_missing", **many, help="parameters (our names) that may be absent")
-    add("--allow_unused", **many, help="arrays of the file that may be left behind")
-    known = parser.add_argument_group("what the file does not say")
-    add = known.add_argument
-    add("--num_heads", type=int, help="of the encoder")
-    add("--decoder_num_heads", type=int, help="of the decoder")
-    add("--image_size", type=int, nargs=2, metavar=("H", "W"), help="it was trained with")
-    add("--norm_pix_loss", choices=("true", "false"), help="target: normalised patches or raw")
-    add("--mean", type=float, nargs="+", help="of the pixels, in [0, 1]; default ImageNet's")
-    add("--std", type=float, nargs="+", help="likewise")
-    names: dict[str, Any] = {"type": filesystem.expand, "metavar": "FILE"}
-    add("--classes", **names, help="names of the classes, one a line, in the head's order")
-    changes = parser.add_argument_group("changes")
-    add = changes.add_argument
-    add("--channels", type=int, help="of the images wanted; needs --channel_policy")
-    add("--channel_policy", default="error", help="mean, repeat or select:I,J,...")
-    add("--resize", type=int, nargs="+", metavar="N", help="image size (H [W]) wanted")
-    add("--resample_patch", type=int, nargs="+", metavar="N", help="patch size (H [W]) wanted")
-    add("--fc_norm", action="store_true", help="timm: the norm behind the mean of the patches")
+    path: dict[str, Any] = {"type": filesystem.expand}
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    numbers: dict[str, Any] = {"nargs": "+", "metavar": "N"}
+    patterns: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "PATTERN"}
+    add("--from", dest="source", **path, required=True, metavar="X", help="weights to read")
+    add("--to", **path, required=True, metavar="Y", help="file or folder to write")
+    formats = ", ".join(convert.FORMATS)
+    add("--format", default="", help=f"one of {formats} (default: from the extension of Y)")
+    add("--encoder_only", action="store_true", help="leave out the decoder or the head")
+    add("--ema", action="store_true", help="read the averaged (EMA) weights of X")
+    license = "license for the model card, such as cc-by-nc-4.0 (default: as recorded in X)"
+    add("--license", default="", help=license)
+    add("--allow_missing", **patterns, help="parameters (our names) that X may lack")
+    add("--allow_unused", **patterns, help="arrays of X that may be ignored")
+    add = parser.add_argument_group("properties that X does not record").add_argument
+    add("--num_heads", **number, help="number of attention heads in the encoder")
+    add("--decoder_num_heads", **number, help="number of attention heads in the decoder")
+    add("--image_size", type=int, nargs=2, metavar=("H", "W"), help="training image size")
+    target = "whether the target is normalized patches (true) or raw pixels (false)"
+    add("--norm_pix_loss", choices=("true", "false"), help=target)
+    mean = "mean of each channel, for pixels in [0, 1] (default: ImageNet's)"
+    add("--mean", type=float, **numbers, help=mean)
+    std = "standard deviation of each channel (default: ImageNet's)"
+    add("--std", type=float, **numbers, help=std)
+    classes = "text file with one class name per line, in the order of the head"
+    add("--classes", **path, metavar="FILE", help=classes)
+    add = parser.add_argument_group("changes to the model").add_argument
+    add("--channels", **number, help="new number of image channels; needs --channel_policy")
+    policy = "how the patch embedding adapts: mean, repeat or select:I,J,..."
+    add("--channel_policy", default="error", metavar="POLICY", help=policy)
+    add("--resize", type=int, **numbers, help="new image size, H [W]")
+    add("--resample_patch", type=int, **numbers, help="new patch size, H [W]")
+    norm = "apply the final norm after mean pooling, as timm's fc_norm does"
+    add("--fc_norm", action="store_true", help=norm)
     return parser
 
 

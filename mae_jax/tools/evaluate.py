@@ -1,17 +1,16 @@
-"""Evaluates a classifier: predictions, accuracy per class, confusion matrix.
+"""Evaluates a classifier: predictions, per-class accuracy, confusion matrix.
 
 Examples:
   python -m mae_jax.tools.evaluate --checkpoint runs/finetune/demo --out results
-  python -m mae_jax.tools.evaluate --checkpoint runs/finetune/vit_b --out r \\
-      --images DIR
+  python -m mae_jax.tools.evaluate --checkpoint runs/finetune/vit_b \\
+      --images DIR --out results
 
 The checkpoint is a classification run, one of its steps, or the weights of any
 classifier (docs/weights.md). It is evaluated on the run's held-out images, or
-on all images of a folder that has one folder per class. Writes predictions.csv,
-per_class.csv and confusion.png into --out.
+with --images on all images of a folder. predictions.csv, per_class.csv and
+confusion.png are written to --out.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
 from mae_jax.distributed import sharding
 from mae_jax.models import factory
 from mae_jax.runtime import disk, filesystem, text
-from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import require
 from mae_jax.tasks import figures
 from mae_jax.tasks.classification_eval import Predictions, Predictor
@@ -39,20 +38,20 @@ def evaluate(
     root: str = "",
     batch_size: int = 256,
 ) -> tuple[dict[str, float], Predictions, Source]:
-    """Answers of the checkpoint at `path` for all held-out images.
+    """Evaluates the checkpoint at `path` on its held-out images, or on those of a folder.
 
     Args:
       path: a classification run, one of its steps, or weights (see `convert.load`).
       images: a folder to evaluate on instead (see `data.evaluation_folder`).
-      classes: names of the folders of `images` in the order of the model's head; None: its own.
-      root: where the run's data are now; "" where they were.
-      batch_size: images at once on all devices; rounded up to a multiple of their number.
+      classes: names of the folders of `images` in the order of the model's head; None: as trained.
+      root: where the run's data are now; "" if they have not moved.
+      batch_size: global batch size; rounded up to a multiple of the number of devices.
 
     Returns:
-      Metrics; the answers (of the averaged weights, where the run kept them); their images.
+      Metrics; the predictions (of the averaged weights, if the run kept them); the images.
 
     Raises:
-      UsageError: not a classifier, or other images than the run's, or of other classes.
+      UsageError: not a classifier, the run's images have changed, or the classes differ.
     """
     model, average = convert.load_with_average(path)
     model.report.check()
@@ -62,7 +61,7 @@ def evaluate(
         f"{path} is not a classifier: fine-tune or probe it first (configs/finetune, "
         "configs/linprobe)",
     )
-    models = {"": model} | ({"ema_": average} if average else {})
+    models = {"": model} | ({"ema_": average} if average else {})  # the averaged weights last
     source = _images(images, classes, root, model, path)
     classes = list(source.classes or ())
     vit = factory.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])
@@ -70,7 +69,7 @@ def evaluate(
     mean, std = (tuple(metadata["data"][key]) for key in ("mean", "std"))
     predictor = Predictor(vit, classes, mean=mean, std=std)
     metrics: dict[str, float] = {}
-    answers: Any = None
+    predictions: Any = None
     devices = jax.device_count()
     for prefix, weights in models.items():
         batches = eval_batches(
@@ -81,77 +80,75 @@ def evaluate(
             batch_size=-(-batch_size // devices) * devices,
         )
         variables = jax.device_put(weights.variables(), sharding.replicated(mesh))
-        answers = predictor(variables, batches, mesh)
-        metrics |= {prefix + name: value for name, value in answers.metrics().items()}
-    return metrics, answers, source
+        predictions = predictor(variables, batches, mesh)
+        metrics |= {prefix + name: value for name, value in predictions.metrics().items()}
+    return metrics, predictions, source
 
 
 def _images(
-    images: str, named: Sequence[str] | None, root: str, model: convert.Weights, path: str
+    images: str, class_names: Sequence[str] | None, root: str, model: convert.Weights, path: str
 ) -> Source:
-    """The folder that is asked for, or the held-out images of the run itself."""
+    """The requested folder, or the held-out images of the run."""
     classes, number = model.metadata["classes"], model.fields["num_classes"]
     if images:
         require(
-            named is None or len(named) == number,
-            f"--classes has {len(named or ())} names for the {number} classes of {path}",
+            class_names is None or len(class_names) == number,
+            f"--classes has {len(class_names or ())} names for the {number} classes of {path}",
         )
-        names = classes if named is None else list(named)
+        names = classes if class_names is None else list(class_names)
         return evaluation_folder(images, names, number=number)
-    require(named is None, "--classes names the folders of --images: give them, too")
-    require(
-        bool(model.run), f"{path} belongs to no run that has held-out images: give --images DIR"
-    )
+    require(class_names is None, "--classes needs --images, whose folders it names")
+    require(bool(model.run), f"{path} belongs to no run with held-out images: pass --images DIR")
     data = ml_collections.ConfigDict(model.metadata["config"]["data"])
     data.root = root or data.root
     fields = model.fields
-    # By the list of files that the run kept, if it did.
-    found = make_sources(
+    # Uses the list of files that the run saved, if there is one.
+    sources = make_sources(
         data, image_size=fields["image_size"], channels=fields["channels"], workdir=model.run
     )
-    was, now = model.metadata["data"]["source"], found.train.fingerprint()
-    other = [key for key in was if key != "root" and was[key] != now.get(key)]
+    old, new = model.metadata["data"]["source"], sources.train.fingerprint()
+    changed = [key for key in old if key != "root" and old[key] != new.get(key)]
     require(
-        not other and found.eval is not None,
-        f"the run's images are not there any more ({', '.join(other) or 'none held out'}): "
-        "give --images DIR",
+        not changed and sources.eval is not None,
+        f"the run's images have changed ({', '.join(changed) or 'none held out'}): "
+        "pass --images DIR",
     )
-    assert found.eval is not None
+    assert sources.eval is not None
     require(
-        text.same_names(found.eval.classes, classes),
-        "the held-out images have other classes than the checkpoint was trained for",
+        text.same_names(sources.eval.classes, classes),
+        "the classes of the held-out images differ from those the checkpoint was trained on",
     )
-    return found.eval
+    return sources.eval
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    place: dict[str, Any] = {"type": filesystem.expand, "default": ""}
+    parser = make_parser("tools.evaluate", __doc__)
+    path: dict[str, Any] = {"type": filesystem.expand, "default": ""}
+    folder: dict[str, Any] = path | {"metavar": "DIR"}
     add = parser.add_argument
-    add("--checkpoint", **place, required=True, help="a run, one of its steps, or weights")
-    add("--out", **place, required=True, help="folder to write into")
-    add("--images", **place, help="folder with a folder for each class")
-    names = "names of these folders, one a line, in the order of the model's head"
-    add("--classes", **place, metavar="FILE", help=names)
-    add("--root", **place, help="where the run's own data are now")
-    add("--batch_size", type=int, default=256, help="images at once")
+    checkpoint = "a run, one of its steps, or weights"
+    add("--checkpoint", **path, required=True, metavar="PATH", help=checkpoint)
+    add("--out", **folder, required=True, help="folder to write the results to")
+    images = "images to evaluate on, in one folder per class (default: the run's held-out images)"
+    add("--images", **folder, help=images)
+    names = "text file that names these folders, one per line, in the order of the model's head"
+    add("--classes", **path, metavar="FILE", help=names)
+    add("--root", **folder, help="new location of the run's data, if they have moved")
+    size = "images per batch, across all devices (default: %(default)s)"
+    add("--batch_size", type=int, default=256, metavar="N", help=size)
     args = parser.parse_args(argv)
     setup_logging()
-    metrics, answers, source = evaluate(
+    metrics, predictions, source = evaluate(
         args.checkpoint,
         images=args.images,
         classes=text.lines(args.classes) if args.classes else None,
         root=args.root,
         batch_size=args.batch_size,
     )
-    image = figures.confusion_matrix(answers.confusion(), answers.classes)
-    with disk.told(args.out):
-        files = answers.write(args.out, source.describe)
+    image = figures.confusion_matrix(predictions.confusion(), predictions.classes)
+    with disk.translate_errors(args.out):
+        files = predictions.write(args.out, source.describe)
         files.append(os.path.join(args.out, "confusion.png"))
         figures.save_png(files[-1], image)
     for name, value in metrics.items():

@@ -1,4 +1,4 @@
-"""Extracts the features of images, with nothing masked, into one file.
+"""Extracts image features, without masking, into one file.
 
 Examples:
   python -m mae_jax.tools.extract --checkpoint runs/demo --images DIR \\
@@ -6,17 +6,17 @@ Examples:
   python -m mae_jax.tools.extract --checkpoint mae_pretrain_vit_base.pth \\
       --images tfds:imagenet2012/validation --pool cls --out features.parquet
 
-The checkpoint is a run, one of its steps, or weights of any kind
-(docs/weights.md). Images go through the model's evaluation transform and stay
-in their order. The default feature is the mean of the patch tokens after the
-final norm, because they are what the decoder reads; pre-training never uses the
-class token (--pool cls). Try both.
+The checkpoint is a run, one of its steps, or any weights (docs/weights.md).
+Images go through the model's evaluation transform; their order is kept. The
+default feature is the mean of the patch tokens after the final norm, because
+these are what the decoder reads; pre-training does not train the class token
+(--pool cls). Try both.
 
-FILE.npz holds `features` [N, D] ([N, L, D] with --pool patches), `path`,
-`label` (-1: none), `class` (its name, "": none) and `valid` (false, with NaN
-features, where an image could not be read). FILE.parquet has the same columns.
-To continue an interrupted command, run it again; until it is done, its rows are
-in FILE.partial/.
+FILE.npz contains `features` [N, D] ([N, L, D] with --pool patches), `path`,
+`label` (-1: none), `class` (its name; "": none) and `valid` (false, with NaN
+features, if an image could not be read). FILE.parquet has the same columns. To
+continue after an interruption, run the same command again; until it finishes,
+its rows are kept in FILE.partial/.
 """
 
 import argparse
@@ -33,14 +33,14 @@ import numpy as np
 import tqdm
 
 from mae_jax import inference
+from mae_jax.checkpoint import checksums
 from mae_jax.config.diff import update_names
 from mae_jax.data import Source, eval_batches, image_source, storage
 from mae_jax.distributed import sharding
 from mae_jax.runtime import disk, filesystem, text
-from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import STOPPED, RunError, UsageError, require
 from mae_jax.runtime.preemption import stop_on_signals
-from mae_jax.tools.inspect import content_hash
 from mae_jax.train import evaluate as evaluation
 
 SUFFIXES = (".npz", ".parquet")
@@ -48,19 +48,19 @@ _GROUP_BYTES = 2**26  # of features in a row group of Parquet
 
 
 class Stopped(Exception):
-    """A signal asked for it."""
+    """Stopped by a signal."""
 
 
 class Partial:
-    """Rows on their way into a file: a folder of plain arrays that only grow.
+    """Rows extracted so far: a folder of append-only binary columns.
 
     Args:
-      folder: made when missing; continued when it has the same settings.
-      settings: all that decides the rows, plain values.
+      folder: created if missing; continued if it has the same settings.
+      settings: everything that determines the rows, as plain values.
       shape, dtype: of one feature.
 
     Raises:
-      UsageError: the folder belongs to other settings.
+      UsageError: the folder was started with different settings.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class Partial:
                 update_names({"data": old.get("pixels")})
             except ValueError as error:
                 raise UsageError(f"{path} is damaged: remove {folder}") from error
-            other = [f"{k}: {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v]
+            changed = [f"{k}: {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v]
             require(
-                not other,
-                f"{folder} was begun with other settings ({'; '.join(other)}): remove it, or "
-                "give another --out",
+                not changed,
+                f"{folder} was started with other settings ({'; '.join(changed)}): remove it, or "
+                "choose another --out",
             )
         else:
             filesystem.write(path, json.dumps(settings).encode())
 
-    def cut(self, batch_size: int) -> int:
-        """Number of whole batches that are there; what is beyond them is cut off."""
+    def truncate(self, batch_size: int) -> int:
+        """Drops rows of an incomplete last batch; returns the number of complete batches."""
         sizes = [self._size(name) // self._row_bytes(name) for name in self._columns]
         batches = min(sizes) // batch_size
         for name in self._columns:
@@ -107,7 +107,7 @@ class Partial:
                 file.write(np.ascontiguousarray(rows[name], dtype).tobytes())
 
     def read(self, name: str, rows: int) -> np.ndarray:
-        """The first rows of a column; on disk, not in memory."""
+        """The first `rows` rows of a column, memory-mapped."""
         shape, dtype = self._columns[name]
         return np.memmap(self._path(name), dtype, "r", shape=(rows, *shape))
 
@@ -132,7 +132,7 @@ def extract(
     dtype: str = "float32",
     batch_size: int = 64,
 ) -> list[str]:
-    """Writes the features of all images of a source; of them, no more than a batch is in memory.
+    """Writes the features of all images of a source, with at most one batch in memory.
 
     Args:
       model: the model.
@@ -140,26 +140,26 @@ def extract(
       out: .npz or .parquet; must not exist.
       pool, layer: see `Pretrained.features`.
       dtype: of the features, float32 or float16.
-      batch_size: images at once on all devices; rounded up to a multiple of their number.
+      batch_size: global batch size; rounded up to a multiple of the number of devices.
 
     Returns:
       The images that could not be read.
 
     Raises:
-      UsageError: `out` exists or has another ending, or was begun with other settings.
+      UsageError: `out` exists, has another suffix, or was started with other settings.
       RunError: the disk is full or fails.
-      Stopped: by SIGINT or SIGTERM, behind a batch; what was done is kept.
-      StorageUnavailable: the images could not be read; what was done is kept.
+      Stopped: by SIGINT or SIGTERM, after a batch; finished rows are kept.
+      StorageUnavailable: the images could not be read; finished rows are kept.
     """
     require(out.endswith(SUFFIXES), f"--out={out} must end in {' or '.join(SUFFIXES)}")
-    require(not os.path.exists(out), f"{out} exists: remove it, or give another --out")
+    require(not os.path.exists(out), f"{out} exists: remove it, or choose another --out")
     if out.endswith(".parquet"):
         _check_names(source)
     function = model.feature_function(pool=pool, layer=layer)
     pixels = jax.ShapeDtypeStruct((1, *model.image_size, model.channels), np.uint8)
     shape = jax.eval_shape(function, model.encoder_variables, pixels).shape[1:]
     settings = {
-        "weights": content_hash(model.params),
+        "weights": checksums.content_hash(model.params),
         "model": model.metadata["model"],
         "pixels": model.metadata["config"]["data"],
         "images": source.fingerprint(),
@@ -169,26 +169,26 @@ def extract(
         "arithmetic": jax.default_backend(),
     }
     batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
-    with _told(out, f"{out}.partial"):
+    with _disk_errors(out, f"{out}.partial"):
         partial = Partial(f"{out}.partial", settings, shape=shape, dtype=np.dtype(dtype))
-        begin = partial.cut(batch_size)
+        first_batch = partial.truncate(batch_size)
     total = len(source)
-    initial = min(begin * batch_size, total)
+    initial = min(first_batch * batch_size, total)
     progress = tqdm.tqdm(total=total, initial=initial, unit="image")
     with stop_on_signals() as stop, storage.ends_when(stop.noticed), progress as bar:
-        stop.answer = "finishing this batch, which is kept; press again to leave at once"
+        stop.answer = "saving this batch before exiting; press again to exit immediately"
         stop.mark_savable()
-        for rows in _rows(model, function, source, batch_size, begin):
-            inside = rows.pop("index") >= 0
-            rows = {name: x[inside] for name, x in rows.items()}
+        for rows in _rows(model, function, source, batch_size, first_batch):
+            real = rows.pop("index") >= 0  # the last batch is padded
+            rows = {name: x[real] for name, x in rows.items()}
             rows["features"][~rows["valid"]] = np.nan
-            with _told(out, partial.folder):
+            with _disk_errors(out, partial.folder):
                 partial.append(rows)
-            bar.update(int(inside.sum()))
+            bar.update(int(real.sum()))
             if stop.poll():
                 raise Stopped
     write = _write_npz if out.endswith(".npz") else _write_parquet
-    with _told(out, partial.folder), filesystem.replacing(out) as unfinished:
+    with _disk_errors(out, partial.folder), filesystem.replacing(out) as unfinished:
         write(unfinished, partial, source)
     bad = [source.describe(int(i)) for i in np.flatnonzero(~partial.read("valid", total))]
     shutil.rmtree(partial.folder)
@@ -196,15 +196,15 @@ def extract(
 
 
 @contextlib.contextmanager
-def _told(out: str, folder: str) -> Iterator[None]:
-    """`disk.told`; of a command that fails only rows that are done stay, in a folder it names."""
+def _disk_errors(out: str, folder: str) -> Iterator[None]:
+    """Reports disk errors on one line; keeps the folder only if it contains finished rows."""
     try:
-        with disk.told(out):
+        with disk.translate_errors(out):
             yield
     except RunError as error:
         if any(name.endswith(".bin") and size for name, size in _sizes(folder)):
             raise RunError(
-                f"{error}; what is done stays in {folder}: the same command continues"
+                f"{error}; finished rows are kept in {folder}: run the same command to continue"
             ) from error
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -216,23 +216,23 @@ def _sizes(folder: str) -> list[tuple[str, int]]:
 
 
 def _rows(
-    model: inference.Pretrained, function: Any, source: Source, batch_size: int, begin: int
+    model: inference.Pretrained, function: Any, source: Source, batch_size: int, first_batch: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Features, labels, validity and index of every row of every batch from `begin` on."""
+    """Features, labels, validity and index of the rows of each batch, from `first_batch` on."""
     mesh = sharding.make_mesh()
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        kept = {name: batch[name] for name in ("label", "valid", "index")}
-        return {"features": function(variables, batch["image"]), **kept}
+        other = {name: batch[name] for name in ("label", "valid", "index")}
+        return {"features": function(variables, batch["image"]), **other}
 
     batches = eval_batches(
         source,
-        # Every unreadable image is named at the end; none of them is a reason to stop.
+        # Unreadable images are listed at the end; no number of them stops the command.
         data_config={**model.metadata["config"]["data"], "max_bad_fraction": 1.0},
         image_size=model.image_size,
         channels=model.channels,
         batch_size=batch_size,
-        start_step=begin,
+        start_step=first_batch,
     )
     variables = jax.device_put(model.encoder_variables, sharding.replicated(mesh))
     compiled = evaluation.compile_eval_step(step, mesh)
@@ -241,19 +241,19 @@ def _rows(
 
 
 def _check_names(source: Source) -> None:
-    """Refuses names that Parquet cannot hold, before the work."""
+    """Rejects names that Parquet cannot store, before any work is done."""
     for name in (*(source.describe(i) for i in range(len(source))), *(source.classes or ())):
         try:
             name.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
-                f"Parquet holds names in UTF-8 only, which {text.quoted(name)} is not: rename it, "
-                "or give an --out that ends in .npz"
+                f"Parquet stores only UTF-8 names, and {text.quoted(name)} is not UTF-8: rename "
+                "it, or choose an --out that ends in .npz"
             ) from error
 
 
 def _class_names(source: Source, labels: np.ndarray) -> list[str]:
-    names = [*(source.classes or ()), ""]  # the label -1 is the last
+    names = [*(source.classes or ()), ""]  # label -1 indexes the last
     return [names[label] if source.classes else "" for label in labels.tolist()]
 
 
@@ -301,25 +301,30 @@ def _write_parquet(path: str, partial: Partial, source: Source) -> None:
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("tools.extract", __doc__)
+    add = parser.add_argument
+    path: dict[str, Any] = {"type": filesystem.expand, "required": True}
+    add("--checkpoint", **path, metavar="PATH", help="a run, one of its steps, or weights")
+    add("--images", **path, help="folder, list file, glob pattern or tfds:NAME/SPLIT")
+    add("--out", **path, metavar="FILE", help=".npz or .parquet file to write")
+    pool = "mean of the patch tokens, class token, or all patch tokens (default: %(default)s)"
+    add("--pool", default="mean", choices=inference.POOLS, help=pool)
+    layer = "transformer block, counted from 0 or, if negative, from the end (default: the last)"
+    add("--layer", type=int, default=-1, metavar="N", help=layer)
+    size = "images per batch, across all devices (default: %(default)s)"
+    add("--batch_size", type=int, default=64, metavar="N", help=size)
+    dtype = "type of the stored features (default: %(default)s)"
+    add("--dtype", default="float32", choices=("float32", "float16"), help=dtype)
+    root = "TFDS data directory, for --images tfds:NAME/SPLIT"
+    add("--root", type=filesystem.expand, default="", metavar="DIR", help=root)
+    add("--ema", action="store_true", help="use the averaged (EMA) weights of the checkpoint")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.extract",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    place: dict[str, Any] = {"type": filesystem.expand, "required": True}
-    add("--checkpoint", **place, help="a run, one of its steps, or weights")
-    add("--images", **place, help="folder, list file, glob pattern or tfds:NAME/SPLIT")
-    add("--out", **place, help=".npz or .parquet to write")
-    add("--pool", default="mean", choices=inference.POOLS, help="of the tokens")
-    add("--layer", type=int, default=-1, help="block, from 0 or from the end (default the last)")
-    add("--batch_size", type=int, default=64, help="images at once")
-    add("--dtype", default="float32", choices=("float32", "float16"), help="of the features")
-    add("--root", type=filesystem.expand, default="", help="tfds: data_dir")
-    add("--ema", action="store_true", help="averaged weights, of a run or a training file")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     setup_logging()
     require(args.batch_size > 0, f"--batch_size={args.batch_size} must be positive")
     try:
@@ -333,10 +338,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=args.batch_size,
         )
     except Stopped:
-        say("stopped: the same command continues", error=True)
+        say("stopped: run the same command to continue", error=True)
         return STOPPED
     say(*(f"could not be read: {name}" for name in bad), error=True)
-    say(f"{args.out}: written" + (f", {len(bad)} images could not be read" if bad else ""))
+    say(f"wrote {args.out}" + (f"; {len(bad)} images could not be read" if bad else ""))
     return 0
 
 

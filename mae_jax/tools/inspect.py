@@ -1,16 +1,16 @@
-"""Shows what is in a checkpoint or a file of weights, and checks it for damage.
+"""Shows the contents of a checkpoint or weights file, and checks it for damage.
 
 Examples:
   python -m mae_jax.tools.inspect runs/demo
   python -m mae_jax.tools.inspect --verify runs/demo
 
---verify reads all steps of a run, one step, or a folder of weights, compares
-every array with the checksum it was saved with, and exits with status 1 if one
-is damaged.
+Prints the model, the configuration, and the shape, type and statistics of every
+array. --verify instead checks every array against the checksum it was saved
+with, in all steps of a run, in one step or in a weights folder.
+
+Exit status: 0 sound, 1 damaged (--verify), 2 invalid input.
 """
 
-import argparse
-import hashlib
 import json
 import os
 import sys
@@ -20,33 +20,22 @@ from typing import Any
 import numpy as np
 
 from mae_jax import convert
-from mae_jax.checkpoint import layout, reader
+from mae_jax.checkpoint import checksums, layout, reader
 from mae_jax.config.diff import flatten
 from mae_jax.convert import readers, surgery
 from mae_jax.ops import trees
 from mae_jax.runtime import filesystem
-from mae_jax.runtime.cli import run_command, say, setup_logging
-from mae_jax.runtime.errors import UsageError
-
-
-def content_hash(params: Any) -> str:
-    """SHA-256 of all parameters: names, shapes, dtypes and values. Independent of file layout."""
-    digest = hashlib.sha256()
-    arrays = trees.flatten(params)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
+from mae_jax.runtime.errors import FAILED, UsageError
 
 
 def describe(path: str) -> dict[str, Any]:
     """Everything the command prints, as plain values; arrays under our names and in our layout.
 
-    A file of which no model can be made gives `why`, and its arrays under its own names.
+    A file that cannot be loaded as a model gives the reason as `why`, and arrays under its names.
     """
     if not convert.is_file(path):
-        return reader.read_one(path, _of_checkpoint)
+        return reader.resolve_and_read(path, _of_checkpoint)
     where = os.path.abspath(path)
     try:
         model = convert.load(path)
@@ -77,7 +66,7 @@ def _of_model(where: str, model: convert.Weights) -> dict[str, Any]:
         "metadata": model.metadata,
         "arrays": _arrays(model.params | model.statistics | target),
         "parameters": sum(x.size for x in model.params.values()),
-        "sha256": content_hash(model.params),
+        "sha256": checksums.content_hash(model.params),
     }
 
 
@@ -89,12 +78,12 @@ def _tokenizer(found: layout.CheckpointPath, metadata: dict[str, Any]) -> dict[s
         "metadata": metadata,
         "arrays": _arrays(params),
         "parameters": sum(x.size for x in params.values()),
-        "sha256": content_hash(params),
+        "sha256": checksums.content_hash(params),
     }
 
 
 def _contents(model: convert.Weights) -> list[str]:
-    """Which parts of a model and of a run there are."""
+    """The parts of the model, and of its run."""
     contents = ["encoder"]
     contents += ["decoder"] if model.kind == "mae" else []
     contents += ["head"] if model.fields.get("num_classes") else []
@@ -117,7 +106,7 @@ def _arrays(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 def _print(info: dict[str, Any]) -> None:
     say(info["checkpoint"])
     if "why" in info:
-        say(f"  not a model that can be used as it is: {info['why']}")
+        say(f"  cannot be loaded as a model: {info['why']}")
     else:
         _print_model(info)
     say("arrays")
@@ -130,7 +119,7 @@ def _print(info: dict[str, Any]) -> None:
 
 
 def _print_model(info: dict[str, Any]) -> None:
-    say(f"  holds: {', '.join(info['contents'])}")
+    say(f"  contents: {', '.join(info['contents'])}")
     for line in convert.LoadReport(**info["report"]).lines() if "report" in info else ():
         say(f"  {line}")
     metadata = dict(info["metadata"])
@@ -143,21 +132,21 @@ def _print_model(info: dict[str, Any]) -> None:
 
 
 def verify(path: str) -> bool:
-    """Prints a line for every checkpoint at `path`; whether all are sound.
+    """Prints one line for every checkpoint at `path`; returns whether all are sound.
 
     Raises:
-      UsageError: there is none, or it is not a folder of ours.
+      UsageError: there is no checkpoint, or `path` is a file, which has no checksums.
     """
     if os.path.isfile(path):
         raise UsageError(
-            f"--verify {path}: a file of weights has no checksums; give a run, a step or a folder "
-            "of weights of mae_jax"
+            f"--verify {path}: a weights file has no checksums; pass a run, a step or a weights "
+            "folder of mae_jax"
         )
     folder = layout.absolute(path)
     run = os.path.dirname(folder) if os.path.basename(folder) == layout.FOLDER else folder
-    aside = layout.corrupt(run)
+    aside = layout.quarantined(run)
     for name in aside:
-        say(f"{name}: set aside as damaged at an earlier start, not looked at")
+        say(f"{name}: set aside as damaged when the run was started; not checked")
     steps = layout.steps(run)
     if aside and not steps:
         return False
@@ -174,7 +163,7 @@ def _verify_one(found: layout.CheckpointPath) -> bool:
         say(f"{name}: damaged: {error.reason}")
         return False
     except layout.NoSuchStep:
-        say(f"{name}: deleted meanwhile by its run")
+        say(f"{name}: deleted by its run in the meantime")
         return True
     state = "all sound" if compared else "all readable, saved without checksums"
     say(f"{name}: {arrays} arrays, {state}")
@@ -183,24 +172,19 @@ def _verify_one(found: layout.CheckpointPath) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.inspect", __doc__)
     parser.add_argument(
         "path",
         type=filesystem.expand,
-        help="a run's folder (its newest step), one step's folder, or weights (docs/weights.md)",
+        metavar="PATH",
+        help="a run (its newest step), one of its steps, or weights (docs/weights.md)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.add_argument(
-        "--verify", action="store_true", help="look for damage; of a run, in all its steps"
-    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verify", action="store_true", help="check for damage instead")
     args = parser.parse_args(argv)
     setup_logging()
     if args.verify:
-        return 0 if verify(args.path) else 1
+        return 0 if verify(args.path) else FAILED
     info = describe(args.path)
     if args.json:
         print(json.dumps(info))

@@ -15,7 +15,6 @@ written into --out depends on the model:
                reconstructions.png  images, masked and reconstructed
 """
 
-import argparse
 import csv
 import os
 import sys
@@ -29,7 +28,7 @@ from mae_jax import inference
 from mae_jax.data import Source, eval_batches, files_source
 from mae_jax.distributed import sharding
 from mae_jax.runtime import disk, filesystem
-from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import STOPPED, require
 from mae_jax.tasks import figures
 from mae_jax.tools import extract, reconstruct
@@ -67,7 +66,7 @@ def classify(
     captions = [
         f"{model.class_names[rows['best'][i, 0]]} {rows['probability'][i, 0]:.0%}" for i in shown
     ]
-    with disk.told(sheet):
+    with disk.translate_errors(sheet):
         figures.save_png(sheet, figures.contact_sheet(images, captions))
     return [table, sheet]
 
@@ -132,25 +131,24 @@ def encode(
     if not (model.has_decoder and shown):
         return [features]
     grid = os.path.join(out, "reconstructions.png")
-    with disk.told(grid):
-        figures.save_png(grid, reconstruct.picture(model, shown))
+    with disk.translate_errors(grid):
+        figures.save_png(grid, reconstruct.draw(model, shown))
     return [features, grid]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.predict", __doc__)
+    path: dict[str, Any] = {"type": filesystem.expand, "required": True}
     add = parser.add_argument
-    place: dict[str, Any] = {"type": filesystem.expand, "required": True}
-    add("--checkpoint", **place, help="a run, one of its steps, or weights")
-    add("--images", **place, help="folder, list file, file or glob pattern")
-    add("--out", **place, help="folder to write into")
-    add("--batch_size", type=int, default=64, help="images at once (default 64)")
-    add("--num_shown", type=int, default=24, help="images in the figure (default 24)")
+    add("--checkpoint", **path, metavar="PATH", help="a run, one of its steps, or weights")
+    images = "folder (with its subfolders), list file, image, or quoted glob pattern"
+    add("--images", **path, metavar="PATH", help=images)
+    add("--out", **path, metavar="DIR", help="folder to write the results to")
+    size = "images per batch, across all devices (default: %(default)s)"
+    add("--batch_size", type=int, default=64, metavar="N", help=size)
+    shown = "images in the figure (default: %(default)s)"
+    add("--num_shown", type=int, default=24, metavar="N", help=shown)
     add("--ema", action="store_true", help="use the averaged weights of the run")
     args = parser.parse_args(argv)
     setup_logging()
@@ -161,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = write(model, source, args.out, batch_size=args.batch_size, num_shown=args.num_shown)
     except extract.Stopped:
-        say("stopped: the same command continues", error=True)
+        say("stopped; run the same command to continue", error=True)
         return STOPPED
     say(*(f"{path}: written" for path in files))
     return 0

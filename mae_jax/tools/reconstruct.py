@@ -1,4 +1,4 @@
-"""Draws what a model makes of images with hidden patches (figures 2-4, 6).
+"""Draws reconstructions of masked images, as in figures 2-4 and 6 of the paper.
 
 Examples:
   python -m mae_jax.tools.reconstruct --checkpoint runs/demo --images photos \\
@@ -6,9 +6,15 @@ Examples:
   python -m mae_jax.tools.reconstruct --checkpoint runs/vit_l \\
       --images "photos/*.jpg" --mask_ratio 0.5 0.75 0.9 --out ratios.png
 
-The checkpoint is a run, one of its steps, or weights of any kind that have a
-decoder (docs/weights.md). Images are a folder, a list file (.txt, .csv), a
-file, or a quoted glob pattern.
+The checkpoint is a run, one of its steps, or any weights with a decoder
+(docs/weights.md). --images takes a folder, a list file (.txt, .csv), an image
+file, or a quoted glob pattern. The output has one row per image.
+
+A mask FILE is a .npy array with one value per patch, 1 for hidden, or an image
+that is white where patches are hidden and black elsewhere; a patch is hidden if
+at least half of it is white. A priority FILE is an array or image of the same
+kind: the patches with the highest values, or the brightest, are hidden first,
+up to --mask_ratio.
 """
 
 import argparse
@@ -25,14 +31,14 @@ from mae_jax.data import files_source, load_images
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patch_means
 from mae_jax.runtime import disk, filesystem
-from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import UsageError, require
 from mae_jax.tasks import figures
 
-_BLACK, _MOST_GREY = 48, 0.2  # edges of what is painted are grey, the rest is not
+_BLACK, _MAX_GRAY = 48, 0.2  # in a painted mask only edges are gray
 
 
-def picture(
+def draw(
     model: inference.Pretrained,
     files: Sequence[str],
     *,
@@ -42,17 +48,19 @@ def picture(
     priority: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """uint8 [H, W, 3]: a row for each file; for each kind of mask and each ratio, what was seen and
-    what was made of it.
+    """Draws one row per file: original, then the masked input and the reconstruction for each mask.
 
     Args:
       model: with a decoder.
       files: image files.
-      ratios, kinds: of the masks; None is what the model was trained with.
+      ratios, kinds: of the masks, in all combinations; None means as in training.
       mask, priority, seed: see `Pretrained.reconstruct`.
 
+    Returns:
+      uint8 [H, W, 3].
+
     Raises:
-      UsageError: an image cannot be read, a ratio or mask is impossible, there is no decoder.
+      UsageError: an image cannot be read, a ratio or mask is invalid, or there is no decoder.
     """
     images = model.load_images(files)
     columns: list[tuple[str, np.ndarray]] = []
@@ -80,43 +88,44 @@ def _title(
 
 
 def read_mask(path: str, model: inference.Pretrained) -> np.ndarray:
-    """A mask of patches from a file: 1 is hidden.
+    """Reads a mask of patches from a file; 1 is hidden.
 
     Args:
-      path: .npy with 0 and 1, of patches: [L], [rows, columns], or one for each image; or a picture
-        that is white where it hides and black elsewhere. It is resized and cut as the images are,
-        so that it may be painted over one of them; a patch is hidden if half of it is white.
-      model: whose grid and transform count.
+      path: .npy of 0 and 1 for each patch: [L], [rows, columns], or one such array per image; or an
+        image that is white where patches are hidden and black elsewhere. It is resized and cropped
+        like the input images, so it can be painted over one of them; a patch is hidden if at least
+        half of it is white.
+      model: gives the patch grid and the image transform.
 
     Raises:
-      UsageError: it cannot be read.
+      UsageError: the file cannot be read, or the image is not black and white.
     """
     if path.endswith(".npy"):
         return _read_array(path, "--mask")
-    picture = _read_grey(path, model)
-    grey = ((picture > _BLACK) & (picture < 255 - _BLACK)).mean()
+    image = _read_image(path, model)
+    gray = ((image > _BLACK) & (image < 255 - _BLACK)).mean()
     require(
-        grey < _MOST_GREY,
-        f"--mask: {path} looks like a photo: a mask is white where it hides, black elsewhere "
-        "(a photo can be a --priority)",
+        gray < _MAX_GRAY,
+        f"--mask: {path} looks like a photo: a mask is white where patches are hidden, black "
+        "elsewhere (a photo can be used as a --priority)",
     )
-    return (_of_patches(picture, model) >= 127.5).astype(np.int32)
+    return (_patch_brightness(image, model) >= 127.5).astype(np.int32)
 
 
 def read_priority(path: str, model: inference.Pretrained) -> np.ndarray:
-    """Numbers of patches from a file; the highest are hidden first.
+    """Reads a number for each patch from a file; patches with the highest are hidden first.
 
     Args:
-      path: .npy of numbers, in the shapes of `read_mask`; or a picture, brighter where it is to be
-        hidden first. It is resized and cut as the images are; the mean of a patch counts.
-      model: whose grid and transform count.
+      path: .npy of numbers, in the shapes of `read_mask`; or an image whose brightest patches are
+        hidden first. It is resized and cropped like the input images.
+      model: gives the patch grid and the image transform.
 
     Raises:
-      UsageError: it cannot be read.
+      UsageError: the file cannot be read.
     """
     if path.endswith(".npy"):
         return _read_array(path, "--priority")
-    return _of_patches(_read_grey(path, model), model)
+    return _patch_brightness(_read_image(path, model), model)
 
 
 def _read_array(path: str, flag: str) -> np.ndarray:
@@ -126,82 +135,61 @@ def _read_array(path: str, flag: str) -> np.ndarray:
         raise UsageError(f"{flag}: {path} cannot be read: {error}") from error
     numbers = np.issubdtype(array.dtype, np.number) or array.dtype == bool
     require(
-        numbers and not np.iscomplexobj(array), f"{flag}: {path} holds {array.dtype}, not numbers"
+        numbers and not np.iscomplexobj(array),
+        f"{flag}: {path} contains {array.dtype}, not numbers",
     )
     return array
 
 
-def _read_grey(path: str, model: inference.Pretrained) -> np.ndarray:
-    """A picture, resized and cut as the images of the model: float [1, H, W, 3] from 0 to 255."""
+def _read_image(path: str, model: inference.Pretrained) -> np.ndarray:
+    """An image, resized and cropped as for the model: uint8 [1, H, W, 3]."""
     options = model.metadata["config"]["data"] | {"dtype": "uint8", "mean": (0.5,) * 3}
     return load_images([path], image_size=model.image_size, channels=3, data_config=options)
 
 
-def _of_patches(picture: np.ndarray, model: inference.Pretrained) -> np.ndarray:
-    """Mean brightness [rows, columns] of a picture [1, H, W, 3] in each patch."""
+def _patch_brightness(image: np.ndarray, model: inference.Pretrained) -> np.ndarray:
+    """Mean brightness [rows, columns] of each patch of an image [1, H, W, 3]."""
     height, width = (size // n for size, n in zip(model.image_size, model.grid, strict=True))
-    means = patch_means(jnp.asarray(picture.mean(axis=3)), (height, width))
+    means = patch_means(jnp.asarray(image.mean(axis=3)), (height, width))
     return np.asarray(means).reshape(model.grid)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("tools.reconstruct", __doc__)
+    add = parser.add_argument
+    path: dict[str, Any] = {"type": filesystem.expand}
+    checkpoint = "a run, one of its steps, or weights with a decoder"
+    add("--checkpoint", **path, required=True, metavar="PATH", help=checkpoint)
+    add("--images", **path, required=True, help="folder, list file, image file or glob pattern")
+    add("--out", **path, required=True, metavar="IMAGE", help="image file to write, such as a .png")
+    ratio = "fraction of patches to hide, one or more values (default: as in training)"
+    add("--mask_ratio", type=float, nargs="+", metavar="R", help=ratio)
+    kind = f"one or more of {', '.join(masking.MASKS)} (default: as in training)"
+    add("--mask_kind", nargs="+", metavar="KIND", help=kind)
+    add("--mask", **path, metavar="FILE", help="hide exactly the patches given in this file")
+    add("--priority", **path, metavar="FILE", help="hide patches in the order given in this file")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: 0)")
+    first = "use only the first N images (default: %(default)s)"
+    add("--max_images", type=int, default=16, metavar="N", help=first)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.reconstruct",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    place: dict[str, Any] = {"type": filesystem.expand}
-    parser.add_argument(
-        "--checkpoint", **place, required=True, help="a run, one of its steps, or weights"
-    )
-    parser.add_argument(
-        "--images", **place, required=True, help="folder, list file, file or glob pattern"
-    )
-    parser.add_argument("--out", **place, required=True, help="PNG to write")
-    parser.add_argument(
-        "--mask_ratio",
-        type=float,
-        nargs="+",
-        metavar="R",
-        help="one or more; default: as in training",
-    )
-    parser.add_argument(
-        "--mask_kind",
-        nargs="+",
-        metavar="KIND",
-        help=f"one or more of {', '.join(masking.MASKS)}; default: as in training",
-    )
-    parser.add_argument(
-        "--mask",
-        **place,
-        metavar="FILE",
-        help=".npy of patches, 1 hides, or a picture that is white where it hides (half a patch "
-        "or more), black elsewhere",
-    )
-    parser.add_argument(
-        "--priority",
-        **place,
-        metavar="FILE",
-        help=".npy of patches, or a picture: the highest numbers, the brightest patches are hidden "
-        "first, as many as --mask_ratio says",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the masks")
-    parser.add_argument("--max_images", type=int, default=16, help="use the first so many (16)")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     setup_logging()
     if args.mask and (args.mask_ratio or args.mask_kind or args.priority):
         raise UsageError(
-            "--mask says which patches are hidden: leave out --mask_ratio, --mask_kind, --priority"
+            "--mask sets which patches are hidden: leave out --mask_ratio, --mask_kind, --priority"
         )
     if args.priority and args.mask_kind:
-        raise UsageError("--priority says which patches are hidden: leave out --mask_kind")
+        raise UsageError("--priority sets which patches are hidden: leave out --mask_kind")
     endings = (".png", ".jpg", ".jpeg", ".webp")
     require(args.out.lower().endswith(endings), f"--out={args.out} must end in {endings}")
-    found = files_source(args.images)
-    files = [found.describe(i) for i in range(min(args.max_images, len(found)))]
+    source = files_source(args.images)
+    files = [source.describe(i) for i in range(min(args.max_images, len(source)))]
     model = inference.load(args.checkpoint)
-    image = picture(
+    image = draw(
         model,
         files,
         ratios=args.mask_ratio or (None,),
@@ -210,9 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         priority=read_priority(args.priority, model) if args.priority else None,
         seed=args.seed,
     )
-    with disk.told(args.out):
+    with disk.translate_errors(args.out):
         figures.save_png(args.out, image)
-    more = f" of {len(found)} (--max_images)" if len(files) < len(found) else ""
+    more = f" of {len(source)} (--max_images)" if len(files) < len(source) else ""
     say(f"{args.out}: {len(files)} images{more}")
     return 0
 

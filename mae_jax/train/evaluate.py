@@ -1,4 +1,4 @@
-"""Exact evaluation of a finite split: sums and counts, so that every example weighs the same."""
+"""Exact evaluation of a finite split: sums and counts give every example the same weight."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ EvalStep = Callable[[Any, dict[str, jax.Array]], Any]
 
 
 def compile_eval_step(eval_step: EvalStep, mesh: Mesh) -> EvalStep:
-    """Jits an evaluation step so that every host has its whole result, of all devices."""
+    """Jits an evaluation step; every host gets the full result of all devices."""
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> Any:
         return eval_step(sharding.gather(mesh, variables), batch)
@@ -26,10 +26,10 @@ def compile_eval_step(eval_step: EvalStep, mesh: Mesh) -> EvalStep:
 def evaluate(
     eval_step: EvalStep, params: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> dict[str, float]:
-    """Means over all valid examples, plus their number as `count`.
+    """Means over all valid examples, and their number as `count`.
 
     Args:
-      eval_step: from `compile_eval_step`; must count only rows whose `valid` is true.
+      eval_step: from `compile_eval_step`; must count only rows where `valid` is true.
       params: parameters.
       batches: this process's rows of each padded batch.
       mesh: the device mesh.
@@ -46,7 +46,7 @@ def evaluate(
 def stream(
     row_step: Any, variables: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What a step says of the rows of each batch in turn; see `collect`, which keeps them all."""
+    """Yields the output of a step for the rows of each batch; see `collect`."""
     for batch in batches:
         yield jax.device_get(row_step(variables, sharding.to_device(mesh, batch)))
 
@@ -54,10 +54,10 @@ def stream(
 def collect(
     row_step: Any, variables: Any, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> dict[str, np.ndarray]:
-    """What a step says of every valid example, in their order: name -> [N, ...].
+    """Collects the outputs of a step for all valid examples, in order: name -> [N, ...].
 
     Args:
-      row_step: function (variables, batch) -> name -> [B, ...], among them `valid`, compiled by
+      row_step: function (variables, batch) -> name -> [B, ...], including `valid`, compiled by
         `compile_eval_step`.
       variables: first argument of `row_step`.
       batches: this process's rows of each padded batch.

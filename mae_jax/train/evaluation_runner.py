@@ -1,4 +1,4 @@
-"""The evaluations of a run: which are due, held-out metrics and figures, what interrupts them."""
+"""Runs evaluations during training: when they are due, their metrics, figures, interruptions."""
 
 import time
 from typing import Any
@@ -19,12 +19,12 @@ class EvaluationRunner:
     """Runs a task's evaluators and draws its figure.
 
     Args:
-      task: brings them.
+      task: provides the evaluators and the figure.
       mesh: the devices.
       figure_every: steps between two figures; 0 draws none.
-      stop: is asked after every evaluated batch.
-      writer, progress: get the results.
-      meter: does not count the time that evaluations take.
+      stop: polled after every evaluated batch.
+      writer, progress: receive the results.
+      meter: excludes the time that evaluations take.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class EvaluationRunner:
         return any(self._is_due(n, step) for n in [*every, self._figure_every])
 
     def run(self, state: Any, step: int) -> bool:
-        """Held-out metrics and a figure, whichever is due; writes and shows them.
+        """Computes, writes and logs the held-out metrics and the figure that are due.
 
         Returns:
-          False, and nothing is written, when a stop request or unreadable data cut it short.
+          False if a stop request or unreadable data interrupted it; nothing is written then.
         """
-        jax.block_until_ready(state)  # the steps before are not part of the pause
+        jax.block_until_ready(state)  # the pause does not include earlier steps
         began, image = time.perf_counter(), None
         try:
             with watchdog.phase("evaluate"):
@@ -63,7 +63,7 @@ class EvaluationRunner:
         except Interrupted:
             return False
         if any(collectives.all_gather(self._task.reading_error is not None)):
-            return False  # not all images were evaluated
+            return False  # some images are missing from the metrics
         self._write_metrics(metrics, step)
         if image is not None:
             self._write_figure(image, step)
@@ -74,7 +74,7 @@ class EvaluationRunner:
         return every > 0 and (step % every == 0 or step == self._task.num_steps)
 
     def _poll_stop(self) -> None:
-        """Between two batches."""
+        """Called between two batches."""
         watchdog.heartbeat()
         if self._stop.poll():
             raise Interrupted
@@ -96,5 +96,5 @@ class EvaluationRunner:
         workdir.ensure_held(now=True)
         self._writer.write_image(step, "picture", image)
         if jax.process_index() == 0:
-            with self._writer.disk_may_be_full():
+            with self._writer.tolerate_write_errors():
                 self._progress.message(f"figure: {self._task.save_figure(image, step)}")

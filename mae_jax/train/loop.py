@@ -1,6 +1,6 @@
-"""The training loop. It knows no model and no task: both come in as a `Task`.
+"""The training loop. It is independent of models and tasks: a `Task` provides both.
 
-`run` finds where to start and builds what the loop needs; `train` is the loop itself.
+`run` determines where to start and builds the services; `train` is the loop itself.
 """
 
 import contextlib
@@ -50,23 +50,23 @@ def run(
 
     Args:
       task: what to train.
-      config: the whole configuration.
-      folder: workdir of the run; what it holds is continued.
-      allow_config_change: continue although the configuration changed.
-      stop: says when to stop before the end.
+      config: the full configuration.
+      folder: workdir of the run; an existing run is continued.
+      allow_config_change: continue even if the configuration has changed.
+      stop: signals when to stop before the end.
       before_step: called with the number of each step (from 1) before its batch is taken.
 
     Returns:
-      True when all steps are done, False when a signal stopped the run after a save.
+      True if all steps are done, False if a signal stopped the run after a save.
 
     Raises:
-      UsageError: the workdir's run had another configuration, or a start point does not fit.
+      UsageError: the workdir's run has another configuration, or a start point does not fit.
       FloatingPointError: too many updates in a row were not finite.
       RunError: too many saves in a row failed.
-      StorageUnavailable: after a save: the data could not be read for `data.storage_wait`.
+      StorageUnavailable: the data could not be read for `data.storage_wait`; the state is saved.
     """
     mesh, stop = sharding.make_mesh(**config.mesh), stop or StopRequest()
-    # What runs in the background is ended latest first.
+    # Background services are closed in reverse order.
     with contextlib.ExitStack() as closing:
         saver = checkpointer.Checkpointer(
             folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
@@ -78,7 +78,7 @@ def run(
             start = start_state(task, config, folder, saver, abstract, allow_config_change)
         log.info("%s", start.summary)
         if task.num_steps == 0 or int(start.state.step) < task.num_steps:
-            # Not before: a start that is refused, or has nothing to do, changes nothing.
+            # Not earlier: a start that is refused or has nothing to do must not change any file.
             run_info.log_and_write(folder, config, task.summary(), start.param_report)
         train_step = make_train_step(
             task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum
@@ -92,21 +92,21 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class LoopServices:
-    """What the loop uses; all of it exists before the first step.
+    """What the loop uses; built before the first step.
 
     Attributes:
       folder: workdir of the run.
       mesh: the devices.
       train_step: function (state, batch) -> (state, metrics).
-      stop: says when to stop before the end.
+      stop: signals when to stop before the end.
       meter: measures the speed of the steps.
       writer: writes metrics.
-      progress: shows them.
-      saves: when to save, and what to do when that fails.
-      steps: the steps that are dispatched but not finished.
-      train_log: metrics of the steps.
-      evaluation: held-out metrics and figures.
-      closing: ends at the end of the run what is entered in it.
+      progress: shows metrics.
+      saves: decides when to save, and retries failed saves.
+      steps: steps that were dispatched but have not finished.
+      train_log: writes the metrics of the steps.
+      evaluation: computes held-out metrics and figures.
+      closing: callbacks to run at the end of the run.
     """
 
     folder: str
@@ -166,11 +166,11 @@ def train(
     services: LoopServices,
     before_step: Callable[[int], None],
 ) -> bool:
-    """Runs the steps that are left, in this order: batch, step, log, evaluate, save, stop.
+    """Runs the remaining steps, each in this order: batch, step, log, evaluate, save, stop.
 
-    A stop request is noticed between steps and between evaluated batches. The step is saved, and
-    an evaluation that was cut short is repeated when the run continues. Unreadable data end a run
-    the same way, on all processes at the same step: steps without data change nothing.
+    Stop requests are checked between steps and between evaluated batches. The step is saved, and
+    an interrupted evaluation is repeated when the run continues. Unreadable data end a run the same
+    way, at the same step on all processes: steps without data do not change the state.
 
     Returns:
       True when all steps are done.
@@ -192,7 +192,7 @@ def train(
 
     step, evaluated = first, True
     while True:
-        # Batch, and step: dispatched, but not waited for.
+        # Batch and step: dispatched asynchronously.
         step += 1
         before_step(step)
         with _first_step(s, step, began) if step == first + 1 else contextlib.nullcontext():
@@ -209,7 +209,7 @@ def train(
                 jax.block_until_ready(metrics)
         workdir.ensure_held()
 
-        # Log: an earlier step, whose metrics are ready by now.
+        # Log an earlier step, whose metrics are ready.
         s.train_log.log_pending(batches)
         asked = s.stop.poll()
         if step % config.log_every == 0 or step == last:
@@ -235,13 +235,13 @@ def train(
             else:
                 _save(s, state, task.metadata(step) | start.metadata())
 
-    # Stop: after the last step, a request, or a step without data.
+    # Stop after the last step, a request, or a step without data.
     s.steps.check_finished_steps()
     absent = s.steps.absent
     if absent:
         step = int(state.step)  # steps without data do not count
     s.train_log.log_pending(batches)
-    # Without data a run ends at a step that may be saved already.
+    # A run that ends for lack of data may have saved this step already.
     if not absent or step not in (first, s.saves.newest()):
         more = {} if evaluated else {"rerun_eval": True}
         _save(s, state, task.metadata(step) | start.metadata() | more, final=True)
@@ -253,17 +253,17 @@ def train(
 
 @contextlib.contextmanager
 def _first_step(services: LoopServices, step: int, began: float):
-    """Around the step that is compiled; speed is measured from its end on."""
+    """Context of the first step, which compiles; speed is measured after it."""
     with watchdog.phase("compile", starting=True):
         yield
     seconds = time.perf_counter() - began
-    services.progress.message(f"first step after {seconds:.1f} s of reading and compiling")
+    services.progress.message(f"first step took {seconds:.1f} s to read and compile")
     services.meter.restart()
     services.progress.restart(step)
 
 
 def _refuse_to_begin(error: Exception) -> None:
-    """Without a first batch nothing is to be saved, but the other processes may have to know."""
+    """Without a first batch there is nothing to save; raises unless others must be notified."""
     if jax.process_count() == 1 or not isinstance(error, StorageUnavailable):
         raise error
 
@@ -271,7 +271,7 @@ def _refuse_to_begin(error: Exception) -> None:
 def _save(
     services: LoopServices, state: TrainState, metadata: dict[str, Any], *, final: bool = False
 ) -> None:
-    """Starts a checkpoint; a final one is waited for, and read back."""
+    """Starts a checkpoint; waits for a final one until it is read back."""
     began, saves = time.perf_counter(), services.saves
     workdir.ensure_held(now=True)
     services.writer.secure()
@@ -283,8 +283,8 @@ def _save(
 
 
 def _stopped(services: LoopServices, step: int, error: Exception | None) -> bool:
-    """Says where a run stops before its end; raises what its data could not be read for, if so."""
-    done = f"after step {step}, which is saved" if step else "before the first step"
-    services.progress.message(f"stopped {done}: the same command continues")
+    """Logs where a run stops before its end; raises the error if data could not be read."""
+    where = f"after step {step}, which is saved" if step else "before the first step"
+    services.progress.message(f"stopped {where}: rerun the same command to continue")
     reading_errors.raise_on_all_hosts(error)
     return False

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl (the truth), TensorBoard, and one line or bar for the person."""
+"""Writes metrics to metrics.jsonl (the reference) and to TensorBoard."""
 
 import contextlib
 import json
@@ -17,85 +17,85 @@ from mae_jax.train.record_file import RecordFile
 
 log = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
-BOARD_BYTES = 2**24  # of pictures, after which a TensorBoard file that must be copied is ended
+BOARD_BYTES = 2**24  # of images, after which a TensorBoard file that is copied to a bucket ends
 
 
 class MetricWriter:
-    """Appends metrics of a run; only process 0 writes.
+    """Appends the metrics of a run; only process 0 writes.
 
-    Lines after `start_step` are removed first: they belong to steps that will be done again. A disk
-    that is full or fails never ends or delays the run: there is one warning, metrics wait in
-    memory, and are written when that is possible again.
+    Lines after `start_step` are removed first, because these steps will be repeated. A full or
+    failing disk never ends or delays the run: it causes one warning, and metrics are kept in
+    memory until they can be written again.
     """
 
     def __init__(self, workdir: str, start_step: int, *, active: bool = True):
-        self._active, self._told = active, False
+        self._active, self._warned = active, False
         if not active:
             return
-        self._growing = BucketMirror(workdir, FILE)
-        path = os.path.join(self._growing.folder, FILE)
+        self._mirror = BucketMirror(workdir, FILE)
+        path = os.path.join(self._mirror.folder, FILE)
         _truncate(path, start_step)
         self._lines = RecordFile(path)
-        self._board_folder = os.path.join(self._growing.folder, "tensorboard")
+        self._board_folder = os.path.join(self._mirror.folder, "tensorboard")
         self._board = EventFile(self._board_folder, purge_step=start_step + 1)
         self._image_bytes = 0
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Appends one line {"step", "split", **values} and the same to TensorBoard.
 
-        Numbers that are not finite are null in the line: JSON has no other word for them.
+        Non-finite numbers become null, because JSON cannot represent them.
         """
         if not self._active:
             return
         values = {name: None if _not_finite(value) else value for name, value in values.items()}
         line = {"step": step, "split": split, **values}
         numbers = {f"{split}/{name}": x for name, x in values.items() if x is not None}
-        with self.disk_may_be_full():
+        with self.tolerate_write_errors():
             self._lines.append(json.dumps(line, allow_nan=False).encode() + b"\n")
-        with self.disk_may_be_full():
+        with self.tolerate_write_errors():
             self._board.add_scalars(step, numbers)
-        if self._told and not self._waiting():
+        if self._warned and not self._waiting():
             log.info("metrics are written again")
-            self._told = False
+            self._warned = False
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a uint8 [H, W, 3] image to TensorBoard."""
         if self._active:
-            with self.disk_may_be_full():
+            with self.tolerate_write_errors():
                 self._board.add_image(step, name, image)
             self._image_bytes += image.nbytes
 
     @contextlib.contextmanager
-    def disk_may_be_full(self) -> Iterator[None]:
-        """Metrics and pictures that cannot be written do not end a run; the first is told."""
+    def tolerate_write_errors(self) -> Iterator[None]:
+        """Context in which write errors do not end the run; the first one is logged."""
         try:
             yield
         except OSError as error:
-            if not self._told:
-                line = disk.error_line(error, self._growing.folder)
-                log.warning("metrics or pictures cannot be written: %s; the run continues", line)
-            self._told = True
+            if not self._warned:
+                line = disk.error_line(error, self._mirror.folder)
+                log.warning("metrics or figures cannot be written: %s; the run continues", line)
+            self._warned = True
 
     def secure(self) -> None:
-        """Before a checkpoint is written: the next start then finds the lines up to it."""
+        """Writes everything out before a checkpoint, so that a restart finds all earlier lines."""
         if self._active:
             self._flush()
             full = self._image_bytes > BOARD_BYTES and not self._board.records.waiting
-            if self._growing.copies and full:
+            if self._mirror.copies and full:
                 self._board, self._image_bytes = EventFile(self._board_folder), 0
-            self._growing.copy()
+            self._mirror.copy()
 
     def close(self) -> None:
-        """Writes what waits; what cannot be written even now is lost, with a warning."""
+        """Writes what is still in memory; if that fails, it is lost with a warning."""
         if self._active:
             self._flush()
             if self._waiting() or self._lines.lost:
-                log.warning("the last metrics are not in %s", self._growing.folder)
-            self._growing.close()
+                log.warning("the last metrics are not in %s", self._mirror.folder)
+            self._mirror.close()
 
     def _flush(self) -> None:
         for records in (self._lines, self._board.records):
-            with self.disk_may_be_full():
+            with self.tolerate_write_errors():
                 records.flush()
 
     def _waiting(self) -> bool:
@@ -103,17 +103,17 @@ class MetricWriter:
 
 
 def read(workdir: str) -> Iterator[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl.
+    """Yields the complete lines of a run's metrics.jsonl.
 
     Raises:
-      FileNotFoundError: it has none.
+      FileNotFoundError: the run has no such file.
     """
     content = filesystem.read(os.path.join(workdir, FILE)).decode()
     return filter(None, map(parse_line, content.splitlines(keepends=True)))
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None if it is not whole: still being written, or cut off once."""
+    """Parses a line of metrics.jsonl; None if it is incomplete (being written, or cut off)."""
     try:
         values = json.loads(line) if line.endswith("\n") else None
     except ValueError:
@@ -126,9 +126,9 @@ def _not_finite(value: Any) -> bool:
 
 
 def _truncate(path: str, last_step: int) -> None:
-    """Keeps the lines of steps up to `last_step`; what was written by halves goes.
+    """Keeps the complete lines of steps up to `last_step`.
 
-    Without a step done nothing is kept: the line of step 0 is written again.
+    If no step is done, nothing is kept, because the line of step 0 is written again.
     """
     if not os.path.exists(path):
         return
@@ -142,6 +142,6 @@ def _truncate(path: str, last_step: int) -> None:
         and values["step"] <= last_step
     )
     if content.startswith(kept):
-        os.truncate(path, len(kept))  # takes no room, of which there may be none
+        os.truncate(path, len(kept))  # needs no disk space, which may be exhausted
     else:
         filesystem.write(path, kept)

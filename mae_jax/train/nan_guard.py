@@ -1,4 +1,4 @@
-"""Keeps account of updates that were left out because they were not finite."""
+"""Counts updates that were skipped because they were not finite."""
 
 import os
 from collections.abc import Callable
@@ -18,33 +18,35 @@ class NanGuard:
     """Counts skipped updates; too many in a row end the run.
 
     Args:
-      max_skips: how many in a row are too many.
+      max_skips: number of consecutive skips that ends the run.
       workdir: folder of the run.
-      examples: function of the step (from 1): the examples of its batch, as a person knows them.
+      describe_batch: function of the step (from 1) that returns human-readable names of the
+        examples of its batch.
 
     Attributes:
-      streak: updates skipped in a row up to now.
+      streak: updates skipped in a row so far.
       total: updates skipped since this start of the run.
     """
 
-    def __init__(self, max_skips: int, workdir: str, examples: Callable[[int], list[str]]):
+    def __init__(self, max_skips: int, workdir: str, describe_batch: Callable[[int], list[str]]):
         self.streak, self.total = 0, 0
-        self._max_skips, self._workdir, self._examples = max_skips, workdir, examples
+        self._max_skips, self._workdir = max_skips, workdir
+        self._describe_batch = describe_batch
         self._bad: list[dict[str, Any]] = []
         self._last_finite = "no step of this start had a finite loss"
 
-    def look(
+    def check(
         self, step: int, values: dict[str, float], newest: Callable[[], int | None]
     ) -> str | None:
-        """Takes note of a step; a line for the person if its update was skipped.
+        """Records a step; returns a warning if its update was skipped.
 
         Args:
           step: the step, from 1.
           values: its `skipped`, `loss`, `grad_norm` and `lr`.
-          newest: function that says which checkpoint is the newest.
+          newest: returns the newest checkpoint.
 
         Raises:
-          FloatingPointError: too many in a row; says what is known, and where more is written.
+          FloatingPointError: too many updates in a row were skipped; the message names the report.
         """
         if not values["skipped"]:
             self.streak, self._bad = 0, []
@@ -61,14 +63,14 @@ class NanGuard:
                 f"({self.streak} in a row; {self._max_skips} end the run)"
             )
         raise FloatingPointError(
-            f"step {step}: {numbers}: not finite, for {self.streak} updates in a row; "
+            f"step {step}: {numbers}: not finite, {self.streak} updates in a row; "
             f"{self._last_finite}; {_saved(newest())}. The examples of these batches are "
             f"{self._report()}. Remedies: {REMEDIES}"
         )
 
     def _report(self) -> str:
-        """Process 0 writes the examples of the skipped batches; says where they are."""
-        steps = [bad | {"examples": self._examples(bad["step"])} for bad in self._bad]
+        """Process 0 writes the examples of the skipped batches; returns where."""
+        steps = [bad | {"examples": self._describe_batch(bad["step"])} for bad in self._bad]
         path = os.path.join(self._workdir, f"not_finite_{steps[-1]['step']:08d}.json")
         try:
             if jax.process_index() == 0:

@@ -20,7 +20,7 @@ class Progress:
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step") if bar else None
 
     def restart(self, step: int) -> None:
-        """Measures the time that is left from here on."""
+        """Starts estimating the remaining time from this step."""
         self._last = (step, time.perf_counter())
 
     def step(self) -> None:
@@ -43,7 +43,7 @@ class Progress:
         log.info("step %d/%d  %s  eta %s", step, self._num_steps, text, eta)
 
     def message(self, text: str, level: int = logging.INFO) -> None:
-        """Prints a line without tearing the bar."""
+        """Logs a line without breaking the bar."""
         if self._bar is not None:
             self._bar.clear()
         if self._active:

@@ -1,73 +1,73 @@
-"""A file that grows by whole records, on a disk that may be full for a while."""
+"""A file of records that tolerates a disk that is full for a while."""
 
 import contextlib
 import io
 
-WAITING_BYTES = 2**26  # of memory for what cannot be written
+BUFFER_BYTES = 2**26  # memory for records that cannot be written
 
 
 class RecordFile:
     """Appends records to a file, in the caller's thread.
 
-    What cannot be written waits in memory and is written before the next record. The part of it
-    that a full disk still took is cut off again, so that a reader finds only whole records.
+    Records that cannot be written are buffered in memory and written before the next record. A
+    partially written record is truncated, so that readers find only complete records.
 
     Args:
-      path: created with the first record. It is opened for each write: a network file system may
-        report an error only when the file is closed, and a handle may go stale.
-      first: record that a new file begins with.
+      path: created with the first record. The file is opened for each write: a network file system
+        may report an error only on close, and a handle may go stale.
+      first: first record of a new file.
 
     Attributes:
-      lost: records that were dropped because too many were waiting.
+      lost: number of records dropped because the buffer was full.
     """
 
     def __init__(self, path: str, first: bytes = b""):
-        self._path, self._waiting = path, bytearray(first)
-        self._end: int | None = None  # of the whole records; None: of whatever is there at first
+        self._path, self._buffer = path, bytearray(first)
+        self._end: int | None = None  # end of the complete records; None until the first write
         self.lost = 0
 
     @property
     def waiting(self) -> bool:
-        """Whether something is not written yet."""
-        return bool(self._waiting)
+        """Whether records are buffered."""
+        return bool(self._buffer)
 
     def append(self, record: bytes) -> None:
-        """Writes a record, after those that wait.
+        """Writes the buffered records and this one.
 
         Raises:
-          OSError: it waits now.
+          OSError: they could not be written; the record is buffered.
         """
-        if len(self._waiting) + len(record) <= WAITING_BYTES:
-            self._waiting += record
+        if len(self._buffer) + len(record) <= BUFFER_BYTES:
+            self._buffer += record
         else:
             self.lost += 1
         self.flush()
 
     def flush(self) -> None:
-        """Writes what waits, all or nothing.
+        """Writes all buffered records or none.
 
         Raises:
-          OSError: it still waits.
+          OSError: they could not be written and stay buffered.
         """
-        if not self._waiting:
+        if not self._buffer:
             return
         with open(self._path, "ab", buffering=0) as file:
             size = file.seek(0, io.SEEK_END)
             self._end = size if self._end is None else min(size, self._end)
             if size > self._end:
-                file.truncate(self._end)  # what could not be cut off when it failed
+                file.truncate(self._end)  # could not be truncated after the last failure
             try:
-                _write_all(file, self._waiting)
+                _write_all(file, self._buffer)
             except OSError:
                 with contextlib.suppress(OSError):
                     file.truncate(self._end)
                 raise
-        self._end += len(self._waiting)
-        self._waiting = bytearray()
+        self._end += len(self._buffer)
+        self._buffer = bytearray()
 
 
 def _write_all(file: io.FileIO, data: bytearray) -> None:
-    """Writes on after a short write; the call after it says what is wrong."""
+    """Continues after a short write; the next call raises its cause."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]

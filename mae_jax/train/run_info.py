@@ -1,4 +1,4 @@
-"""What a run writes down about itself: configuration, environment, and the facts at its start."""
+"""What a run records about itself at its start: configuration, environment, summary."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def parameter_counts(params: Any, weight_decay: float, exempt: tuple[str, ...] = ()) -> str:
-    """How many parameter values there are, and how many of them are decayed."""
+    """The number of parameters, and how many of them have weight decay, as text."""
     decayed = total = 0
     for name, leaf in trees.flatten(params).items():
         total += leaf.size
@@ -25,11 +25,11 @@ def parameter_counts(params: Any, weight_decay: float, exempt: tuple[str, ...] =
 
 
 def log_and_write(
-    workdir: str, config: Any, facts: dict[str, Any], param_report: dict[str, Any] | None = None
+    workdir: str, config: Any, summary: dict[str, Any], param_report: dict[str, Any] | None = None
 ) -> None:
-    """Process 0 writes config.json and env.json and prints the facts of the run.
+    """Process 0 writes config.json and env.json and logs the summary of the run.
 
-    A report on the parameters that the run began with becomes init_from.json.
+    The report on the initial parameters, if any, is written to init_from.json.
     """
     if jax.process_index() != 0:
         return
@@ -39,21 +39,21 @@ def log_and_write(
     if param_report:
         write_json(os.path.join(workdir, "init_from.json"), param_report)
     packages = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
-    kinds = f"{jax.device_count()} x {env['devices'][0]} in {env['processes']} process(es)"
+    devices = f"{jax.device_count()} x {env['devices'][0]} in {env['processes']} process(es)"
     for name, value in {
         "workdir": workdir,
-        **facts,
-        "devices": kinds,
+        **summary,
+        "devices": devices,
         "versions": packages,
     }.items():
         log.info("%-14s %s", name, value)
 
 
-def facts_of(task: Task, *, allow_config_change: bool) -> dict[str, Any]:
-    """What `check` compares of a run besides its configuration.
+def consistency_facts(task: Task, *, allow_config_change: bool) -> dict[str, Any]:
+    """What `consistency.check_consistency` compares besides the configuration.
 
-    The target is more than the configuration says: a tokenizer's hash is part of it.
+    The target is included because the configuration lacks parts of it, such as a tokenizer's hash.
     """
-    said = task.metadata(0)
+    metadata = task.metadata(0)
     changes = {"--allow_config_change": allow_config_change}
-    return {**changes, "--config.target": said.get("target"), **said["data"]}
+    return {**changes, "--config.target": metadata.get("target"), **metadata["data"]}

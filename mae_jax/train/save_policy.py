@@ -1,4 +1,4 @@
-"""When a run saves its state, and what it does when that fails."""
+"""Decides when a run saves its state and how it retries failed saves."""
 
 import contextlib
 import logging
@@ -18,103 +18,103 @@ from mae_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
-# Between a failed save and the next try: at first, at most, and at most when the run is to stop.
+# Seconds between a failed save and the next attempt: initially, at most, at most when stopping.
 FIRST_PAUSE, LONGEST_PAUSE, STOPPING_PAUSE = 10.0, 600.0, 30.0
 
 
 class SavePolicy:
-    """The checkpoints of a run.
+    """Schedules the checkpoints of a run and retries failed saves.
 
     Args:
-      saver: writes them.
+      saver: writes the checkpoints.
       options: `config.checkpoint`.
-      check_every: steps between two questions to the other processes.
-      stop: whether the run is to stop.
+      check_every: steps between two exchanges with the other processes.
+      stop: whether the run was asked to stop.
     """
 
     def __init__(self, saver: Checkpointer, options: Any, *, check_every: int, stop: StopRequest):
         self._saver, self._options, self._check_every = saver, options, check_every
         self._stop = stop
-        self._failures = 0  # since the newest checkpoint, `_newest`
+        self._failures = 0  # in a row, since checkpoint `_newest`
         self._newest: int | None = None
-        self._again_at: float | None = None  # when to save again, whatever else is due
+        self._retry_at: float | None = None  # overrides the schedule
         self._saved_at = time.monotonic()
 
     def should_save(self, step: int) -> bool:
-        """Whether to save after this step; asked at every step, on every process.
+        """Whether to save after this step; must be called at every step, on every process.
 
         Raises:
           RunError: too many saves in a row have failed.
         """
         options, checking = self._options, step % self._check_every == 0
-        may_ask = checking or jax.process_count() == 1
-        if may_ask and (failure := self._saver.failure()):
-            self._note(failure)
-        if self._again_at is not None:
-            return may_ask and self._past(self._again_at)
+        may_communicate = checking or jax.process_count() == 1
+        if may_communicate and (error := self._saver.pop_error()):
+            self._schedule_retry(error)
+        if self._retry_at is not None:
+            return may_communicate and self._has_passed(self._retry_at)
         if any(n and step % n == 0 for n in (options.every_steps, options.keep_every)):
             return True
         if not options.every_minutes or not checking:
             return False
-        return self._past(self._saved_at + 60 * options.every_minutes)
+        return self._has_passed(self._saved_at + 60 * options.every_minutes)
 
     def defer(self) -> None:
-        """Saves as soon as possible instead of now."""
-        self._again_at = -math.inf
+        """Defers a save to the next step at which saving is possible."""
+        self._retry_at = -math.inf
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts a checkpoint. A failure shows at a later `should_save`, or at `save_final`."""
-        self._again_at = None
+        """Starts a checkpoint. Errors are handled by a later `should_save` or `save_final`."""
+        self._retry_at = None
         self._saver.save(state, metadata)
         self._saved_at = time.monotonic()
 
     def save_final(self, save: Callable[[], None]) -> None:
-        """Waits for the checkpoint under way; as long as that fails, calls `save` again.
+        """Waits for the running save; calls `save` again as long as it fails.
 
         Raises:
           RunError: too many saves in a row have failed.
         """
-        self._failures = 0  # the last save gets all tries
+        self._failures = 0  # the final save gets all attempts
         while True:
             try:
                 return self._saver.wait()
-            except SaveFailed as failure:
-                self._stop.pause(self._note(failure))
+            except SaveFailed as error:
+                self._stop.pause(self._schedule_retry(error))
             save()
 
     def newest(self) -> int | None:
-        """Newest checkpoint, after the one under way is complete."""
+        """Newest checkpoint, after the running save has ended."""
         try:
             self._saver.wait()
-        except SaveFailed as failure:
-            log.warning("%s", failure)
+        except SaveFailed as error:
+            log.warning("%s", error)
         return self._latest()
 
     def _latest(self) -> int | None:
-        """Newest checkpoint; the one known before, where the disk cannot even be listed."""
+        """Newest checkpoint; the last known one if the disk cannot be listed."""
         with contextlib.suppress(OSError):
             return self._saver.latest_step()
         return self._newest
 
-    def _past(self, moment: float) -> bool:
-        """Whether it is past a moment, by the clock of process 0."""
+    def _has_passed(self, moment: float) -> bool:
+        """Whether a time has passed, by the clock of process 0."""
         return bool(collectives.all_gather(time.monotonic() >= moment)[0])
 
-    def _note(self, failure: SaveFailed) -> float:
-        """Plans another save, unless this was one failure too many; in how many seconds."""
+    def _schedule_retry(self, error: SaveFailed) -> float:
+        """Schedules another save and returns the delay in seconds; RunError after too many."""
         newest, limit = self._latest(), self._options.max_failures
         self._failures = self._failures + 1 if newest == self._newest else 1
         self._newest = newest
         if self._failures >= limit:
-            good = "nothing was saved" if newest is None else f"checkpoint {newest} is there"
+            saved = "nothing was saved" if newest is None else f"checkpoint {newest} is intact"
             raise RunError(
-                f"{self._failures} saves in a row failed ({failure}); {good}. Mend the cause and "
-                f"run the same command again (--config.checkpoint.max_failures={limit})"
+                f"{self._failures} saves in a row failed ({error}); {saved}. Fix the problem and "
+                f"rerun the same command (--config.checkpoint.max_failures={limit})"
             )
-        longest = STOPPING_PAUSE if self._stop.asked else LONGEST_PAUSE
+        longest = STOPPING_PAUSE if self._stop.requested else LONGEST_PAUSE
         pause = min(FIRST_PAUSE * 2 ** (self._failures - 1), longest)
         log.warning(
-            "%s; next try in %.0f s (failure %d of %d)", failure, pause, self._failures, limit
+            "%s; next attempt in %.0f s (failure %d of %d)", error, pause, self._failures, limit
         )
-        self._again_at = time.monotonic() + pause
+        self._retry_at = time.monotonic() + pause
         return pause

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and all that a checkpoint needs to continue it."""
+"""The state of a run: what a step updates and a checkpoint stores."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,8 @@ class TrainState(PyTreeNode):
     Attributes:
       step: completed steps, int32 scalar.
       params: all parameters, float32.
-      opt_state: of the optimiser, for the trained parameters alone.
-      model_state: what is kept beside the parameters (statistics of BatchNorm, what a target
-        needs), or {}.
+      opt_state: optimizer state of the trained parameters.
+      model_state: non-trainable arrays (BatchNorm statistics, arrays of a target), or {}.
       ema: exponential average of the trained parameters, or {}.
     """
 
@@ -35,7 +34,7 @@ class TrainState(PyTreeNode):
 
 
 def abstract_state(task: "Task", mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without computing it."""
+    """Shapes, dtypes and shardings of the state; computes nothing."""
     shapes = jax.eval_shape(lambda: _build(task))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -45,24 +44,24 @@ def abstract_state(task: "Task", mesh: Mesh) -> TrainState:
 
 
 def create_state(task: "Task", abstract: TrainState) -> TrainState:
-    """A new state, created where it belongs: no device ever holds the whole of a sharded one."""
+    """Creates a new state with its shardings: no device ever has all of a sharded state."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.jit(lambda: _build(task), out_shardings=shardings)()
-    given = task.initial_model_state()
+    known = task.initial_model_state()
     leaves = [
-        _placed(given[name], x.sharding) if name in given else x
+        _place(known[name], x.sharding) if name in known else x
         for name, x in flatten(state.model_state).items()
     ]
     model_state = jax.tree.unflatten(jax.tree.structure(state.model_state), leaves)
     return state.replace(model_state=model_state)
 
 
-def _placed(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
-    return jax.make_array_from_callback(x.shape, where, x.__getitem__)
+def _place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
 
 def with_params(task: "Task", state: TrainState, params: Any) -> TrainState:
-    """The same beginning of a run with other parameters."""
+    """Replaces the parameters of an initial state."""
     trained, _ = partition(params, task.trainable)
     copy = jax.tree.map(jnp.copy, trained) if task.ema_decay else {}  # the state is donated
     return state.replace(params=params, ema=copy)

@@ -1,4 +1,4 @@
-"""One optimiser step of any task, as one compiled function."""
+"""One optimizer step of any task, as one compiled function."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from mae_jax.train.task import Batch, Task
 
 
 def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, grad_accum: int):
-    """Compiled function (state, batch) -> (state, metrics); donates the state.
+    """Returns a compiled function (state, batch) -> (state, metrics) that donates the state.
 
-    With `grad_accum` > 1 the batch is worked through in that many parts, for the same update (but
-    BatchNorm takes its statistics from the parts, one after the other).
-    Only the trained parameters are differentiated: nothing is computed backwards below them.
-    An update is left out when the loss, the gradient or the learning rate is not finite: the metric
-    `skipped` is 1 then, and the state stays what it was, but for the counters of steps.
-    A batch with an `index` below 0 was not read (`data.tolerant`): then `absent` is 1, and the
-    state stays what it was, counters included. All processes get the same metrics.
+    With `grad_accum` > 1 the batch is processed in that many micro-batches, with the same update
+    (but BatchNorm computes its statistics per micro-batch).
+    Only the trained parameters are differentiated; there is no backward pass below them.
+    An update is skipped if the loss, the gradient or the learning rate is not finite: the metric
+    `skipped` is 1, and the state is unchanged except for step counters.
+    A batch with an `index` below 0 was not read (see `data.tolerant`): the metric `absent` is 1,
+    and the state is unchanged, step counters included. All processes get the same metrics.
     """
 
     def loss(trained: Any, frozen: Any, model_state: Any, batch: Batch):
@@ -56,12 +56,12 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
         batch = task.prepare(batch, rng.stream_key(seed, "train", state.step), state.step)
         trained, frozen = partition(state.params, task.trainable)
         (grads, values), model_state = gradients(trained, frozen, state.model_state, batch)
-        # Summed over devices and split at once: each device updates its part of the parameters.
+        # Reduce-scatter: each device updates its shard of the parameters.
         grads = jax.lax.with_sharding_constraint(grads, sharding.state_sharding(mesh, grads))
         updates, opt_state = task.tx.update(grads, state.opt_state, trained)
         values |= {"lr": task.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
-        # With these finite so are the moments (a sum bounds each of its squares) and the update.
-        # Looking at the update itself would keep all of it in memory: 8 % more at ViT-B.
+        # If these are finite, so are the moments (a sum bounds each of its squares) and the update.
+        # Checking the update directly would keep all of it in memory: 8% more for ViT-B.
         finite = jnp.isfinite(values["loss"] + values["grad_norm"] + values["lr"])
         values |= {"skipped": 1.0 - (finite | ~present), "absent": 1.0 - present}
         updated, ema = optax.apply_updates(trained, updates), state.ema
@@ -81,13 +81,13 @@ def make_train_step(task: Task, abstract: TrainState, mesh: Mesh, *, seed: int, 
 
 
 def _new_if(present: jax.Array, finite: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """`new` if both hold; counters, which learning rates are read from, need not be finite."""
+    """`new` if both are true; counters, which set the learning rate, ignore `finite`."""
     counter = not jnp.issubdtype(new.dtype, jnp.floating)
     return jnp.where(present if counter else present & finite, new, old)
 
 
 def _micro_batches(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...], each device keeping its own rows."""
+    """[B, ...] -> [parts, B / parts, ...], each device keeps its rows."""
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
     spec = PartitionSpec(None, *sharding.BATCH)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

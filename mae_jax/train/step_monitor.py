@@ -1,4 +1,4 @@
-"""What the loop knows of the steps that it has dispatched but not yet waited for."""
+"""Tracks the steps that were dispatched but have not finished."""
 
 import collections
 import logging
@@ -13,7 +13,7 @@ IN_FLIGHT = 2  # steps the host may run ahead of the device
 
 
 class StepMonitor:
-    """Keeps the host from running far ahead of the device, and checks the steps that finished.
+    """Keeps the host from running far ahead of the device, and checks finished steps.
 
     Args:
       guard: counts updates that were not finite.
@@ -42,7 +42,7 @@ class StepMonitor:
         return bool(self._in_flight) and not _is_ready(self._in_flight[-1][1])
 
     def add(self, step: int, metrics: Batch) -> None:
-        """Notes a dispatched step, and waits until at most `IN_FLIGHT` are unfinished.
+        """Adds a dispatched step, and waits until at most `IN_FLIGHT` are unfinished.
 
         Raises:
           FloatingPointError: too many updates in a row were not finite.
@@ -62,7 +62,7 @@ class StepMonitor:
                 continue
             names = ("skipped", "loss", "grad_norm", "lr")
             numbers = {name: float(metrics[name]) for name in names}
-            warning = self._guard.look(step, numbers, self._newest_checkpoint)
+            warning = self._guard.check(step, numbers, self._newest_checkpoint)
             if warning:
                 self._progress.message(warning, logging.WARNING)
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task."""
+"""The interface between the training loop and a task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ def _no_learning(step: Any) -> jax.Array:
 
 
 class Evaluator(NamedTuple):
-    """A measurement that is made every `every` steps, at the end of a run, and at step 0.
+    """An evaluation that runs at step 0, every `every` steps, and at the end of a run.
 
     Attributes:
-      every: steps between two measurements; 0 makes none.
-      run: function of the state, the mesh, and a callback to make after every batch, whose
-        exceptions end the measurement: metrics by name, the same on every process.
+      every: steps between two evaluations; 0 disables it.
+      run: function (state, mesh, on_batch) -> metrics by name, the same on every process. It must
+        call `on_batch` after every batch; exceptions of `on_batch` end the evaluation.
     """
 
     every: int
@@ -38,12 +38,12 @@ class Evaluator(NamedTuple):
 
 
 class PretrainedParams(NamedTuple):
-    """Another run's parameters, made to fit a task's model, by name.
+    """Parameters of another run, adapted to a task's model, by name.
 
     Attributes:
-      arrays: the parameters that are taken over.
-      reinitialized: names, or beginnings of names, that need not be among them.
-      unused: names of the other run's parameters that are not wanted.
+      arrays: the parameters to load.
+      reinitialized: prefixes of parameters that may be missing and are then initialized randomly.
+      unused: names of the other run's parameters that are not used.
     """
 
     arrays: dict[str, np.ndarray]
@@ -52,19 +52,19 @@ class PretrainedParams(NamedTuple):
 
 
 class Task:
-    """One way to use the loop.
+    """Something to train or evaluate with the loop.
 
-    A task has to say `init_variables`. One with steps also has `num_steps`, `train_batches`,
-    `prepare` and `loss`, and an optimizer: `tx` and `schedule`. The rest has defaults.
+    A task must define `init_variables`. To be trained it also needs `num_steps`, `train_batches`,
+    `loss` and an optimizer: `tx` and `schedule`. Everything else has defaults.
 
     Attributes:
       num_steps: 0 trains nothing and runs the evaluators once.
-      tx: the optimizer, of the trained parameters.
+      tx: optimizer of the trained parameters.
       schedule: learning rate by step, for the metrics.
       steps_per_epoch: for the metrics.
-      flops_per_image: of a step, for the utilization in the metrics.
-      ema_decay: of an average of the trained parameters; 0 keeps none.
-      evaluators: by the name of their lines in the metrics.
+      flops_per_image: FLOPs of a step per image, for the utilization in the metrics.
+      ema_decay: decay of an average of the trained parameters; 0 keeps none.
+      evaluators: by the `split` of their lines in the metrics.
     """
 
     num_steps: int = 0
@@ -75,73 +75,73 @@ class Task:
     ema_decay: float = 0.0
     evaluators: Mapping[str, Evaluator] = {}
 
-    # What a step needs.
+    # Required for steps.
 
     def init_variables(self) -> tuple[Any, Any]:
-        """Initial (parameters, model state); traced, so that they are made where they belong."""
+        """Initial (parameters, model state). Traced by JAX, so that sharded arrays are possible."""
         raise NotImplementedError
 
     def initial_model_state(self) -> dict[str, np.ndarray]:
-        """Arrays of the model state, by name, that are known and not computed; {} for none.
+        """Known initial values of the model state, by name; {} for none.
 
-        `init_variables` has something of the same shape in their place.
+        `init_variables` returns placeholders of the same shape for them.
         """
         return {}
 
     def train_batches(self, start_step: int) -> Any:
-        """Iterator of this process's rows of each batch: see `data.tolerant.FallibleBatches`."""
+        """Iterator over this process's rows of each batch; see `data.tolerant.FallibleBatches`."""
         raise NotImplementedError
 
     def prepare(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
-        """Adds what is random to a whole global batch, before it is cut into micro-batches.
+        """Applies random operations to a global batch, before it is split into micro-batches.
 
-        `step` is the number of steps before, for what changes in the course of a run.
+        `step` is the number of completed steps, for anything that changes during a run.
         """
         return batch
 
     def loss(
         self, params: Any, model_state: Any, batch: Batch
     ) -> tuple[jax.Array, tuple[Batch, Any]]:
-        """Mean loss, further scalar metrics and the new model state of a prepared micro-batch."""
+        """Returns (mean loss, (other scalar metrics, new model state)) of a micro-batch."""
         raise NotImplementedError
 
     def trainable(self, name: str) -> bool:
-        """Whether a parameter is trained. The others cost no gradient and no optimizer state."""
+        """Whether a parameter is trained. Frozen ones need no gradient or optimizer state."""
         return True
 
-    # What a run may have besides.
+    # Optional.
 
     def load_pretrained(
         self, weights: dict[str, np.ndarray], metadata: dict[str, Any]
     ) -> PretrainedParams:
-        """Fits the parameters of another run's checkpoint to this task's model.
+        """Adapts the parameters of another run's checkpoint to this task's model.
 
         Raises:
-          UsageError: they belong to another kind of model.
+          UsageError: they belong to another type of model.
         """
         raise UsageError("this task starts from scratch: leave --config.init_from empty")
 
     @property
     def reading_error(self) -> Exception | None:
-        """Why an evaluation or a figure got empty batches; None if none did."""
+        """Why data for an evaluation or a figure could not be read, or None."""
         return None
 
     def describe_batch(self, step: int) -> list[str]:
-        """Where the examples of the whole batch of a step (from 1) come from."""
+        """Human-readable origins of the examples in the global batch of a step (from 1)."""
         return []
 
     def figure(self, state: Any, mesh: Mesh) -> np.ndarray | None:
-        """uint8 [H, W, 3] figure of what the model does now; None if the task draws none."""
+        """uint8 [H, W, 3] figure of the model's current outputs; None if the task has no figure."""
         return None
 
     def save_figure(self, image: np.ndarray, step: int) -> str:
-        """Writes a figure into the workdir; returns its path."""
+        """Writes a figure to the workdir; returns its path."""
         raise NotImplementedError
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What is needed to use a checkpoint of this task without its configuration."""
+        """Metadata with which a checkpoint can be used without the configuration."""
         return {}
 
     def summary(self) -> dict[str, Any]:
-        """Lines that are logged at the start of a run, by name."""
+        """Lines to log at the start of a run, by name."""
         return {}

@@ -1,17 +1,17 @@
-"""Says so when steps wait for their data, and what helps."""
+"""Speed of training, and a warning when it is limited by the input."""
 
 import time
 from typing import Any, NamedTuple
 
 import jax
 
-LIMIT = 0.2  # of the time
-WORSE = 0.2  # more of the time than when it was last said
-MIN_STEPS = 10  # fewer say little: one slow batch is no bottleneck
+LIMIT = 0.2  # share of the time spent waiting for data that causes a warning
+WORSE = 0.2  # increase of that share that causes another warning
+MIN_STEPS = 10  # a single slow batch is not a bottleneck
 REMEDIES = (
     "more --config.data.workers or --config.data.prefetch, --config.data.cache=encoded, "
     "--config.data.on_device=True (small sets), smaller images on disk; "
-    "`python -m mae_jax.tools.bench data` measures the input alone"
+    "`python -m mae_jax.tools.bench data` measures only the input"
 )
 # Peak dense bf16 FLOP/s of a device, by jax's `device_kind`. NVIDIA: data sheets. TPU: the system
 # architecture pages of cloud.google.com/tpu/docs; v2 and v3 per core, which is a device to jax.
@@ -32,24 +32,24 @@ PEAK_FLOPS = {
 
 
 class InputBoundWarning:
-    """Judges the windows of a run one after the other, the first one excepted: it fills caches."""
+    """Judges the windows of a run in turn, except for the first, which fills caches."""
 
     def __init__(self, *, batch_size: int):
         self._batch_size = batch_size
         self._first = True
-        self._said = 0.0
+        self._warned_share = 0.0
         self._clear()
 
     def _clear(self) -> None:
         self._waited, self._total, self._steps = 0.0, 0.0, 0
 
     def judge(self, *, waited: float, total: float, steps: int) -> str | None:
-        """One line if the data are the bottleneck and that is news.
+        """Returns a warning if the input is the bottleneck and that was not reported yet.
 
         Args:
-          waited: seconds of `total` in which the devices had no batch to work on.
+          waited: seconds of `total` in which the devices had no batch.
           total: seconds that the steps of the window took.
-          steps: their number; windows below MIN_STEPS are put together.
+          steps: number of steps; windows shorter than MIN_STEPS are merged.
         """
         self._waited += waited
         self._total += total
@@ -60,25 +60,25 @@ class InputBoundWarning:
         rate = self._steps * self._batch_size / self._total
         first, self._first = self._first, False
         self._clear()
-        if first or share <= (self._said + WORSE if self._said else LIMIT):
+        if first or share <= (self._warned_share + WORSE if self._warned_share else LIMIT):
             return None
-        self._said = share
-        could = f"{rate / (1 - share):.4g}" if share < 0.99 else "far more"
+        self._warned_share = share
+        possible = f"{rate / (1 - share):.4g}" if share < 0.99 else "far more"
         return (
-            f"the devices wait for data {share:.0%} of the time: the input makes {rate:.4g} "
-            f"images/s, the steps could use {could}. Remedies: {REMEDIES}"
+            f"the devices wait for data {share:.0%} of the time: the input delivers {rate:.4g} "
+            f"images/s, the steps could use {possible}. Remedies: {REMEDIES}"
         )
 
 
 def peak_flops(device: Any) -> float | None:
-    """Peak bf16 FLOP/s of a device, or None where we do not know it."""
+    """Peak bf16 FLOP/s of a device, or None if unknown."""
     kind = device.device_kind
     matches = [name for name in PEAK_FLOPS if kind.startswith(name)]
     return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
 class Window(NamedTuple):
-    """Some steps: how many, and the seconds they took and waited for data."""
+    """Number of steps, seconds they took in total, and seconds they waited for data."""
 
     steps: int = 0
     total: float = 0.0
@@ -86,10 +86,10 @@ class Window(NamedTuple):
 
 
 class ThroughputMeter:
-    """Speed of the steps since the last report, without compilation, evaluation and saving.
+    """Speed of the steps since the last report, excluding compilation, evaluation and saving.
 
     Attributes:
-      window: what the last report was about.
+      window: the steps of the last report.
     """
 
     def __init__(self, *, batch_size: int, flops_per_image: float):
@@ -99,21 +99,21 @@ class ThroughputMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new window now."""
+        """Starts a new window."""
         self._start = time.perf_counter()
         self._steps, self._paused, self._waited = 0, 0.0, 0.0
 
     def add_step(self, waited: float) -> None:
-        """Counts a step that waited so many seconds for data."""
+        """Counts a step that waited `waited` seconds for data."""
         self._steps += 1
         self._waited += waited
 
     def add_pause(self, seconds: float) -> None:
-        """Leaves time out that was spent on something else than steps."""
+        """Excludes time spent on anything but steps."""
         self._paused += seconds
 
     def report(self) -> dict[str, float]:
-        """Speed of the window; begins the next one. Empty when there was no step."""
+        """Returns the speed of the window ({} without a step) and starts the next one."""
         seconds = time.perf_counter() - self._start - self._paused
         steps, waited = self._steps, self._waited
         self.window = Window(steps, seconds, waited)

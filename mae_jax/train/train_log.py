@@ -1,4 +1,4 @@
-"""The "train" lines of the metrics: a step's numbers, and the speed and its limits."""
+"""The "train" lines of the metrics: the numbers of a step and the speed."""
 
 import logging
 
@@ -9,18 +9,18 @@ from mae_jax.train.progress import Progress
 from mae_jax.train.task import Batch
 from mae_jax.train.throughput import InputBoundWarning, ThroughputMeter
 
-NOT_WRITTEN = ("skipped", "absent")  # metrics of a step that are counted instead
+NOT_WRITTEN = ("skipped", "absent")  # counted instead
 SHOWN = ("loss", "baseline_loss", "top1", "lr", "images_per_s", "data_wait_ms", "mfu")
 
 
 class TrainLog:
-    """Writes a step's metrics one step later, when they are ready, so that no device waits.
+    """Writes the metrics of a step one step later, when they are ready, so that no device waits.
 
     Args:
-      writer: gets all numbers.
+      writer: receives all numbers.
       progress: shows the most important ones.
       meter: measures the speed between two lines.
-      guard: its count of skipped updates is written too.
+      guard: counts the skipped updates.
       batch_size: of the run.
       steps_per_epoch: of the run.
     """
@@ -41,14 +41,14 @@ class TrainLog:
         self._pending: tuple[int, Batch] | None = None
 
     def add(self, step: int, metrics: Batch) -> None:
-        """Keeps the metrics of a step for the next `log_pending`."""
+        """Stores the metrics of a step for the next `log_pending`."""
         self._pending = (step, metrics)
 
     def log_pending(self, batches: FallibleBatches) -> None:
-        """Writes what was added, if anything; waits for it.
+        """Writes the metrics that were added, if any, once they are computed.
 
         Args:
-          batches: those of the run; their number of bad images is written.
+          batches: batches of the run; their number of bad images is written.
         """
         if self._pending is None:
             return

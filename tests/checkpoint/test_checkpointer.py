@@ -1,4 +1,4 @@
-"""Checkpoints of a tiny state: damage of every kind, failed saves, and what is deleted when."""
+"""Checkpoints of a tiny state: all types of damage, failed saves, deletion of old steps."""
 
 import gc
 import json
@@ -186,8 +186,8 @@ def test_damage_is_found_by_all_who_read(run, fault):
         reader.verify(layout.find(str(run)))
     with pytest.raises(reader.CorruptCheckpointError):
         reader.load_arrays(str(run), ("params", "opt_state", "step"))
-    assert step_names(run) == ["1", "2"]  # nobody but a start renames anything
-    saver.set_aside(2, caught.value.reason)
+    assert step_names(run) == ["1", "2"]  # only a start renames steps
+    saver.quarantine(2, caught.value.reason)
     assert saver.latest_step() == 1 and step_names(run) == ["1", "corrupt-2"]
     assert_same(saver.restore(1, abstract()), make_state(1))
     saver.close()
@@ -238,7 +238,7 @@ def test_another_model_is_not_damage(run):
 
 
 def of_tensorstore(code, number):
-    """As tensorstore says that a disk does not answer."""
+    """An error of tensorstore for a disk that does not respond."""
     return ValueError(
         f'{code}Error opening "zarr" driver: Error reading local file "d/0": Failed to read: '
         f"No [tensorstore_spec='{{}}'] [os_error_code='{number}']"
@@ -283,14 +283,14 @@ def test_what_does_not_prove_damage_is_not_damage(run, monkeypatch, error):
         with pytest.raises(UsageError) as caught:
             read()
         assert not isinstance(caught.value, reader.CorruptCheckpointError)
-        said = str(caught.value)
-        assert f"checkpoints/2 cannot be read ({type(error).__name__}: " in said
-        assert "left as it is" in said and "\n" not in said
+        message = str(caught.value)
+        assert f"checkpoints/2 cannot be read ({type(error).__name__}: " in message
+        assert "left unchanged" in message and "\n" not in message
     saver.close()
 
 
 def test_a_disk_that_refuses_a_file_is_not_damage(run):
-    """What tensorstore itself says of a number of the operating system, ELOOP."""
+    """A real error of tensorstore with an error code of the operating system, ELOOP."""
     for file in data_files(run / "checkpoints" / "2"):
         os.remove(file)
         os.symlink(os.path.basename(file), file)
@@ -301,7 +301,7 @@ def test_a_disk_that_refuses_a_file_is_not_damage(run):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"state/_METADATA": "0"}'])
 def test_small_files_without_checksums_prove_nothing(run, text):
-    """As those of an earlier version, and of a process that was killed at the wrong moment."""
+    """As in earlier versions, or after a kill at the wrong moment."""
     sums = run / "checkpoints" / "2" / "small_files.json"
     sums.write_text(text) if text else os.remove(sums)
     assert reader.verify(layout.find(str(run))) == (5, True)
@@ -312,7 +312,7 @@ def test_small_files_without_checksums_prove_nothing(run, text):
 
 
 @pytest.mark.parametrize("moment", ["before", "while"])
-def test_a_step_that_its_run_deletes_meanwhile_is_no_damage(run, monkeypatch, caplog, moment):
+def test_a_step_deleted_while_it_is_read_is_not_damaged(run, monkeypatch, caplog, moment):
     path, restore, seen = str(run), ocp.PyTreeCheckpointHandler.restore, []
 
     def train_on():
@@ -332,12 +332,12 @@ def test_a_step_that_its_run_deletes_meanwhile_is_no_damage(run, monkeypatch, ca
     if moment == "while":
         monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", late)
     with caplog.at_level("INFO"):
-        metadata, params = reader.read_one(path, work)
+        metadata, params = reader.resolve_and_read(path, work)
     assert seen == [2, 3] and metadata == {"step": 3} and step_names(run) == ["3"]
     assert_same(params, make_state(3).params)
-    assert "checkpoints/2 is not there" in caplog.text and "reading step 3 instead" in caplog.text
-    with pytest.raises(layout.NoSuchStep, match=r"checkpoints/2 is not there.*run: 3\)"):
-        reader.read_one(f"{path}/checkpoints/2", work)
+    assert "checkpoints/2 does not exist" in caplog.text and "reading step 3 instead" in caplog.text
+    with pytest.raises(layout.NoSuchStep, match=r"checkpoints/2 does not exist.*run: 3\)"):
+        reader.resolve_and_read(f"{path}/checkpoints/2", work)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_used(tmp_path, caplog):
@@ -350,7 +350,7 @@ def test_a_checkpoint_of_an_earlier_version_is_used(tmp_path, caplog):
         manager.save(3, args=args)
     saver = checkpointer.Checkpointer(str(tmp_path))
     assert_same(saver.restore(saver.latest_step(), abstract()), state)
-    assert "no checksums" in caplog.text
+    assert "without checksums" in caplog.text
     assert saver.metadata(3) == {"step": 3}
     other = abstract()
     other.params["extra"] = jax.ShapeDtypeStruct((), jnp.float32)
@@ -381,11 +381,11 @@ def test_a_disk_that_is_full_is_told_and_the_step_saved_again(tmp_path):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert saver.failure() is None  # told once
+    assert saver.pop_error() is None  # reported once
     assert saver.latest_step() == 1
     saver.save(make_state(2), {"step": 2})
     saver.wait()
-    assert saver.failure() is None and saver.latest_step() == 2
+    assert saver.pop_error() is None and saver.latest_step() == 2
     assert_same(saver.restore(2, abstract()), make_state(2))
     saver.close()
     assert step_names(tmp_path) == ["2"]
@@ -395,8 +395,8 @@ def test_a_folder_that_cannot_be_made_is_told_and_not_raised(tmp_path):
     saver = checkpointer.Checkpointer(str(tmp_path))
     (tmp_path / "checkpoints").write_text("a file")
     saver.save(make_state(1), {"step": 1})
-    assert "checkpoint 1 is not saved" in str(saver.failure())
-    assert saver.failure() is None
+    assert "checkpoint 1 is not saved" in str(saver.pop_error())
+    assert saver.pop_error() is None
     os.remove(tmp_path / "checkpoints")
     saver.save(make_state(1), {"step": 1})
     saver.close()
@@ -415,9 +415,9 @@ def test_asking_for_failures_does_not_wait(tmp_path, monkeypatch):
     saver = checkpointer.Checkpointer(str(tmp_path))
     monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", slow)
     saver.save(make_state(1), {"step": 1})
-    assert saver.failure() is None
+    assert saver.pop_error() is None
     hold.set()
-    while not (error := saver.failure()):
+    while not (error := saver.pop_error()):
         pass
     assert str(error) == "checkpoint 1 is not saved: bucket is gone"
     monkeypatch.undo()
@@ -458,7 +458,7 @@ def test_what_cannot_be_read_back_is_neither_set_aside_nor_a_reason_to_delete(
 
     saver = save(tmp_path, 1, keep=1)
     monkeypatch.setattr(reader, "verify", unreadable)
-    monkeypatch.setattr(writer, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.0)
     saver.save(make_state(2), {"step": 2})
     with pytest.raises(writer.SaveFailed, match="2 is written but could not be read back.*Inp"):
         saver.wait()
@@ -485,7 +485,7 @@ def test_a_save_leaves_nothing_behind_in_memory(tmp_path):
     assert (objects_after(range(4, 9)) - before) / 5 < 40
 
 
-def test_what_a_kill_left_is_removed_at_the_start_alone(run, caplog):
+def test_leftovers_of_a_kill_are_removed_only_at_the_start(run, caplog):
     left = [run / "checkpoints" / n for n in ("3.orbax-checkpoint-tmp", "deleting-0")]
     for folder in left:
         (folder / "state").mkdir(parents=True)
@@ -521,18 +521,18 @@ def test_verifying_reads_a_little_at_a_time(run, monkeypatch):
         return state
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", spy)
-    monkeypatch.setattr(reader, "_AT_ONCE", 1)
+    monkeypatch.setattr(reader, "_GROUP_BYTES", 1)
     assert reader.verify(layout.find(str(run))) == (5, True)
     assert groups == [1] * 5
     reader.load_arrays(str(run))
-    assert groups[5:] == [2]  # the parameters alone
+    assert groups[5:] == [2]  # only the parameters
 
 
 def test_names_of_what_is_set_aside_never_collide(run):
     for expected in ("corrupt-2", "corrupt-2-2", "corrupt-2-3"):
         assert layout.quarantine(str(run), 2) == expected
         shutil.copytree(run / "checkpoints" / "1", run / "checkpoints" / "2")
-    assert layout.corrupt(str(run)) == ["corrupt-2", "corrupt-2-2", "corrupt-2-3"]
+    assert layout.quarantined(str(run)) == ["corrupt-2", "corrupt-2-2", "corrupt-2-3"]
 
 
 TWO = """
@@ -553,7 +553,7 @@ saver = checkpointer.Checkpointer(run)
 
 def save(step):
     saver.save(make_state(step), {"step": step})
-    while (failure := saver.failure()) is None and step not in saver.steps():
+    while (failure := saver.pop_error()) is None and step not in saver.steps():
         meet()
     if failure is None:
         saver.wait()
@@ -562,12 +562,12 @@ def save(step):
 if first:
     open(run + "/checkpoints", "w").close()
 meet()
-save(1)  # refused by process 0, told by both
+save(1)  # refused by process 0, reported by both
 if first:
     os.remove(run + "/checkpoints")
 meet()
 save(1)
-# One process cannot write its part; nobody waits long, and the same step is saved when it can.
+# One process cannot write its part: none waits long, and the step can be saved again later.
 writer.WAIT_SECONDS = 5
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -592,7 +592,7 @@ try:
     saver.restore(2, abstract(fsdp=4))
 except reader.CorruptCheckpointError as error:
     print("damaged")
-    saver.set_aside(2, error.reason)
+    saver.quarantine(2, error.reason)
 print(saver.steps())
 state = saver.restore(1, abstract(fsdp=4))
 whole = multihost_utils.process_allgather(state.params, tiled=True)

@@ -1,4 +1,4 @@
-"""Folders of checkpoints, on a disk and in a bucket (which a folder plays here)."""
+"""Folders of checkpoints, on a disk and in a bucket (simulated by a folder)."""
 
 import os
 
@@ -86,5 +86,5 @@ def test_only_what_a_run_writes_is_a_step(place):
     layout.remove_unfinished(path)
     assert layout.steps(path) == [20] and len(os.listdir(folder / "checkpoints")) == 9
     assert layout.find(f"{path}/checkpoints/007").run == ""
-    with pytest.raises(layout.NoSuchStep, match=r"7 is not there.*steps of this run: 20\)"):
+    with pytest.raises(layout.NoSuchStep, match=r"7 does not exist.*steps of this run: 20\)"):
         layout.find(f"{path}/checkpoints/7")

@@ -1,12 +1,12 @@
-"""Recipes and their flags, in process: whatever is typed, there is a recipe or one clear line."""
+"""Recipes and their flags, in process: any input gives a config or one clear line."""
 
 import os
 import sys
 
 import pytest
-from absl import flags
+from absl.flags import FlagValues
 
-from mae_jax.config import flags as command_line
+from mae_jax.config import flags
 from mae_jax.runtime.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_colle
 
 @pytest.fixture(autouse=True)
 def own_modules():
-    """Recipes of a test bring modules called `configs`, which are not those of other tests."""
+    """Recipes of a test import modules named `configs`, which must not leak into other tests."""
 
     def known():
         return {name: x for name, x in sys.modules.items() if name.split(".")[0] == "configs"}
@@ -27,38 +27,38 @@ def own_modules():
 
 
 def parse(*argv):
-    sys.modules.pop("config_config", None)  # ml_collections loads the next recipe over the last
-    values = flags.FlagValues()
-    command_line.define_config(values, list(argv))
-    return command_line.parse(list(argv), values)
+    sys.modules.pop("config_config", None)  # or the last recipe is reused
+    values = FlagValues()
+    flags.define_config(values, list(argv))
+    return flags.parse(list(argv), values)
 
 
 def run_flags(*argv):
     sys.modules.pop("config_config", None)
-    values = flags.FlagValues()
-    command_line.define_run(values, list(argv))
-    command_line.parse(list(argv), values)
+    values = FlagValues()
+    flags.define_run(values, list(argv))
+    flags.parse(list(argv), values)
     return values
 
 
 def test_the_flags_of_a_run():
     recipe = "--config=configs/finetune/demo.py"
     values = run_flags(recipe, "--workdir=a/b", "--coordinator=h:1", "--num_processes=2")
-    assert command_line.workdir_of(values) == os.path.abspath("a/b")
+    assert flags.workdir_of(values) == os.path.abspath("a/b")
     assert (values.coordinator, values.num_processes, values.process_id) == ("h:1", 2, None)
     assert (values.distributed, values.allow_config_change) == ("auto", False)
-    named_after = command_line.workdir_of(run_flags(recipe))
+    named_after = flags.workdir_of(run_flags(recipe))
     assert named_after == os.path.abspath("runs/finetune/demo")
     with pytest.raises(UsageError, match="--workdir is empty"):
-        command_line.workdir_of(run_flags(recipe, "--workdir="))
+        flags.workdir_of(run_flags(recipe, "--workdir="))
     with pytest.raises(UsageError, match="distributed"):
         run_flags(recipe, "--distributed=perhaps")
 
 
 def test_help_has_what_the_program_says_and_every_flag():
-    values = flags.FlagValues()
-    command_line.define_run(values, [])
-    first, *lines = command_line.help_of("It trains.", values).splitlines()
+    values = FlagValues()
+    flags.define_run(values, [])
+    first, *lines = flags.help_of("It trains.", values).splitlines()
     assert first == "It trains." and "  Folder of the run" in "".join(lines)
     assert {line.split()[0] for line in lines if line.startswith("  --")} == {
         *("--config", "--workdir", "--allow_config_change", "--distributed"),
@@ -89,20 +89,21 @@ def test_values_of_every_type_are_read():
         ("--config.model={}", "--config.model is a group of keys"),
         ("--config.data.mean[0]=1", "did you mean --config.data.mean?"),
         ("--config.mix.group=2", "the recipe has no key --config.mix.group"),
+        ("--config.label_smoothing=0.1", "the recipe has no key --config.label_smoothing"),
         (
             "--config.mask.kind=randm",
             "=randm is not one of random, block, grid, checkerboard or your own module:attribute",
         ),
-        ("--config.batch_size=many", "batch_size='many' must be a whole number from 1 to 16777216"),
-        ("--config.batch_size=1e3", "batch_size='1e3' must be a whole number"),
-        ("--config.batch_size=", "batch_size='' must be a whole number"),
+        ("--config.batch_size=many", "batch_size='many' must be an integer from 1 to 16777216"),
+        ("--config.batch_size=1e3", "batch_size='1e3' must be an integer"),
+        ("--config.batch_size=", "batch_size='' must be an integer"),
         ("--config.batch_size", "Missing value for flag --config.batch_size"),
         ("--config.data.hflip=perhaps", "hflip='perhaps' must be True or False"),
-        ("--config.model.image_size=(1,x", "image_size='(1,x' must be 2 or 1 whole numbers in"),
+        ("--config.model.image_size=(1,x", "image_size='(1,x' must be 1 or 2 integers in"),
         ("--config.optim.b1=nan", "optim.b1=nan must be a number in [0, 1)"),
         ("--config.optim.b1=1e999", "optim.b1=inf must be a number in [0, 1)"),
         ("--config.model.size=" + "x" * 999, "x... (999 characters) is not one of Ti, S, B"),
-        ("--config.seed=1 --config=configs/demo.py", "--config has to come before --config.seed"),
+        ("--config.seed=1 --config=configs/demo.py", "--config must come before --config.seed"),
         ("--flagfile=/no/such/file", "/no/such/file"),
     ],
 )
@@ -122,7 +123,7 @@ HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  
     [
         ("def get_config(:", "SyntaxError: invalid syntax"),
         ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this"),
-        ("x = 1", "has no get_config(), as recipes have"),
+        ("x = 1", "has no get_config() function"),
         ("def get_config():\n  return {'task': 'knn'}", "must return an ml_collections.ConfigDict"),
         ("def get_config():\n  pass", "no recipe"),
         ("def get_config():\n  return 1 / 0", "recipe.py:2): ZeroDivisionError: division by zero"),
@@ -132,7 +133,7 @@ HEAD = "from configs import demo\ndef get_config():\n  c = demo.get_config()\n  
         (HEAD + "c.mesage = 3\n  return c", "--config.mesage: there is no such key"),
         (HEAD + "del c.watchdog\n  return c", "the recipe has no config.watchdog.seconds"),
         (HEAD + "del c.task\n  return c", "the recipe has no config.task"),
-        (HEAD + "c.seed = True\n  return c", "--config.seed=True must be a whole number"),
+        (HEAD + "c.seed = True\n  return c", "--config.seed=True must be an integer"),
         (HEAD + "c.model = None\n  return c", "--config.model is a group"),
     ],
 )
@@ -194,7 +195,7 @@ def test_what_is_not_a_program_is_one_line_and_never_waited_for(tmp_path):
         (f"{tmp_path}/image.png", "/image.png is not a Python program"),
         (f"{tmp_path}/notes.md", "notes.md:3: SyntaxError: unterminated string literal"),
         (f"{tmp_path}/config.json", "/config.json has no get_config()"),
-        (f"{tmp_path}/huge.py", "/huge.py has 2,097,152 bytes: that is not a recipe"),
+        (f"{tmp_path}/huge.py", "/huge.py has 2,097,152 bytes: too large for a recipe"),
         (f"{tmp_path}/none.py", "/none.py: No such file or directory"),
         (f"{tmp_path}/none.py/x.py", "No such file or directory"),
         ("x" * 300, "File name too long"),
@@ -209,12 +210,12 @@ def test_what_is_not_a_program_is_one_line_and_never_waited_for(tmp_path):
 def test_no_recipe(path):
     with pytest.raises(UsageError):
         parse(f"--config={path}")
-    with pytest.raises(UsageError, match="no recipe: give --config="):
+    with pytest.raises(UsageError, match="no recipe: use --config="):
         parse()
 
 
 def test_recipes_import_from_their_own_configs_and_from_ours_and_no_other(tmp_path, monkeypatch):
-    """Wherever the command is started, whatever else is called `configs`, in any order."""
+    """From any folder, with other modules named `configs`, in any order."""
     elsewhere = tmp_path / "project" / "configs"
     elsewhere.mkdir(parents=True)
     (elsewhere / "__init__.py").write_text("raise RuntimeError('of another project')")
@@ -222,7 +223,7 @@ def test_recipes_import_from_their_own_configs_and_from_ours_and_no_other(tmp_pa
     monkeypatch.syspath_prepend(str(elsewhere.parent))
     own = tmp_path / "mine" / "configs"
     (own / "sub").mkdir(parents=True)
-    (own / "demo.py").write_text("STEPS = 7")  # ours has no such thing
+    (own / "demo.py").write_text("STEPS = 7")  # ours has no such attribute
     (own / "sub" / "exp.py").write_text(
         "from configs import demo, tokenizer\n"
         "def get_config():\n  c = tokenizer.get_config()\n  c.steps = demo.STEPS\n  return c"
@@ -243,7 +244,7 @@ def test_a_recipe_in_the_current_folder_wins(tmp_path, monkeypatch):
 
 
 def test_keys_of_earlier_versions_are_taken_and_told_about(tmp_path, caplog):
-    command_line._tell_once.cache_clear()
+    flags._warn_renamed_once.cache_clear()
     (tmp_path / "mine.py").write_text(
         "from configs import demo\ndef get_config():\n  c = demo.get_config()\n"
         "  c.data.resident = True\n  c.picture_every = 7\n  c.picture_images = 5\n  return c"
@@ -268,8 +269,8 @@ def test_keys_of_earlier_versions_are_taken_and_told_about(tmp_path, caplog):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("c.picture_every = -1", "--config.figure_every=-1 must be a whole number from 0"),
-        ("c.picture_every = 1.5", "--config.figure_every=1.5 must be a whole number from 0"),
+        ("c.picture_every = -1", "--config.figure_every=-1 must be an integer from 0"),
+        ("c.picture_every = 1.5", "--config.figure_every=1.5 must be an integer from 0"),
         ("c.steps = c.picture_every", "(picture_every is now called figure_every)"),
         ("del c.data.resident", "(data.resident is now called data.on_device)"),
     ],
@@ -279,5 +280,5 @@ def test_mistakes_with_keys_of_earlier_versions_name_the_present_ones(tmp_path, 
     with pytest.raises(UsageError) as caught:
         parse(f"--config={tmp_path}/mine.py")
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="figure_every=-1 must be a whole number"):
+    with pytest.raises(UsageError, match="figure_every=-1 must be an integer"):
         parse("--config=configs/demo.py", "--config.picture_every=-1")

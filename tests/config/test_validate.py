@@ -1,4 +1,4 @@
-"""What a configuration may hold, and what is said about one that cannot work."""
+"""Valid configurations, and the messages for invalid ones."""
 
 import dataclasses
 import importlib
@@ -132,7 +132,7 @@ def test_values_within_the_range_are_taken(key, good):
         ("norm_pix_loss", "; did you mean --config.target.normalize?"),
         ("zzzz", " there is no such key (docs"),
         ("", " there is no such key (docs"),
-        ("model", " is a group of keys: set them singly, as --config.model.size"),
+        ("model", " is a group of keys: set one, such as --config.model.size"),
     ],
 )
 def test_unknown_keys_are_refused_with_what_was_meant(key, meant):
@@ -160,7 +160,7 @@ def test_problems_of_one_start_are_reported_together(tmp_path):
         "--config.data.mean=(0.5,) has 1",
         f"--config.data.root={tmp_path}/**/*.jpg does not exist: give the folder, "
         f"--config.data.root={tmp_path}",
-        f"--config.init_from={tmp_path}/no_run (by default, the run of",
+        f"--config.init_from={tmp_path}/no_run (default: the run of",
         "image height 18 is not",
     ):
         assert sum(line.startswith(f"  - {start}") for line in lines) == 1, (start, lines)
@@ -178,7 +178,7 @@ def test_an_image_is_not_a_root(tmp_path):
 
 
 def test_the_smallest_shapes_are_those_that_can_be_drawn():
-    least = validate.LEAST_SHAPES
+    least = validate.MIN_SHAPES_SIDE
     for side in (least - 1, least):
         source = ShapesSource("train", start=0, count=1, image_size=(side, 32), channels=3)
         if side < least:
@@ -226,8 +226,8 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ({"batch_size": 2}, "grad_accum 1 = 4; nearest: 4"),
         ({"model__channels": 4}, "data.mean=.* has 3 numbers, but --config.model.channels=4"),
         ({"model__image_size": (18, 16)}, "height 18 is not .* patch size 4; nearest: 16 or 20"),
-        ({"model__image_size": (2048,)}, "2048.* has 262144 patches of .*4, 4.*where 65536"),
-        ({"model__image_size": (4, 16)}, "shapes has no pictures of .4, 16.: .* sides of 6 or"),
+        ({"model__image_size": (2048,)}, "2048.* has 262144 patches of .*4, 4.*than 65536"),
+        ({"model__image_size": (4, 16)}, "shapes cannot draw images of .4, 16.: .* at least 6"),
         ({"model__mlp_ratio": 0.01}, "mlp_ratio=0.01 of decoder_embed_dim=16 leaves the MLPs no"),
         ({"model__embed_dim": 25}, "embed_dim=25 must be a multiple of 4 and of num_heads=2"),
         ({"model__decoder_num_heads": 3}, "decoder_embed_dim=16 .* decoder_num_heads=3"),
@@ -255,7 +255,7 @@ def test_what_a_recipe_lacks_or_has_too_much_is_named():
         ),
         ({"data__std": (58.395, 57.12, 57.375)}, r"set --config.data.std=\(0.229, 0.224, 0.225\)"),
         ({"data__mean": (0.5, -0.5, 0.5)}, "mean=.*does not fit 8-bit images, .*dtype=float32"),
-        ({"data__dtype": "float32", "data__color_jitter": 0.1}, "need 8-bit colour images"),
+        ({"data__dtype": "float32", "data__color_jitter": 0.1}, "need 8-bit color images"),
     ],
 )
 def test_impossible_combinations_are_refused_with_the_numbers(changes, message):

@@ -113,7 +113,7 @@ def test_what_is_no_file_of_weights_is_one_line(tmp_path):
     with pytest.raises(UsageError, match="/dev/zero is not a regular file"):
         convert.load("/dev/zero")
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(UsageError, match="empty is damaged, or not a file of PyTorch"):
+    with pytest.raises(UsageError, match="empty is damaged, or not a PyTorch file"):
         convert.load(str(tmp_path / "empty"))
 
 
@@ -153,7 +153,8 @@ def test_averages_inside_a_file_are_noted_and_taken_when_asked_for(tmp_path, key
     model = convert.load(path, hints=CLASSIFIER)
     assert model.averaged
     assert (
-        f"the file has averaged weights too ({key}): convert --ema takes them" in model.report.notes
+        f"the file also has averaged weights ({key}): convert --ema reads them"
+        in model.report.notes
     )
     np.testing.assert_array_equal(bias(path), arrays["head.bias"])
     np.testing.assert_array_equal(bias(path, ema=True), arrays["head.bias"] + 1)
@@ -173,7 +174,7 @@ def test_a_teacher_beside_a_student_and_averages_without_others(tmp_path):
         assert "averaged weights: ema (the file has no others)" in model.report.notes
         assert not model.averaged
     path = save_pth(tmp_path / "none.pth", {"model": arrays, "epoch": "3"})
-    with pytest.raises(UsageError, match="keeps no averaged weights .*it has model, epoch"):
+    with pytest.raises(UsageError, match="has no averaged weights .*it has model, epoch"):
         convert.load(path, hints=CLASSIFIER, ema=True)
 
 
@@ -182,7 +183,7 @@ def test_a_teacher_beside_a_student_and_averages_without_others(tmp_path):
     [
         (
             {"reg_token": np.zeros((1, 4, 48))},
-            r"tokens besides .*reg_token \(1, 4, 48\): registers",
+            r"tokens besides .*reg_token \(1, 4, 48\); registers",
         ),
         ({"net.register_tokens": np.zeros((1, 4, 48))}, "net.register_tokens .1, 4, 48."),
         ({"dist_token": np.zeros((1, 1, 48))}, "dist_token .1, 1, 48."),

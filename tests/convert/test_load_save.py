@@ -118,7 +118,7 @@ def test_a_classifier_out_and_in_again_is_exact(tmp_path, format, pool):
     model = convert.load(path, hints=CLASSIFIER._replace(classes=names))
     out = str(tmp_path / PATHS[format])
     if format == "hf_vit" and pool == "mean":
-        with pytest.raises(UsageError, match="--format=timm can"):
+        with pytest.raises(UsageError, match="use --format=timm"):
             convert.save(model, out, format=format)
         assert not os.path.exists(out)
         return
@@ -212,7 +212,7 @@ def test_a_file_of_the_official_training_script():
     assert model.fields["image_size"] == (8, 8)
     assert not any("guessed" in note for note in model.report.notes)
     assert model.metadata["provenance"]["file"] == "micro_training.pth"
-    with pytest.raises(UsageError, match="--norm_pix_loss: the file says True, and you say False"):
+    with pytest.raises(UsageError, match="--norm_pix_loss: the file says True, not False"):
         convert.load(
             official.path("micro_training.pth"),
             hints=convert.Hints(num_heads=2, decoder_num_heads=1, normalize=False),
@@ -225,7 +225,7 @@ def test_sizes_that_no_shape_tells_must_be_said():
     with pytest.raises(UsageError, match="--num_heads=5 does not divide"):
         convert.load(official.path("mae_tiny.safetensors"), hints=TINY._replace(num_heads=5))
     with pytest.raises(
-        UsageError, match="--num_heads, --config.model.num_heads: the file says 3, and you say 4"
+        UsageError, match="--num_heads, --config.model.num_heads: the file says 3, not 4"
     ):
         convert.load(official.path("hf_tiny_v4names"), hints=convert.Hints(num_heads=4))
 
@@ -265,7 +265,7 @@ def test_the_grid_is_read_from_the_fixed_table_and_never_guessed(tmp_path):
     assert any("assumed that 64 positions are a 8x8 grid" in n for n in square.report.notes)
 
 
-def test_an_autoencoder_with_other_tables_gives_its_encoder_alone(tmp_path):
+def test_an_autoencoder_with_other_tables_gives_only_its_encoder(tmp_path):
     learnt = np.random.default_rng(0).normal(size=(1, 65, 48)).astype(np.float32)
     path = change(tmp_path, {"pos_embed": learnt})
     with pytest.raises(UsageError, match="--encoder_only keeps it"):
@@ -342,9 +342,9 @@ def test_released_files_are_known_by_their_sum_and_carry_their_licence(tmp_path,
 @pytest.mark.parametrize(
     "changes,error",
     [
-        ({"decoder_pred.weight": None}, "decoder is not whole"),
-        ({"decoder_embed.bias": None, "decoder_norm.bias": None}, "decoder is not whole"),
-        ({"pos_embed": np.zeros((65, 48), np.float32)}, r"pos_embed has the shape \(65, 48\)"),
+        ({"decoder_pred.weight": None}, "decoder is incomplete"),
+        ({"decoder_embed.bias": None, "decoder_norm.bias": None}, "decoder is incomplete"),
+        ({"pos_embed": np.zeros((65, 48), np.float32)}, r"pos_embed has shape \(65, 48\)"),
         ({"patch_embed.proj.weight": np.zeros((48, 3, 2, 4, 4), np.float32)}, "4 axes"),
         ({"encoder_to_decoder.weight": np.zeros((32, 48), np.float32)}, "twice"),
     ],
@@ -360,7 +360,7 @@ def test_what_is_missing_is_reported_not_stumbled_over(tmp_path, name):
     assert report.missing == [name.replace(".", "_", 1).replace(".", "/")]
 
 
-def test_a_file_of_mae_pytorch_gives_its_encoder_alone(tmp_path):
+def test_a_file_of_mae_pytorch_gives_only_its_encoder(tmp_path):
     """It has no class token and no position table in it, and its positions are other ones."""
     arrays = {}
     for name, x in load_file(official.path("mae_tiny.safetensors")).items():
@@ -372,7 +372,7 @@ def test_a_file_of_mae_pytorch_gives_its_encoder_alone(tmp_path):
     path = str(tmp_path / "pz.safetensors")
     save_file(arrays, path)
     hints = CLASSIFIER._replace(image_size=(32, 32))
-    with pytest.raises(UsageError, match="MAE-pytorch: its positions are another table"):
+    with pytest.raises(UsageError, match="MAE-pytorch: its position table differs"):
         convert.load(path, hints=hints)
     report = convert.load(path, hints=hints, decoder=False).report
     assert report.missing == ["cls_token", "pos_embed"] and not report.unused
@@ -389,10 +389,10 @@ def test_names_of_classes_are_added_where_there_are_none(tmp_path):
     names = [f"name {i}" for i in range(10)]
     model = convert.load(str(tmp_path / "w"), hints=convert.Hints(classes=names))
     assert model.metadata["classes"] == names
-    with pytest.raises(UsageError, match="3 names of classes for a head of 10"):
+    with pytest.raises(UsageError, match="3 class names for a head of 10"):
         convert.load(str(tmp_path / "w"), hints=convert.Hints(classes=names[:3]))
     convert.save(model, str(tmp_path / "named"))
-    with pytest.raises(UsageError, match="--classes: the file says others than you do"):
+    with pytest.raises(UsageError, match="--classes: the file says other names"):
         convert.load(str(tmp_path / "named"), hints=convert.Hints(classes=names[::-1]))
 
 

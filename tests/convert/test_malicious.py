@@ -46,7 +46,7 @@ def good_metadata():
 
 
 def described(change):
-    """A good file of ours, but for what it says of itself."""
+    """A valid file of ours, except for its metadata."""
 
     def make(root):
         metadata = json.loads(good_metadata())
@@ -138,7 +138,7 @@ HARMFUL = {
     ),
     "pth: legacy storage": (pth(HUGE_TENSOR + pickle.dumps(["0"], 2) + struct.pack("<Q", 2**38),
                                 write=legacy), "cut short"),
-    "pth: shared numbers": (pth(many_views(), MILLION), "many times the size"),
+    "pth: shared numbers": (pth(many_views(), MILLION), "many times larger than the file"),
     "pth: path": (zipped("x.pth", zipfile.ZIP_STORED, **{"../../data.pkl": b"]."}), "no weights"),
     "safetensors: beyond the file": (safetensors({"a": ENTRY | {"data_offsets": [0, 10**9]}}),
                                      "cannot be read"),
@@ -158,7 +158,7 @@ HARMFUL = {
     "npz: other file": (zipped(**{"a.txt": b"hello, here I am"}), "cannot be read"),
     "metadata: no JSON": (described("{"), "cannot be read"),
     "metadata: nested": (described("[" * 10**5), "cannot be read"),
-    "metadata: a list": (described("[]"), "no description"),
+    "metadata: a list": (described("[]"), "do not describe a model"),
     "metadata: empty": (described("{}"), "is missing"),
     "metadata: blocks": (described({"model": {"depth": 10**9}}), "depth is 1000000000"),
     "metadata: more blocks": (described({"model": {"depth": 10**6}}), "1,000,002 blocks"),
@@ -224,7 +224,7 @@ def calls(tree):
 
 
 def test_the_package_runs_nothing_that_it_reads():
-    """No unpickling but the reader's that knows tensors alone; no evaluation of text; no shell."""
+    """Only the reader unpickles, and only tensors; no evaluation of text, no shell."""
     found = collections.Counter()
     for path in (Path(REPO) / "mae_jax").rglob("*.py"):
         tree, name = (

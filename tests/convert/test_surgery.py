@@ -75,11 +75,11 @@ def mask_tokens(request, tiny):
 
 
 def test_the_encoder_with_mask_tokens_leaves_them_behind(mask_tokens, encoder):
-    alone = surgery.encoder_only(mask_tokens)
-    alone.report.check()
-    assert alone.fields == encoder.fields and alone.params.keys() == encoder.params.keys()
+    bare = surgery.encoder_only(mask_tokens)
+    bare.report.check()
+    assert bare.fields == encoder.fields and bare.params.keys() == encoder.params.keys()
     np.testing.assert_array_equal(
-        *(tokens(model, random_images(1, 32, 32, 3)) for model in (alone, encoder))
+        *(tokens(model, random_images(1, 32, 32, 3)) for model in (bare, encoder))
     )
 
 
@@ -102,7 +102,7 @@ def test_a_file_without_metadata_shows_its_mask_tokens(mask_tokens, tmp_path):
 
 
 def test_mask_tokens_of_the_encoder_are_nothing_for_hugging_face(mask_tokens, tmp_path):
-    with pytest.raises(UsageError, match="no mask tokens in its encoder: --format=hf_vit"):
+    with pytest.raises(UsageError, match="no mask tokens in its encoder: use --format=hf_vit"):
         convert.save(mask_tokens, str(tmp_path / "out"), format="hf")
     convert.save(mask_tokens, str(tmp_path / "vit"), format="hf_vit")
 
@@ -114,7 +114,7 @@ def seen(model, images):
 
 
 def test_grey_images_are_seen_as_their_three_equal_channels(tiny, encoder):
-    """Of bytes, as users have them: the three channels are normalised by different numbers."""
+    """With bytes, as users have them: each channel is normalized differently."""
     grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
     three = np.repeat(grey, 3, axis=-1)
     one = surgery.with_channels(encoder, 1, "mean")
@@ -179,14 +179,14 @@ def test_selected_channels_are_as_they_were(tiny):
 @pytest.mark.parametrize(
     "policy,error",
     [
-        ("error", "for 3 channels and 2 are wanted"),
+        ("error", "for 3 channels, but the model has 2"),
         ("select:0,1,2", "does not name 2 of the 3"),
         ("select:0,3", "does not name 2 of the 3"),
-        ("average", "is none of"),
-        ("repeat", "2 channels do not repeat 3"),
+        ("average", "is not one of"),
+        ("repeat", "2 channels cannot repeat 3"),
     ],
 )
-def test_channels_change_by_an_explicit_policy_alone(tiny, policy, error):
+def test_channels_change_only_by_an_explicit_policy(tiny, policy, error):
     with pytest.raises(UsageError, match=error):
         surgery.with_channels(tiny, 2, policy)
 
@@ -261,7 +261,7 @@ def test_fc_norm_is_the_norm_behind_the_mean(encoder):
     assert model.fields["pool"] == "mean"
     np.testing.assert_array_equal(model.params["fc_norm/scale"], encoder.params["norm/scale"])
     assert timm.config(model)["global_pool"] == "avg"
-    with pytest.raises(UsageError, match="for an encoder alone"):
+    with pytest.raises(UsageError, match="only without decoder and head"):
         surgery.with_fc_norm(official_classifier())
     assert timm.config(encoder)["global_pool"] == "token"
 

@@ -48,7 +48,7 @@ def test_names_layout_and_sizes(tmp_path):
     )
     again = dall_e.write(tmp_path / "encoder.pkl", theirs, "encoder")
     assert tokenizer.load(again).sha256 == found.sha256
-    described = tokenizer.described(found.metadata())
+    described = tokenizer.from_metadata(found.metadata())
     assert {k: x.shape for k, x in described.arrays.items()} == {
         k: x.shape for k, x in found.arrays.items()
     }
@@ -67,7 +67,7 @@ def test_what_is_not_whole_is_refused(tmp_path):
         load(theirs | {"blocks.input.b": np.zeros(9, np.float32)})
     with pytest.raises(UsageError, match="no blocks.input.w"):
         load({"a": np.zeros(3, np.float32)})
-    with pytest.raises(UsageError, match="nothing of DALL-E"):
+    with pytest.raises(UsageError, match="not part of DALL-E"):
         load(theirs | {"head.w": np.zeros((1, 1, 1, 1), np.float32)})
     with pytest.raises(UsageError, match="DALL-E's encoder.pkl is needed"):
         load(dall_e.state_dict(np.random.default_rng(0), part="decoder"))
@@ -136,9 +136,9 @@ def test_modules_that_share_parts_or_have_endless_names_are_refused(tmp_path):
     for build, message in (
         (shared, "part of several"),
         (circular, "damaged"),
-        (lambda module: module({"x" * 10**6: module({})}), "names that are too long"),
-        (lambda module: module({("x",): module({})}), "names that are too long, or none"),
-        (deep, "names that are too long"),
+        (lambda module: module({"x" * 10**6: module({})}), "missing or too long names"),
+        (lambda module: module({("x",): module({})}), "missing or too long names"),
+        (deep, "missing or too long names"),
     ):
         with pytest.raises(UsageError, match=message):
             torch_pickle.read(archive(tmp_path / "x.pkl", pickled_modules(build)))

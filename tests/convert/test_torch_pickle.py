@@ -132,7 +132,7 @@ def test_a_small_file_cannot_fill_the_memory_or_the_day(tmp_path):
     assert len(torch_pickle.read(archive(tmp_path / "deep.pth", pickle.dumps(nested)))) == 2
 
 
-def test_the_state_of_an_optimiser_is_left_out():
+def test_optimizer_state_is_skipped():
     assert set(torch_pickle.read(official.path("micro_training.pth"))) == {
         "model",
         "epoch",

@@ -1,12 +1,14 @@
-"""Image bytes and a source for the tests of the input pipeline."""
+"""Image bytes, folders and sources for the tests of the input pipeline."""
 
 import io
+import os
 import struct
 import zlib
 
 import numpy as np
 from PIL import Image
 
+from mae_jax.data import make_sources
 from mae_jax.data.sources.base import Record
 
 
@@ -24,7 +26,7 @@ class MemorySource:
         return len(self.data)
 
     def read(self, indices):
-        return [Record(self.data[i], int(self.labels[i])) for i in indices]
+        return [Record(self.data[i], {"label": int(self.labels[i])}) for i in indices]
 
     def describe(self, index):
         return f"memory#{index}"
@@ -61,3 +63,32 @@ def deep_png(image: np.ndarray, *chunks: bytes) -> bytes:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
     parts = [png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", zlib.compress(rows))]
     return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, png_chunk(b"IEND", b"")])
+
+
+JPEG = jpeg(picture(0, 8, 8))
+
+
+def sources(root, workdir=None, **config):
+    """Training and evaluation source of a folder or a list file."""
+    return make_sources(
+        {"source": "folder", "root": str(root), **config},
+        image_size=(8, 8),
+        channels=3,
+        workdir=str(workdir) if workdir else None,
+    )
+
+
+def write(root, *names):
+    """Writes small JPEG files below a folder, and creates subfolders."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(JPEG)
+
+
+def labels(source):
+    return [record.label for record in source.read(range(len(source)))]
+
+
+def paths(source, root):
+    return [os.path.relpath(source.describe(i), root) for i in range(len(source))]

@@ -1,4 +1,4 @@
-"""Each thing that can be wrong with a file, and what docs/data.md says of it ("Bad images")."""
+"""Everything that can be wrong with a file, as in docs/data.md ("Bad images")."""
 
 import io
 import logging
@@ -14,7 +14,7 @@ from PIL import Image
 
 from mae_jax.data import eval_batches, make_sources, train_batches
 from mae_jax.data.loader import BadExamples
-from mae_jax.data.on_device_images import read_whole
+from mae_jax.data.on_device_images import read_images
 from mae_jax.data.options import DataOptions
 from mae_jax.data.sources.folder import FolderSource
 from mae_jax.data.transforms import decode
@@ -36,7 +36,7 @@ def good():
 
 
 def folder_with(root, good, content=None):
-    """Files of which number FAULTY holds `content`."""
+    """Good files, except number FAULTY, which contains `content`."""
     for i, data in enumerate(good):
         (root / f"{i:02}.jpg").write_bytes(content if i == FAULTY and content is not None else data)
     config = {"source": "folder", "root": str(root)}
@@ -53,7 +53,7 @@ def outcomes(source, dtype):
     config = {"dtype": dtype, "max_bad_fraction": 0.1, "workers": 2}
     train = run(train_batches, source, config, seed=0)
     (evaluated,) = run(eval_batches, source, config)
-    _, examples = read_whole(source, DataOptions.from_config(config), channels=3)
+    _, examples = read_images(source, DataOptions.from_config(config), channels=3)
     return next(train), train, evaluated, examples
 
 
@@ -67,7 +67,7 @@ def test_odd_images_are_used(tmp_path, good, name):
     assert tuple(examples.sizes[FAULTY]) == size
 
 
-def test_of_many_pictures_the_first_is_taken():
+def test_the_first_of_several_images_in_a_file_is_used():
     for name in ("animated webp", "animated png", "pages of a tiff"):
         pixels = decode.to_array(
             faults.ODD[name][0], channels=3, dtype="uint8", exif_transpose=True
@@ -116,7 +116,7 @@ def test_a_file_that_may_not_be_read_is_a_bad_image(good):
         if owner == 0:
             os.seteuid(65534)  # root may read everything
         try:
-            _, examples = read_whole(source, DataOptions(max_bad_fraction=0.1), channels=3)
+            _, examples = read_images(source, DataOptions(max_bad_fraction=0.1), channels=3)
         finally:
             os.seteuid(owner)
     finally:
@@ -150,7 +150,7 @@ def test_a_bomb_takes_no_memory(name):
 
 
 def test_the_verdict_on_a_jpeg_is_pillow_s():
-    """So it does not depend on whether simplejpeg is installed, nor on what was read before."""
+    """So it does not depend on whether simplejpeg is installed, or on what was read before."""
     simplejpeg = pytest.importorskip("simplejpeg")
     rng = np.random.default_rng(0)
     options = {"channels": 3, "dtype": "uint8", "exif_transpose": True}
@@ -198,7 +198,7 @@ def test_a_host_that_can_read_nothing_stops_evaluation(good):
         list(batches[1])
 
 
-def test_a_batch_larger_than_the_set_is_told(good, caplog):
+def test_a_batch_larger_than_the_set_is_logged(good, caplog):
     with caplog.at_level(logging.WARNING):
         batch = next(run(train_batches, MemorySource(good), {}, 2 * COUNT, seed=0))
     assert (np.bincount(batch["index"]) == 2).all()

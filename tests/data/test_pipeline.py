@@ -19,7 +19,7 @@ SIZE = (16, 24)
 def train(
     source, count, *, hosts=1, only_host=None, start_step=0, batch_size=8, workers=1, **config
 ):
-    """The first global batches, put together from all hosts; or the rows of one host."""
+    """The first global batches, joined from all hosts; or the rows of one host."""
     iterators = [
         train_batches(
             source,
@@ -44,7 +44,7 @@ def train(
 
 
 class Noting(MemorySource):
-    """Notes what is read, in order."""
+    """Records what is read, in order."""
 
     def __init__(self, data):
         super().__init__(data)
@@ -64,7 +64,7 @@ def assert_equal(ours, theirs):
 
 @pytest.fixture(scope="module")
 def reference(pictures):
-    return train(pictures, 6)  # 48 rows of 23 examples: two epoch ends
+    return train(pictures, 6)  # 48 rows of 23 examples: two epoch boundaries
 
 
 def test_shapes_and_types(reference):
@@ -90,7 +90,7 @@ def test_each_host_reads_its_rows_of_every_batch_and_no_others(pictures, referen
         train(source, 6, only_host=host, hosts=hosts, prefetch=1)
         share = 8 // hosts
         wanted = [b["index"][host * share : (host + 1) * share] for b in reference]
-        # One worker reads in order, and a little ahead: a batch that waits, one that fills.
+        # One worker reads in order, up to two batches ahead: one is ready, one is being filled.
         assert source.read_so_far[: 6 * share] == np.concatenate(wanted).tolist()
         assert len(source.read_so_far) <= 9 * share
 
@@ -157,8 +157,8 @@ def test_evaluation_of_a_part_of_the_set(pictures):
     assert index.tolist() == [0, 4, 9, 13, 18]
 
 
-@pytest.mark.parametrize("start_step", [3, 5])  # three batches are all there are
-def test_nothing_is_left_behind_the_last_batch(pictures, start_step):
+@pytest.mark.parametrize("start_step", [3, 5])  # there are three batches
+def test_there_is_nothing_after_the_last_batch(pictures, start_step):
     iterator = eval_batches(
         pictures,
         data_config={},
@@ -207,7 +207,7 @@ def test_batches_that_do_not_divide_are_refused(pictures):
         train(pictures, 1, hosts=4, batch_size=10)
 
 
-def test_shapes_train_and_validate_on_different_pictures():
+def test_shapes_train_and_evaluate_on_different_images():
     config = {"source": "shapes", "num_train": 40, "num_eval": 10}
     sources = make_sources(config, image_size=SIZE, channels=3, workdir=None)
     assert sources.eval is not None
@@ -260,15 +260,15 @@ raise SystemExit(7)
 """
 
 
-def test_tensorflow_comes_late_and_an_open_iterator_does_not_disturb_the_exit():
+def test_tensorflow_is_imported_late_and_an_open_iterator_does_not_disturb_the_exit():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 7, done.stderr
 
 
-def test_colours_change_after_the_crop_and_not_with_the_number_of_hosts(pictures):
-    colours = {"randaug_magnitude": 9.0, "color_jitter": 0.4}
-    plain, augmented = train(pictures, 2), train(pictures, 2, **colours)
-    assert_equal(augmented, train(pictures, 2, hosts=2, workers=2, **colours))
+def test_colors_change_after_the_crop_and_not_with_the_number_of_hosts(pictures):
+    colors = {"randaug_magnitude": 9.0, "color_jitter": 0.4}
+    plain, augmented = train(pictures, 2), train(pictures, 2, **colors)
+    assert_equal(augmented, train(pictures, 2, hosts=2, workers=2, **colors))
     for a, b in zip(plain, augmented, strict=True):
         np.testing.assert_array_equal(a["index"], b["index"])
         changed = [not np.array_equal(x, y) for x, y in zip(a["image"], b["image"], strict=True)]

@@ -1,4 +1,4 @@
-"""The index of TFRecord files: what cannot be read is one line."""
+"""The index of TFRecord files: errors are one line."""
 
 import os
 

@@ -8,7 +8,7 @@ from mae_jax.runtime.errors import UsageError
 
 
 def plans(order, steps, batch_size, hosts=1, start=0, num_draws=3):
-    """Global plans of some steps, put together from all hosts."""
+    """Global plans of some steps, joined from all hosts."""
     for step in range(start, start + steps):
         parts = [
             order.plan(
@@ -22,7 +22,7 @@ def plans(order, steps, batch_size, hosts=1, start=0, num_draws=3):
         yield [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def test_each_epoch_holds_every_example_once_and_runs_on_without_gaps():
+def test_each_epoch_contains_every_example_once_and_epochs_have_no_gaps():
     order = TrainSampler(103, seed=5)
     seen = np.concatenate([wanted for wanted, _, _ in plans(order, 103, batch_size=8)])
     epochs = seen.reshape(8, 103)

@@ -1,4 +1,4 @@
-"""Storage that is away for a while is waited for; a single lost file is not."""
+"""Storage that is unavailable for a while is waited for; a single lost file is not."""
 
 import errno
 import logging
@@ -11,7 +11,7 @@ import pytest
 
 from mae_jax.data import eval_batches, make_sources, storage, train_batches
 from mae_jax.data.sources.cache import Budget, Cached
-from mae_jax.data.sources.file_list import scan_folder
+from mae_jax.data.sources.scan import scan_folder
 from mae_jax.data.storage import StorageWait, patiently
 from mae_jax.runtime.errors import DataMissing, StorageUnavailable, UsageError
 from tests.data.helpers import MemorySource, jpeg, picture
@@ -94,7 +94,7 @@ def test_an_image_that_reads_well_again_is_bad_no_more(caplog):
     assert iterator.bad_count == 1
     back.set()
     with caplog.at_level(logging.INFO):
-        for _ in range(8):  # past what was read ahead, and an epoch more
+        for _ in range(8):  # beyond the batches read ahead, and another epoch
             next(iterator)
     assert iterator.bad_count == 0
     assert "can be read again: memory#3" in caplog.text
@@ -107,7 +107,7 @@ def test_more_lost_files_than_are_tolerated_are_an_outage(number):
         run(source, storage_wait=1.0)
 
 
-def test_what_is_kept_in_memory_says_nothing_about_the_storage():
+def test_cached_records_tell_nothing_about_the_storage():
     away = threading.Event()
     source = FailingSource(lambda *_: errno.ENOENT if away.is_set() else 0)
     cached = Cached(source, Budget(7 * len(GOOD[0])), change=lambda record: record)
@@ -130,7 +130,7 @@ def test_waiting_ends_at_once_when_a_stop_is_requested():
     assert not storage.is_waited_for()
 
 
-def test_a_long_wait_is_logged_ever_more_rarely(caplog, monkeypatch):
+def test_a_long_wait_is_logged_less_and_less_often(caplog, monkeypatch):
     monkeypatch.setattr(storage, "QUIET", 0.1)
     until = time.monotonic() + 1.0
 

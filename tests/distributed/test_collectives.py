@@ -1,4 +1,4 @@
-"""What process 0 makes is what two real processes have; what stops it stops both."""
+"""Values computed by process 0 reach two real processes; so do its errors."""
 
 import numpy as np
 import pytest
@@ -38,9 +38,9 @@ try:
 except UsageError as error:
     print("error", error)
 
-# A run saves while both look, and deletes what one of them reads.
+# A run saves while both processes look, and deletes what one of them is reading.
 reader.find = lambda path: CheckpointPath(f"{path}/checkpoints/{3 + index}", path, 3 + index)
-print("one", reader.find_one("/run"))
+print("one", reader.find_on_all_hosts("/run"))
 
 def read():
     if index == 1:
@@ -63,14 +63,14 @@ def test_arrays_of_process_0_are_those_of_both():
     }
     begin = ("found", "error", "one", "gone")
     lines = [[x for x in out.splitlines() if x.startswith(begin)] for out in (first, second)]
-    other = "error process 0 stopped: see what it printed last"
+    other = "error process 0 failed; see its log above"
     one = f"one {CheckpointPath('/run/checkpoints/3', '/run', 3)}"
-    gone = "gone /run/checkpoints/3 is not there any more: another process could not read it"
+    gone = "gone /run/checkpoints/3 no longer exists: another process could not read it"
     assert lines[0] == [
         f"found {expected}",
         "error no images",
         one,
-        f"{gone}: see what it printed last",
+        f"{gone}: see its log above",
     ]
     assert lines[1] == [f"found {expected}", other, one, "gone 3 is not there"]
 

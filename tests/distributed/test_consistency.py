@@ -1,4 +1,4 @@
-"""How processes find out that they differ: threads with a store of their own.
+"""How processes find out that they differ, simulated by threads with an in-memory store.
 
 The same with real processes is in test_processes.py.
 """
@@ -22,7 +22,7 @@ from tests.helpers import tiny_configs
 
 
 class Store:
-    """As that of the coordination service."""
+    """In-memory replacement for the coordination service."""
 
     def __init__(self):
         self._texts, self._news = {}, threading.Condition()
@@ -43,14 +43,14 @@ class Store:
 
 
 def meet(found, store=None):
-    """What each of several processes learns; a process of None does not come."""
+    """The outcome on each of several processes; a process of None does not start."""
     store = store or Store()
 
     def one(index):
         try:
             return consistency.exchange(store, index, len(found), found[index])
         except UsageError as error:
-            consistency.publish_error(store, index, error)  # as `check` does
+            consistency.publish_error(store, index, error)  # as `check_consistency` does
             return str(error)
 
     with concurrent.futures.ThreadPoolExecutor(len(found)) as pool:
@@ -104,13 +104,13 @@ def test_an_error_before_ends_the_wait_of_the_others(tmp_path):
         lines = meet(others, store)
         assert len(lines) == 2 and len(set(lines)) == 1
         assert lines[0].startswith(f"process {index} (")
-        assert lines[0].endswith("stopped at its start: --config.data.root=/d does not exist")
+        assert lines[0].endswith("failed during startup: --config.data.root=/d does not exist")
 
 
 def test_a_workdir_that_cannot_be_written_is_the_error(tmp_path):
     (tmp_path / "file").touch()
     found = at([tmp_path / "file"] * 2, records(2))
-    with pytest.raises(UsageError, match="cannot write into --workdir=.*file"):
+    with pytest.raises(UsageError, match="cannot write to --workdir=.*file"):
         consistency.exchange(Store(), 0, 2, found[0])
 
 
@@ -158,18 +158,18 @@ def test_what_a_process_says_of_itself(tmp_path):
 
 
 def test_what_is_compared_besides_the_configuration(tmp_path):
-    """All that a checkpoint will say of data and target, and whether changes are allowed."""
+    """Everything that a checkpoint records about data and target, and `allow_config_change`."""
     config = tiny_configs.config()
     task = Pretrain(config, str(tmp_path))
-    facts = run_info.facts_of(task, allow_config_change=False)
+    facts = run_info.consistency_facts(task, allow_config_change=False)
     assert facts["--config.target"] == task.metadata(0)["target"]
     assert facts.items() >= task.metadata(0)["data"].items()
     say = consistency.describe(config, str(tmp_path), facts)
-    allowed = run_info.facts_of(task, allow_config_change=True)
+    allowed = run_info.consistency_facts(task, allow_config_change=True)
     line = disagreement([say, consistency.describe(config, str(tmp_path), allowed)])
     assert line is not None and "--allow_config_change true, but false" in line
     task.target.metadata = lambda: {"kind": "tokens", "hash": "other"}
-    other = run_info.facts_of(task, allow_config_change=False)
+    other = run_info.consistency_facts(task, allow_config_change=False)
     line = disagreement([say, consistency.describe(config, str(tmp_path), other)])
     assert line is not None and "--config.target" in line
 

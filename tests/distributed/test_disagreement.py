@@ -1,4 +1,4 @@
-"""What is said of processes that differ."""
+"""Messages about processes that differ."""
 
 import copy
 
@@ -10,7 +10,7 @@ HOSTS = ("node0", "node1", "node2", "node2")
 
 
 def records(count=4, **changes):
-    """What processes say; `changes` are process -> {(kind, name): value}, as p1={...}."""
+    """Records of processes; `changes`: process -> {(kind, name): value}, as in p1={...}."""
     one = {
         "workdir": "/runs/x",
         "revision": "abc",
@@ -29,7 +29,7 @@ def records(count=4, **changes):
 
 def test_equal_processes_have_nothing_to_say():
     found = records()
-    found[2]["revision"] = "unknown"  # no git there, but the same files
+    found[2]["revision"] = "unknown"  # no git, but the same files
     assert disagreement(found) is None
 
 
@@ -42,7 +42,7 @@ def test_equal_processes_have_nothing_to_say():
             "requirements everywhere",
         ),
         (
-            {"p0": {("config", "--config.seed"): 7}},  # process 0 can be the odd one
+            {"p0": {("config", "--config.seed"): 7}},  # process 0 may be the one that differs
             "process 0 (node0): --config.seed 7, but 0 on 3 others: start every process with the "
             "same command",
         ),
@@ -94,8 +94,8 @@ def test_who_does_not_see_the_workdir():
     found = records()
     found[2]["sees"] = found[3]["sees"] = False
     assert disagreement(found) == (
-        "workdir /runs/x is not shared: processes 2, 3 (node2) do not see what process 0 (node0) "
-        "wrote; use a folder that all hosts mount"
+        "workdir /runs/x is not shared: processes 2, 3 (node2) do not see the file that process 0 "
+        "(node0) wrote; use a folder that all hosts mount"
     )
     found[2]["sees"] = True
     found[3]["workdir"] = "/home/runs/x"

@@ -1,4 +1,4 @@
-"""One of two real processes fails: the other ends too, and says who it was."""
+"""If one of two real processes fails, the other ends too and names it."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ import os, sys, time
 import jax
 from mae_jax.runtime import errors
 from mae_jax.distributed import fail_fast
-from mae_jax.runtime import leaving
+from mae_jax.runtime import abort
 from mae_jax.runtime.cli import setup_logging
 
 address, index, fails, how = sys.argv[1:]
@@ -27,12 +27,12 @@ with fail_fast.abort_all_on_error():
     jax.numpy.ones(3).sum().block_until_ready()
     if index != fails:
         if how in ("wait", "leave"):
-            time.sleep(100)  # as in compiled code, from which nothing brings it back
+            time.sleep(100)  # like compiled code that nothing can interrupt
         if how == "break":
             time.sleep(0.3)
             raise ConnectionResetError("the other one is gone")
     elif how == "leave":  # as the watchdog does when the main thread hangs
-        leaving.leave(70, "it hangs")
+        abort.abort(70, "it hangs")
     elif how == "wait":
         raise errors.UsageError("no images\\nand more")
     elif how == "break":
@@ -65,7 +65,7 @@ def test_what_breaks_because_another_is_gone_is_not_the_reason():
         assert status == 1
         assert "process 1 (" in output and "failed: 'a bug'" in output
         assert "is gone" not in output
-    assert "Traceback" in ended[1][1] and "Traceback" not in ended[0][1]  # it is a bug of ours
+    assert "Traceback" in ended[1][1] and "Traceback" not in ended[0][1]  # a bug
 
 
 def test_nothing_happens_where_nothing_fails():
@@ -110,4 +110,4 @@ def test_a_run_ends_everywhere_with_the_status_of_the_process_that_failed(tmp_pa
         assert f"process 1 ({socket.gethostname()}) failed: all images are bad\n" in errors
         assert "Traceback" not in errors
     assert not os.path.exists(tmp_path / "w" / workdir_lock.LOCK)
-    assert layout.find(str(tmp_path / "w")).step == 2  # the save under way came to its end
+    assert layout.find(str(tmp_path / "w")).step == 2  # the save in progress was completed

@@ -1,4 +1,4 @@
-"""How processes find each other, where they listen, and which GPUs a task of Slurm takes."""
+"""How processes connect, where they listen, and which GPUs a Slurm task uses."""
 
 import socket
 
@@ -40,7 +40,7 @@ def test_two_tasks_divide_the_gpus_of_a_node():
 
 
 def test_a_task_that_slurm_bound_takes_what_it_sees():
-    """--gpus-per-task=1 and =2: jax alone would look for GPU 3 among one."""
+    """--gpus-per-task=1 and =2: by default, jax would ask for GPU 3 of one."""
     assert devices("3", local=3, tasks="8") == [0]
     assert devices("6,7", local=3, tasks="4") == [0, 1]
 
@@ -62,7 +62,7 @@ def test_jax_decides_elsewhere():
 
 @pytest.fixture
 def names(monkeypatch):
-    """Addresses of hosts; only loopback addresses and 0.0.0.0 are this machine's own."""
+    """Addresses of hosts; only loopback addresses and 0.0.0.0 belong to this machine."""
     known = {"debian": ["127.0.1.1"], "here": ["127.0.1.1", "0.0.0.0"], "proxy": ["203.0.113.7"]}
 
     def look_up(name, *_, **__):
@@ -80,12 +80,12 @@ def test_process_0_listens_at_the_address_that_the_others_call(names, name):
 
 @pytest.mark.parametrize("name", ["debian", "proxy", "unknown"])
 def test_it_listens_everywhere_where_it_does_not_know_its_own_address(names, name, caplog):
-    """Debian maps the name of the host to 127.0.1.1, where no other host can reach it."""
+    """Debian maps the host name to 127.0.1.1, which no other host can reach."""
     assert bind_address(name, "1234") is None
     assert f"port 1234 listens on every network interface: {name} is" in caplog.text
 
 
-# Its arguments: coordinator, index. Prints where this process listens, and how many are here.
+# Its arguments: coordinator, index. Prints where this process listens, and how many share the host.
 LISTENING = """
 import os, sys
 from mae_jax.distributed import initialize
@@ -114,7 +114,7 @@ def test_processes_of_one_machine_listen_on_its_loopback_interface_only():
         assert status == 0, errors
         lines = [line.split() for line in said.splitlines() if line.startswith(("li", "pr"))]
         found = [address for word, address in lines if word == "listens"]
-        assert len(found) >= 2 - index  # the coordinator, and gloo on both
+        assert len(found) >= 2 - index  # the coordinator, and gloo in both
         assert set(found) <= LOOPBACK
         assert ["processes", "2"] in lines
 
@@ -125,7 +125,7 @@ def test_so_do_their_collectives_whatever_the_name_of_the_host(monkeypatch):
     monkeypatch.delenv("NCCL_SOCKET_IFNAME")
     monkeypatch.setattr(host, "processes", 1)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
-    monkeypatch.setattr(initialize, "_count_here", lambda: 2)
+    monkeypatch.setattr(initialize, "_count_on_host", lambda: 2)
     register = factories.setdefault
     monkeypatch.setattr(
         xla_bridge, "register_backend_factory", lambda *words, **_: register(*words)
@@ -143,7 +143,7 @@ def test_so_do_their_collectives_whatever_the_name_of_the_host(monkeypatch):
 
 @pytest.fixture
 def laptop(monkeypatch):
-    """No variable of a cluster, and no chips of a TPU."""
+    """An environment without cluster variables and TPU chips."""
     for name in initialize.os.environ:
         if name.startswith(("SLURM_", "OMPI_", "JAX_COORD")):
             monkeypatch.delenv(name)
@@ -164,7 +164,7 @@ def test_variables_of_a_cluster_without_a_cluster_are_named(laptop, mode, variab
     with pytest.raises(UsageError) as caught:
         initialize.start(mode)
     text = str(caught.value)
-    assert text.startswith(f"{variable}={value}, but jax finds no cluster here (")
+    assert text.startswith(f"{variable}={value}, but jax finds no cluster (")
     assert "--distributed=off" in text and "\n" not in text
 
 

@@ -1,4 +1,4 @@
-"""Meshes and what lies where."""
+"""Meshes, and shardings of arrays."""
 
 import jax
 import jax.numpy as jnp

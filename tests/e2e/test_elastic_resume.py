@@ -1,4 +1,4 @@
-"""A run goes on although what is around it has changed: devices, processes, folder, length."""
+"""A run continues with other devices, processes, folders and lengths."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def all_files(folder):
 
 
 def travel(folder, meshes):
-    """A state goes from one mesh to the next through checkpoints, and stays as it is.
+    """A state passes through checkpoints from mesh to mesh and does not change.
 
     Args:
       folder: for the checkpoints.

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own: statuses, messages, signals, several processes."""
+"""The command line in subprocesses: exit statuses, messages, signals, several processes."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def finish(process):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "no recipe: give --config="),
+        ([], "no recipe: use --config="),
         (["--config=configs/nowhere.py"], "nowhere.py"),
         (["--config=configs/vit_l.py", "--config.optim.base_lrr=1"], "base_lrr"),
         (["--config=configs/vit_l.py", "--config.batch_size=many"], "batch_size"),
@@ -70,8 +70,8 @@ def test_mistyped_command_ends_at_once_with_one_line(tmp_path, arguments, messag
         ({"init_from": "/no/run"}, "no checkpoint under /no/run"),
         ({"mesh.fsdp": "3"}, "does not match 1 devices"),
         ({"model.num_heads": "5"}, "num_heads=5"),
-        ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be a whole number from 1"),
-        ({"seed": "-1"}, "--config.seed=-1 must be a whole number from 0"),
+        ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be an integer from 1"),
+        ({"seed": "-1"}, "--config.seed=-1 must be an integer from 0"),
     ],
 )
 def test_impossible_run_is_refused_with_the_way_out(tmp_path, changes, message):
@@ -83,7 +83,7 @@ def test_impossible_run_is_refused_with_the_way_out(tmp_path, changes, message):
 
 
 def signal_after_step_three(process, number):
-    """Sends the signal once a step from 3 on is logged; returns what was printed till then."""
+    """Sends the signal once step 3 or later is logged; returns the output so far."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -139,7 +139,7 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
 
 
 def start_two(flags, cwd, own=((), ())):
-    """Two processes of one run, with two devices each and flags of their own."""
+    """Two processes of one run, with two devices and individual flags each."""
     several = [f"--coordinator={free_address()}", "--num_processes=2"]
     return [
         start(*flags, *several, f"--process_id={i}", *own[i], cwd=cwd, devices=2) for i in range(2)

@@ -1,8 +1,7 @@
-"""A run that was written before the package got its present layout (parity/run_0_1.zip).
+"""A run written before the package got its current layout (parity/run_0_1.zip).
 
 Made by configs/demo.py with the flags of `tiny_configs.flags`, log_every=4 and a checkpoint every 4
-of 8
-steps; the zip holds its workdir as it was after step 4.
+of 8 steps; the zip contains its workdir after step 4.
 """
 
 import os

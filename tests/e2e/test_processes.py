@@ -1,4 +1,4 @@
-"""Two real processes that compare themselves, and of which one hangs."""
+"""Two real processes that compare their setups; one of them hangs."""
 
 import glob
 import os
@@ -12,7 +12,7 @@ from tests.helpers.processes import run_two
 
 # Its arguments: coordinator, index, workdir, what to do. The same as `mae_jax.main` in small.
 CHILD = """
-import sys, time
+import os, sys, time
 import jax
 from mae_jax.distributed import consistency
 from mae_jax.runtime import errors
@@ -25,7 +25,7 @@ consistency.PROBE_SECONDS = 0.5
 
 def main():
     try:
-        kv_store.KVStore("agreement").get("never", until=time.monotonic() + 0.2, who="process 7")
+        kv_store.KVStore("consistency").get("never", until=time.monotonic() + 0.2, who="process 7")
     except errors.UsageError as error:
         print(error)
     with consistency.propagate_startup_error():
@@ -34,7 +34,10 @@ def main():
     lr = 0.2 if what == "differ" and index == "1" else 0.1
     consistency.check_consistency({"optim": {"base_lr": lr}}, workdir, {"data": {"hash": "d1"}})
     if what == "hang":
-        hang()
+        try:
+            hang()
+        except Exception:  # the other process was ended first
+            os.abort()
 
 def hang():
     from jax.experimental import multihost_utils
@@ -58,13 +61,13 @@ except errors.UsageError as error:
 
 
 def run_both(what, workdirs):
-    """(status, output and errors) of both."""
+    """(exit status, stdout and stderr) of both."""
     results = run_two(CHILD, [[str(workdir), what] for workdir in workdirs], timeout=120)
     return [(status, output + errors) for status, output, errors in results]
 
 
 def errors(results):
-    """The line that each of them ends with."""
+    """The last line of each."""
     lines = []
     for status, output in results:
         assert status == 2, output
@@ -83,19 +86,19 @@ def test_processes_that_differ_stop_with_the_same_line(tmp_path):
     )
     assert os.listdir(tmp_path) == ["a"] and not os.listdir(tmp_path / "a")
     for _, output in results:  # waiting for what never comes ends, and harms nothing
-        assert "process 7 did not come to the start in time" in output
+        assert "process 7 did not start in time" in output
 
 
 @pytest.mark.slow
 def test_what_stops_one_process_stops_the_other(tmp_path):
     first, second = errors(run_both("fail", [tmp_path, tmp_path]))
     assert second == "--config.data.root=/d does not exist"
-    assert first == f"process 1 ({socket.gethostname()}) stopped at its start: {second}"
+    assert first == f"process 1 ({socket.gethostname()}) failed during startup: {second}"
 
 
 def test_of_two_processes_the_one_that_hangs_is_seen(tmp_path):
     results = run_both("hang", [tmp_path, tmp_path])
-    # The first to be ended may take the other with it: jax then aborts the process.
+    # The first to be ended may take the other with it, which then aborts.
     assert {status for status, _ in results} <= {70, -signal.SIGABRT}, results
     ended = [index for index, (status, _) in enumerate(results) if status == 70]
     assert ended

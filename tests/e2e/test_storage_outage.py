@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def restored(data):
-    """One test that fails must not leave the others without data."""
+    """Restores the data even if a test fails."""
     yield
     for folder in (data, data / "val"):
         if os.path.exists(f"{folder}.away"):
@@ -96,7 +96,7 @@ def test_a_run_saves_before_it_gives_up_and_then_continues(part, step, data, und
 
 
 class Starvation(threading.Thread):
-    """Sets a stop request once the run has used up the batches that were read and waits for more.
+    """Requests a stop once the run has used all batches that were read and waits for more.
 
     Earlier, the stop would end the run between two steps, with no error at all.
     """
@@ -109,7 +109,7 @@ class Starvation(threading.Thread):
     def run(self):
         while not storage.is_waited_for() or time.monotonic() - self.last_step < self._quiet:
             time.sleep(0.05)
-        self._stop_request._asked = True
+        self._stop_request._requested = True
 
 
 def test_a_signal_ends_the_wait_and_the_step_is_saved(data, undisturbed, tmp_path):
@@ -132,11 +132,11 @@ def test_a_signal_ends_the_wait_and_the_step_is_saved(data, undisturbed, tmp_pat
 
 
 def test_a_read_that_hangs_does_not_keep_a_signal_from_saving(data, tmp_path, monkeypatch):
-    """As on a disk that is mounted `hard`: no error, and no end."""
+    """As with a `hard` mount: no error, and the call never returns."""
     stop, over = StopRequest(), threading.Event()
 
     def hang(self, indices):
-        stop._asked = True
+        stop._requested = True
         assert over.wait(100)
         raise OSError(5, "was hanging")
 

@@ -1,8 +1,8 @@
-"""A Google Cloud Storage on this machine, for the real clients of TensorFlow and TensorStore.
+"""A local Google Cloud Storage for the real clients of TensorFlow and TensorStore.
 
-Both speak HTTPS to www.googleapis.com and storage.googleapis.com; here they are told a proxy, which
-answers itself. Only what these two clients ask for is understood. It is a process of its own, since
-TensorFlow does not let other threads run while it waits.
+Both connect by HTTPS to www.googleapis.com and storage.googleapis.com, here through a proxy that
+answers the requests itself. Only requests that these two clients send are supported. The proxy is a
+separate process, because TensorFlow blocks all other threads while it waits.
 
     with FakeGcs(tmp_path, "bucket") as gcs:
         subprocess.run(command, env=os.environ | gcs.environment)
@@ -25,14 +25,14 @@ HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 
 
 class FakeGcs:
-    """The service, from `__enter__` to `__exit__`; what it holds is kept in a folder.
+    """The service, which runs from `__enter__` to `__exit__` and keeps its objects in a folder.
 
     Args:
-      folder: new.
-      buckets: those that exist.
+      folder: created.
+      buckets: names of the buckets that exist.
 
     Attributes:
-      environment: variables that lead the clients here.
+      environment: variables that direct the clients to this service.
     """
 
     def __init__(self, folder, *buckets):
@@ -59,16 +59,21 @@ class FakeGcs:
         self._process.communicate()
 
     def names(self, bucket):
-        """Names of the objects of a bucket, in order."""
+        """Sorted names of the objects in a bucket."""
         return sorted(unquote(path.name) for path in (self._folder / bucket).iterdir())
 
     def read(self, bucket, name):
         return (self._folder / bucket / quote(name, safe="")).read_bytes()
 
     def refuse(self, method="", pattern="", status=0):
-        """Answers from now on so what is asked (READ, LIST, WRITE, COPY, DELETE) of such names.
+        """From now on answers requests with this status.
 
-        With 429 and 5xx the clients ask again, for minutes.
+        After 429 and 5xx the clients retry for minutes.
+
+        Args:
+          method: READ, LIST, WRITE, COPY or DELETE; "" for all.
+          pattern: regular expression for bucket/name.
+          status: HTTP status; 0 answers normally again.
         """
         path = self._folder / "refuse.json"
         path.with_suffix(".new").write_text(json.dumps([method, pattern, status]))
@@ -82,7 +87,7 @@ class _Object(NamedTuple):
 
 
 class _Refusal(Exception):
-    """An answer that is no success."""
+    """An answer with an error status."""
 
     def __init__(self, status):
         super().__init__(status)
@@ -90,7 +95,7 @@ class _Refusal(Exception):
 
 
 class _Service:
-    """What is asked, and what is answered."""
+    """Answers requests."""
 
     def __init__(self, folder):
         self._folder, self._objects, self._uploads = folder, {}, {}
@@ -104,7 +109,7 @@ class _Service:
             if parts.path.startswith("/upload/"):
                 return self._upload(method, parts.path, query, body)
             found = re.fullmatch(r"/storage/v1/b/([^/]+)(/o)?(?:/(.+))?", parts.path)
-            if not found:  # the short address of a content
+            if not found:  # a direct download URL
                 bucket, _, name = parts.path[1:].partition("/")
                 return self._read(bucket, unquote(name), query | {"alt": "media"}, headers)
             bucket, listed, name = found.groups()
@@ -115,9 +120,10 @@ class _Service:
                 return act(bucket, unquote(name), query, headers)
             return self._list(bucket, query) if listed else self._bucket(bucket)
 
-    def _heard(self, what, bucket, name):
+    def _check(self, request, bucket, name):
+        """Raises the configured refusal, or 404 for an unknown bucket."""
         method, pattern, status = json.loads((self._folder / "refuse.json").read_text())
-        if method in ("", what) and status and re.search(pattern, f"{bucket}/{name}"):
+        if method in ("", request) and status and re.search(pattern, f"{bucket}/{name}"):
             raise _Refusal(status)
         if not (self._folder / bucket).is_dir():
             raise _Refusal(404)
@@ -148,20 +154,20 @@ class _Service:
         )
 
     def _match(self, bucket, name, query):
-        """Refuses what is only wanted of another generation."""
+        """Raises 412 if the request is only for another generation."""
         now = self._objects.get((bucket, name))
         generation = now.generation if now else 0
         if int(query.get("ifGenerationMatch", generation)) != generation:
             raise _Refusal(412)
 
     def _bucket(self, bucket):
-        self._heard("LIST", bucket, "")
+        self._check("LIST", bucket, "")
         return _json({"name": bucket, "location": "US"})
 
     def _list(self, bucket, query):
-        """A page of the objects whose names begin so, and of the folders."""
+        """A page of the objects and folders whose names start with the prefix."""
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
-        self._heard("LIST", bucket, prefix)
+        self._check("LIST", bucket, prefix)
         limit = int(query.get("maxResults", 1000))
         items, prefixes = [], []
         first = query.get("pageToken") or query.get("startOffset", "")
@@ -184,7 +190,7 @@ class _Service:
         return _json({"items": items, "prefixes": prefixes})
 
     def _read(self, bucket, name, query, headers):
-        self._heard("READ", bucket, name)
+        self._check("READ", bucket, name)
         found = self._get(bucket, name)
         if query.get("alt") != "media":
             return _json(self._describe(bucket, name))
@@ -194,7 +200,7 @@ class _Service:
         return _content(found, headers.get("Range"))
 
     def _delete(self, bucket, name, query, headers):
-        self._heard("DELETE", bucket, name)
+        self._check("DELETE", bucket, name)
         self._match(bucket, name, query)
         self._get(bucket, name)
         del self._objects[bucket, name]
@@ -203,16 +209,16 @@ class _Service:
 
     def _copy(self, bucket, name, *to):
         name, *to = (unquote(part) for part in (name, *to))
-        self._heard("COPY", bucket, name)
+        self._check("COPY", bucket, name)
         self._put(*to, self._get(bucket, name).content)
         return _json({"done": True, "resource": self._describe(*to)})
 
     def _upload(self, method, path, query, body):
-        """An upload in one request, or one that is announced and then done."""
+        """An upload in one request, or a resumable upload in two."""
         if method == "PUT":
             return _json(self._put(*self._uploads.pop(query["upload_id"]), body))
         bucket, name = path.split("/")[5], query["name"]
-        self._heard("WRITE", bucket, name)
+        self._check("WRITE", bucket, name)
         self._match(bucket, name, query)
         if query["uploadType"] == "media":
             return _json(self._put(bucket, name, body))
@@ -228,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_CONNECT(self):
         host = self.path.partition(":")[0]
         if host not in HOSTS:
-            self.send_error(502, f"{host} is not played here")
+            self.send_error(502, f"{host} is not served here")
             return
         self.send_response(200)
         self.end_headers()
@@ -273,7 +279,7 @@ def _json(value):
 
 
 def _content(found, wanted):
-    """An object, or the range of it that is wanted: "bytes=2-5", "bytes=2-" or "bytes=-5"."""
+    """An object, or the requested range of it: "bytes=2-5", "bytes=2-" or "bytes=-5"."""
     headers = {"x-goog-generation": str(found.generation)}
     if not wanted:
         return 200, headers, found.content

@@ -1,4 +1,4 @@
-"""Several real processes of one run, on this machine."""
+"""Runs several real processes of one run on this machine."""
 
 import os
 import socket
@@ -19,12 +19,12 @@ def free_address() -> str:
 def run_two(
     code: str, arguments: Sequence[Sequence[str]], *, devices: int = 1, timeout: float = 240
 ) -> list[tuple[int, str, str]]:
-    """(status, output, errors) of two Python processes.
+    """Runs two Python processes; returns (status, stdout, stderr) of each.
 
     Args:
-      code: what both run; `sys.argv` is [_, address of process 0, index of the process, arguments].
+      code: of both; `sys.argv` is [_, address of process 0, index of the process, *arguments].
       arguments: of each process.
-      devices: that each has.
+      devices: number of devices of each process.
       timeout: seconds for both.
     """
     address = free_address()
@@ -39,5 +39,5 @@ def run_two(
         )
         for index, more in enumerate(arguments)
     ]
-    said = [process.communicate(timeout=timeout) for process in started]
-    return [(p.returncode, *texts) for p, texts in zip(started, said, strict=True)]
+    outputs = [process.communicate(timeout=timeout) for process in started]
+    return [(p.returncode, *texts) for p, texts in zip(started, outputs, strict=True)]

@@ -1,4 +1,4 @@
-"""Real recipes, shrunk until a CPU runs them in seconds."""
+"""Real recipes, scaled down to run in seconds on a CPU."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ CHANGES: dict[str, Any] = {
     "figure_every": 0,
     "figure_images": 3,
 }
-# Arguments of mae_jax.tools.study: two rows, pre-training alone, of sixty steps.
+# Arguments of mae_jax.tools.study: two rows with sixty steps of pre-training only.
 STUDY = [
     "--study=configs/ablations/mask_ratio.py",
     "--pretrain=configs/demo.py",
@@ -102,7 +102,7 @@ def flags(**changes: Any) -> list[str]:
 
 
 def one_step(kind: Any, config: Any) -> tuple[Any, Any]:
-    """State of a task after its first step, and the metrics of that."""
+    """State of a task after its first step, and the metrics of that step."""
     task, mesh = kind(config, ""), sharding.make_mesh(**config.mesh)
     abstract = abstract_state(task, mesh)
     step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
@@ -117,13 +117,13 @@ def stop_in_step(step: int) -> dict[str, Any]:
     request = preemption.StopRequest()
 
     def before_step(now: int) -> None:
-        request._asked |= now == step
+        request._requested |= now == step
 
     return {"stop": request, "before_step": before_step}
 
 
 def metric_lines(workdir: Any, split: str = "train") -> list[dict[str, Any]]:
-    """What a run has logged by now, without what depends on the clock."""
+    """The metrics a run has logged so far, without those that depend on time."""
     if not os.path.exists(os.path.join(workdir, "metrics.jsonl")):
         return []
     with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:

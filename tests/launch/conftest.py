@@ -1,4 +1,4 @@
-"""Fixtures of the launch scripts' tests."""
+"""Fixtures for tests of the launch scripts."""
 
 from pathlib import Path
 

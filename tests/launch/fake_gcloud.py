@@ -1,4 +1,4 @@
-"""Stands in for gcloud: TPUs are folders, and what ssh is told really runs, in a HOME per worker.
+"""A fake gcloud: TPUs are folders, and ssh commands really run, with one HOME per worker.
 
 All is kept in the folder that FAKE_GCLOUD names: calls (one JSON list a line), nodes/NAME/state,
 nodes/NAME/0 and so on (the workers' HOMEs), queues/NAME. These files make it fail:
@@ -27,7 +27,7 @@ def fail(message: str) -> None:
 
 
 def count_down(name: str) -> bool:
-    """Whether it shall fail now."""
+    """Whether it should fail now."""
     path = FOLDER / name
     left = int(path.read_text()) if path.exists() else 0
     if left:
@@ -49,7 +49,7 @@ def end_runs(node: Path) -> None:
             if {f"HOME={home}" for home in homes} & set(variables):
                 os.kill(int(process.name), signal.SIGKILL)
         except OSError:
-            pass  # it has ended, or is not ours
+            pass  # it has ended, or belongs to another user
 
 
 def make_node(name: str) -> None:
@@ -124,7 +124,7 @@ def main() -> None:
             print(f"{state}\t{WORKERS}")
             return
         print(state)
-        if state == "WAITING_FOR_RESOURCES":  # the next look finds it
+        if state == "WAITING_FOR_RESOURCES":  # the next query finds it active
             make_node(name)
             queue.write_text("ACTIVE")
     elif verb == "delete":

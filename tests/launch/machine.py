@@ -1,4 +1,4 @@
-"""A machine on which programs only write down what they are asked."""
+"""A fake machine whose programs only record their arguments."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ TOOLS = [
     "timeout",
 ]
 
-# Answers the calls that the scripts make: two probes, -m venv, pip, and our own programs.
+# Handles the calls of the scripts: two probes, -m venv, pip, and our own programs.
 FAKE_PYTHON = """\
 case "$*" in
   *sys.version_info*) [[ ${0##*/} != python3.12 ]] || exit 127; exit 0 ;;
@@ -75,7 +75,7 @@ class Machine:
             found = shutil.which(name)
             assert found, f"{name} is not on this machine"
             (self.bin / name).symlink_to(found)
-        # python3.12 is like a shim of pyenv: on PATH, but it does not start.
+        # python3.12 is like a pyenv shim: on PATH, but it does not start.
         for name in ("python3.12", "python3.13"):
             self.add_program(name, FAKE_PYTHON)
         shutil.copytree(ROOT / "launch", self.repo / "launch")
@@ -92,7 +92,7 @@ class Machine:
         path.write_text(text)
 
     def add_gpu(self, driver: str, capability: str = "9.0") -> None:
-        """A GPU of which only nvidia-smi tells, as on WSL."""
+        """A GPU that only nvidia-smi reports, as on WSL."""
         self.add_program(
             "nvidia-smi", f'echo "smi" >>"$FAKE/smi"\nprintf "%s\\n" "{driver}, {capability}"'
         )
@@ -114,11 +114,11 @@ class Machine:
         return process.returncode, out, err
 
     def calls(self) -> list[str]:
-        """The calls of pip and uv until now; forgets them."""
+        """The calls of pip and uv so far; clears them."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines
 
     def installs(self) -> list[str]:
-        """The calls less those that install what builds a package."""
+        """The calls, without those that install build requirements."""
         return [line for line in self.calls() if not line.endswith("build.txt")]

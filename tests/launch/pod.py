@@ -1,4 +1,4 @@
-"""Someone with gcloud and the launch scripts, for the tests of what needs a TPU pod."""
+"""A user with gcloud and the launch scripts, for tests with TPU pods."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 NODE = ("mine", "--zone=z")
 
-# Stands in for launch/local.sh. Line n of the file plan tells what the n-th start on a worker does:
+# Replaces launch/local.sh. Line n of the file `plan` is the behavior of the n-th start on a worker:
 # its exit status, or "stay" until SIGTERM.
 STUB = r"""#!/usr/bin/env bash
 trap 'echo saving; exit 75' TERM
@@ -38,9 +38,9 @@ class Pod:
         binaries = folder / "bin"
         binaries.mkdir()
         fake = Path(__file__).with_name("fake_gcloud.py")
-        # -S -E: it starts in half the time.
+        # -S -E halves the startup time.
         (binaries / "gcloud").write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {fake} "$@"\n')
-        (binaries / "sudo").write_text("#!/bin/sh\nexit 1\n")  # not that of this machine
+        (binaries / "sudo").write_text("#!/bin/sh\nexit 1\n")  # instead of this machine's
         for name in ("gcloud", "sudo"):
             (binaries / name).chmod(0o755)
         self.env = os.environ | {
@@ -77,13 +77,13 @@ class Pod:
         return self.run("tpu_pod.sh", action, *NODE, *args)
 
     def ready(self) -> None:
-        """A node that is made and set up, without the seconds that takes."""
+        """A node that is already created and set up, which saves seconds."""
         for worker in "01":
             shutil.copytree(self.repo, self.node / worker / "mae_jax")
         (self.node / "state").write_text("READY")
 
     def calls(self) -> list[str]:
-        """What gcloud was asked, without "compute tpus", as "tpu-vm create"."""
+        """The calls of gcloud, without "compute tpus", such as "tpu-vm create"."""
         path = self.folder / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         return [" ".join(json.loads(line)[2:4]) for line in lines]
@@ -93,7 +93,7 @@ class Pod:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def close(self) -> None:
-        # The fake knows how to end all that the workers have started.
+        # The fake can end all processes that the workers have started.
         self.env["HOME"] = os.environ["HOME"]
         if self.node.exists():
             (self.folder / "unreachable").unlink(missing_ok=True)

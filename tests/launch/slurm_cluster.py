@@ -1,4 +1,4 @@
-"""A Slurm of one machine, for the time of a test: both daemons, without root's rights or munge.
+"""A Slurm cluster of one machine for a test: both daemons, without root or munge.
 
 The programs are those on PATH; or, unpacked anywhere (`dpkg -x` of Debian's slurmctld, slurmd,
 slurm-client, slurm-wlm-basic-plugins, munge and the libraries that they lack), those below the
@@ -50,20 +50,20 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def find_root() -> Path | None:
-    """The folder that holds usr/bin and usr/sbin; None if there is no Slurm."""
+    """The folder that contains usr/bin and usr/sbin; None if there is no Slurm."""
     roots = [Path(root) for root in (os.environ.get("MAE_JAX_SLURM"), "/") if root]
     return next((root for root in roots if _daemon(root, "slurmctld")), None)
 
 
 def _daemon(root: Path, name: str) -> Path | None:
-    """Debian calls them slurmd-wlm and so on; others do not."""
+    """The path of a daemon, which Debian names slurmd-wlm and so on."""
     names = (root / "usr/sbin" / f"{name}{suffix}" for suffix in ("-wlm", ""))
     return next((path for path in names if path.exists()), None)
 
 
 @contextlib.contextmanager
 def cluster(folder: Path, *, cpus: int = 2) -> Iterator[dict[str, str]]:
-    """Runs the daemons; yields the environment in which sbatch and its like find them."""
+    """Runs the daemons; yields the environment in which sbatch and other commands find them."""
     root = find_root()
     assert root is not None, "no Slurm"
     library = next((root / "usr/lib").glob("*/slurm-wlm"), None)

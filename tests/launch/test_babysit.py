@@ -26,7 +26,7 @@ def events(out: str) -> list[str]:
 
 
 def test_a_node_that_is_taken_away_is_made_again(pod: Pod) -> None:
-    pod.tell(lose=1)  # the first look finds no node, so ssh is asked in the loop alone
+    pod.tell(lose=1)  # the first check finds no node, so ssh is only called in the loop
     pod.plan("stay", 0)
     status, out = pod.run("babysit.sh", *ARGS, "--spot", "--wait_minutes=1", *FLAGS)
     assert status == 0, out
@@ -135,7 +135,7 @@ SHARE = "--nfs=10.0.0.2:/share"
 def test_a_workdir_that_outlives_the_node(pod: Pod, options: list[str], flags: list[str]) -> None:
     status, out = pod.run("babysit.sh", *ARGS, "--dry_run", *options, "--", "--config=c.py", *flags)
     assert status == 0, out
-    assert (SHARE in out) == (SHARE in options)  # nothing is mounted that was not asked for
+    assert (SHARE in out) == (SHARE in options)  # nothing is mounted without the option
     (start,) = (line for line in out.splitlines() if "worker.sh start" in line)
     assert " ".join(["--config=c.py", *flags, "--config.watchdog.abort=True"]) in start
 

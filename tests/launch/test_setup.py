@@ -1,4 +1,4 @@
-"""The launch scripts, with a Python, uv and nvidia-smi that only write down what they are asked."""
+"""The launch scripts, with a fake Python, uv, and nvidia-smi that only record their arguments."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ LISTS = [*ACCELERATORS, "dev", "build"]  # the files of launch/locks
 
 
 def installed_for(machine: Machine, **env: str) -> str:
-    """The accelerator whose packages a first start installs."""
+    """The accelerator whose packages the first start installs."""
     status, _, err = machine.run(**env)
     assert status == 0, err
     (line,) = machine.installs()
@@ -136,7 +136,7 @@ def test_a_failed_update_keeps_what_was_there(machine: Machine) -> None:
     status, _, err = machine.run()
     assert status == 1 and f"MAE_JAX_PYTHON={machine.venv}/bin/python" in err
     assert machine.run(MAE_JAX_PYTHON=f"{machine.venv}/bin/python")[0] == 0
-    lock.write_text(before)  # nothing says how far the update came
+    lock.write_text(before)  # how far the update got is unknown
     assert machine.run()[0] == 1
     (machine.folder / "fail").unlink()
     assert machine.run()[0] == 0
@@ -331,7 +331,7 @@ def test_another_cuda_starts_again_and_no_gpu_keeps_what_is_there(machine: Machi
     machine.run(MAE_JAX_ACCELERATOR="cuda12")
     (machine.venv / "plugin").touch()
     machine.installs()
-    assert machine.run()[0] == 0  # a login node: no GPU in sight
+    assert machine.run()[0] == 0  # a login node without a GPU
     assert machine.installs() == []
     changed(machine.locks / "cuda12.txt")
     assert installed_for(machine) == "cuda12"
@@ -346,10 +346,10 @@ def test_another_cuda_starts_again_and_no_gpu_keeps_what_is_there(machine: Machi
         ("dev/accel0", "0x1ae0", "0x0063", "tpu"),  # v5e
         ("dev/vfio/0", "0x1ae0", "0x006f", "tpu"),  # v6e
         ("dev/vfio/0", "0x1ae0", "0x0042", "cpu"),  # Google's network card
-        ("dev/vfio/12", "0x10de", "0x0063", "cpu"),  # a GPU handed to a virtual machine
+        ("dev/vfio/12", "0x10de", "0x0063", "cpu"),  # a GPU passed through to a virtual machine
         ("dev/vfio/vfio", "0x1ae0", "0x006f", "cpu"),  # the driver, without a device
-        ("dev/accel/accel0", "0x1da3", "0x1000", "cpu"),  # another maker's
-        ("dev/null", "0x1ae0", "0x0063", "cpu"),  # a TPU that this container was not given
+        ("dev/accel/accel0", "0x1da3", "0x1000", "cpu"),  # of another vendor
+        ("dev/null", "0x1ae0", "0x0063", "cpu"),  # a TPU that this container cannot access
     ],
 )
 def test_finds_a_tpu(machine: Machine, node: str, vendor: str, device: str, kind: str) -> None:
@@ -375,14 +375,14 @@ def test_test_script_runs_every_check(machine: Machine) -> None:
     ]
     assert all(f"{machine.repo}\n{check}" in out for check in checks)
     assert out.splitlines()[-1].startswith("== all passed")
-    assert machine.run()[2] == ""  # with the test tools there, everything to run is there too
+    assert machine.run()[2] == ""  # the test environment includes everything to run
 
 
 @pytest.mark.parametrize("name", ["ruff check", "format", "pyright", "pytest"])
 def test_test_script_fails_when_one_check_does(machine: Machine, name: str) -> None:
     status, out, _ = machine.run(script="test.sh", FAKE_FAIL=name)
     assert status == 1
-    assert "-m\npytest\n" in out  # the others still ran
+    assert "-m\npytest\n" in out  # the other checks still ran
     assert re.match(rf"== FAILED: .*{name} \(", out.splitlines()[-1])
 
 
@@ -408,7 +408,7 @@ def requirements(name: str) -> list[Requirement]:
 
 
 def locked(name: str) -> list[tuple[Requirement, list[str]]]:
-    """The packages of a list in launch/locks, each with its hashes."""
+    """The packages in a list of launch/locks, each with its hashes."""
     text = (ROOT / "launch" / "locks" / f"{name}.txt").read_text().replace("\\\n", "")
     found = []
     for line in text.splitlines():
@@ -426,7 +426,7 @@ def test_every_package_of_a_list_has_hashes(name: str) -> None:
         (exact,) = pin.specifier
         assert exact.operator == "==" and not pin.extras, pin
         assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes), pin
-        # Not only the files for the machine that the list was made on.
+        # Not only the files for the machine that created the list.
         assert len(hashes) > 10 or pin.name not in ("jaxlib", "numpy", "pillow"), pin
 
 
@@ -466,7 +466,7 @@ def test_the_lists_pin_every_requirement_within_its_bounds(
             if is_wanted(requirement):
                 version = ours[requirement.name.lower()]
                 assert requirement.specifier.contains(version), (requirement, version)
-    # JAX refuses a jaxlib or a plugin of another version.
+    # JAX rejects a jaxlib or plugin of another version.
     plugins = {name for name in pins if name.startswith("jax-cuda")}
     parts = ("plugin", "pjrt") if accelerator.startswith("cuda") else ()
     assert plugins == {f"jax-{accelerator}-{part}" for part in parts}
@@ -484,7 +484,7 @@ def test_requirements_name_no_host_and_no_folder(name: str) -> None:
 
 
 def wheel(folder: Path, name: str) -> str:
-    """Writes a package of one empty module; its hash."""
+    """Writes a package with one empty module; returns its hash."""
     path = folder / f"{name}-1-py3-none-any.whl"
     info = f"{name}-1.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
@@ -510,7 +510,7 @@ def wheel(folder: Path, name: str) -> str:
 def test_pip_refuses_what_is_not_on_the_list(
     machine: Machine, faulty: str, option: str, message: str
 ) -> None:
-    """With the real pip, into a folder of its own."""
+    """With the real pip, into a separate folder."""
     pytest.importorskip("pip")
     target = machine.folder / "target"
     for name in ("build", "cpu"):
@@ -534,7 +534,7 @@ def test_pip_refuses_what_is_not_on_the_list(
     assert (machine.venv / "mae_jax.run").exists() == (not faulty)
 
 
-# Adds a package to what is in the file it is to write.
+# Adds a package to its output file.
 LOCKING_UV = """\
 printf 'uv %s\\n' "$*" >>"$FAKE/log"
 while [[ $1 != --output-file ]]; do shift; done

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch: with programs that write down what they are asked, and in a real Slurm."""
+"""launch/slurm.sbatch with fake programs that record their arguments, and in a real Slurm."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.launch.machine import ROOT
 from tests.launch.slurm_cluster import cluster, find_root
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
-# A task for each of FAKE_STATUSES; ends with the largest status, as the real one does.
+# Runs a task for each of FAKE_STATUSES; exits with the largest status, like the real srun.
 SRUN = """\
 printf "%s\\n" "$@" >"$FAKE/srun"
 printf "%s" "${SRUN_CPUS_PER_TASK:-}" >"$FAKE/cpus"
@@ -30,7 +30,7 @@ exit "$largest"
 
 @pytest.fixture
 def job(machine):
-    """Runs the script as Slurm would; (status, errors, what scontrol was asked)."""
+    """Runs the script like Slurm; returns (status, errors, arguments of scontrol)."""
     (copy := machine.folder / "slurm_script").write_text((ROOT / "launch/slurm.sbatch").read_text())
     copy.chmod(0o755)
     original = f"{machine.repo}/launch/slurm.sbatch"
@@ -54,7 +54,7 @@ def test_starts_a_run_from_the_copy_that_slurm_makes(job, machine):
     assert (status, asked) == (0, ""), err
     words = (machine.folder / "srun").read_text().splitlines()
     assert words[-6:-1] == ["-P", "-m", "mae_jax.main", "--config=c.py", "--workdir=two words"]
-    assert words[-1] == "--config.watchdog.abort=True"  # a hung run is worth starting again
+    assert words[-1] == "--config.watchdog.abort=True"  # so that a hung run is requeued
     assert words[-7] == f"{machine.venv}/bin/python"
     job("--config.watchdog.abort=False")
     words = (machine.folder / "srun").read_text().splitlines()
@@ -62,7 +62,7 @@ def test_starts_a_run_from_the_copy_that_slurm_makes(job, machine):
 
 
 def test_its_name_may_also_be_part_of_a_flag(job, machine):
-    """Or of a folder: Slurm tells the whole command in one line, without quotes."""
+    """Or of a folder: Slurm reports the whole command in one line, without quotes."""
     original = machine.repo / "launch" / "slurm.sbatch"
     folder = machine.folder / "slurm.sbatch 2"
     folder.mkdir()
@@ -117,7 +117,7 @@ def test_a_task_that_is_told_to_stop_takes_its_time(job, machine, number):
         [*shell, "bash", "-c", saving], stdout=subprocess.PIPE, start_new_session=True
     ) as task:
         assert task.stdout and task.stdout.readline()
-        os.killpg(task.pid, number)  # Slurm signals all that a task has started
+        os.killpg(task.pid, number)  # Slurm signals all processes of a task
         assert task.wait(10) == 205
 
 
@@ -158,7 +158,7 @@ def test_by_hand_it_only_shows(job, machine):
         ["bash", "-c", f"srun() {{ printf '%s\\n' \"$@\"; }}; {out}"], capture_output=True
     )
     job("--config=c.py")
-    assert words.stdout == (machine.folder / "srun").read_bytes()  # it can be pasted
+    assert words.stdout == (machine.folder / "srun").read_bytes()  # it can be pasted into a shell
     status, _, err = machine.run("--config=c.py", script="slurm.sbatch")
     assert status == 2 and "sbatch [its options] launch/slurm.sbatch --config=c.py" in err
 
@@ -190,7 +190,7 @@ def wait_for(environment, job, seconds):
 
 @pytest.fixture
 def submit(tmp_path):
-    """Hands the script to a real Slurm; all its "STATE restarts" and its output in the end."""
+    """Submits the script to a real Slurm; returns "STATE restarts" of each job, and its output."""
     if find_root() is None:
         pytest.skip("needs Slurm, see slurm_cluster.py")
     with cluster(tmp_path / "slurm") as environment:
@@ -211,7 +211,7 @@ def submit(tmp_path):
 
 @pytest.mark.slow
 def test_a_time_limit_is_survived_bit_for_bit(tmp_path, submit):
-    """Two tasks; a minute's limit, told half a minute before; the end equals a run left alone."""
+    """Two tasks, signaled half a minute before the time limit, end like an uninterrupted run."""
     flags = tiny_configs.flags(steps=3000, log_every=100, data__num_eval=200, eval_every=1000)
     two = ["--ntasks-per-node=2"]
     limit = [*two, "--time=1", "--signal=TERM@30"]
@@ -229,7 +229,7 @@ def test_a_time_limit_is_survived_bit_for_bit(tmp_path, submit):
 
 @pytest.mark.slow
 def test_the_others_of_a_task_that_hung_do_not_keep_it_out_of_the_queue(tmp_path, submit):
-    """At the first start one of two tasks ends as the watchdog would, the other aborts."""
+    """In the first start, one of two tasks exits like the watchdog, and the other aborts."""
     (program := tmp_path / "python").write_text(
         "#!/usr/bin/env bash\n[[ -n $SLURM_STEP_ID && -z $SLURM_RESTART_COUNT ]] || exit 0\n"
         "((SLURM_PROCID)) || exit 70\nkill -ABRT $$\n"

@@ -40,7 +40,7 @@ def test_from_nothing_to_a_run_that_ended_well(pod: Pod) -> None:
     status, out = pod.pod("run", *FLAGS)
     assert status == 1 and "stop it first" in out and "worker(s) 0 1" in out
     assert pod.pod("status")[0] == 3
-    status, out = pod.pod("setup")  # would take the code away under the run
+    status, out = pod.pod("setup")  # would replace the code under the run
     assert status == 1 and "a run is alive" in out
     status, out = pod.pod("stop", "--poll_seconds=0.2")
     assert status == 0 and out.count("stopped after saving") == 2
@@ -110,7 +110,7 @@ def test_workers_that_fail_are_named(pod: Pod) -> None:
     assert status == 1 and "not started on worker(s) 1" in out
     assert pod.pod("status")[0] == 7
     pod.tell(no_answer="")
-    wait_until(lambda: pod.pod("status")[0] == 5)  # not left waiting (3) for the other one
+    wait_until(lambda: pod.pod("status")[0] == 5)  # not left waiting (3) for the other worker
 
 
 def test_setup_replaces_the_code_and_keeps_what_is_not_code(pod: Pod) -> None:
@@ -147,7 +147,7 @@ def test_what_git_tracks_is_copied_as_it_is_on_disk(pod: Pod) -> None:
 
 
 def hold(pod: Pod, worker: int, device: str) -> Path:
-    """A process on a worker, in its fake /proc, that has a file open."""
+    """A process in the fake /proc of a worker that has a file open."""
     process = pod.node / str(worker) / "root" / "proc" / "4242"
     (process / "fd").mkdir(parents=True)
     (process / "fd" / "3").symlink_to("/dev/null")
@@ -168,7 +168,7 @@ def test_a_held_tpu_is_refused_and_a_stale_lock_is_removed(pod: Pod, device: str
     assert status == 1 and "held by process 4242: python their_own.py" in out
     assert "not started on worker(s) 1" in out and lock.exists()
     (process / "fd" / "7").unlink()
-    (process / "fd" / "7").symlink_to("/dev/vfio/vfio")  # every container may have that open
+    (process / "fd" / "7").symlink_to("/dev/vfio/vfio")  # any container may have this open
     wait_until(lambda: pod.pod("status")[0] != 3)
     assert pod.pod("run", *FLAGS)[0] == 0
     assert not lock.exists()
@@ -184,7 +184,7 @@ def test_the_verdict_of_two_workers(pod: Pod, first: int | str, second: int, tog
         home = pod.node / str(worker)
         (home / "mae_jax").symlink_to(pod.repo)
         (home / "mae_jax_run").mkdir()
-        (home / "mae_jax_run" / "pid").write_text(f"{os.getpid()} 1 id\n")  # now somebody else's
+        (home / "mae_jax_run" / "pid").write_text(f"{os.getpid()} 1 id\n")  # a reused PID
         if own != "":
             (home / "mae_jax_run" / "status").write_text(f"{own}\n")
     assert pod.pod("status")[0] == together
@@ -206,11 +206,11 @@ def test_the_worker_script_by_hand(pod: Pod) -> None:
     home = pod.node / "0"
     pod.env |= {"HOME": str(home), "MAE_JAX_SYSROOT": str(home / "root")}
     assert pod.run("worker.sh", "status")[0] == 5
-    session = pod.start("worker.sh", "start", "--id=a", *FLAGS)  # as ssh would have it
+    session = pod.start("worker.sh", "start", "--id=a", *FLAGS)  # as started by ssh
     assert session.wait(timeout=10) == 0
     with pytest.raises(ProcessLookupError):
-        os.killpg(session.pid, signal.SIGHUP)  # nothing of the run is in there
-    assert pod.run("worker.sh", "start", "--id=a", *FLAGS)[0] == 0  # ssh tried it again
+        os.killpg(session.pid, signal.SIGHUP)  # the run has its own session
+    assert pod.run("worker.sh", "start", "--id=a", *FLAGS)[0] == 0  # ssh retried the command
     assert pod.starts(0) == 1
     assert pod.run("worker.sh", "stop", "--force", "--id=b")[0] == 0
     assert pod.run("worker.sh", "status")[0] == 3
@@ -221,7 +221,7 @@ def test_the_worker_script_by_hand(pod: Pod) -> None:
     wait_until(lambda: pod.run("worker.sh", "status")[0] == 137)
     assert pod.run("worker.sh", "start", *FLAGS)[0] == 0
     child = int((home / "mae_jax_run" / "pid").read_text().split()[0])
-    os.killpg(os.getsid(child), signal.SIGKILL)  # the machine went away
+    os.killpg(os.getsid(child), signal.SIGKILL)  # the machine was lost
     wait_until(lambda: pod.run("worker.sh", "status")[0] == 6)
 
 
@@ -285,7 +285,7 @@ def test_tar_without_git_leaves_out_what_is_not_code(pod: Pod) -> None:
 
 
 def test_setup_mounts_a_share_on_every_worker_once(pod: Pod) -> None:
-    """mount and mountpoint are faked; the table of mounts is in each worker's own root."""
+    """mount and mountpoint are fake; /etc/fstab is in each worker's own root."""
     pod.ready()
     binaries = pod.folder.parent / "bin"
     for name in ("mount", "mount.nfs"):

@@ -1,4 +1,4 @@
-"""`launch/worker.sh setup`: what it installs and mounts on a machine that has nothing yet."""
+"""`launch/worker.sh setup`: what it installs and mounts on a bare machine."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import pytest
 from tests.launch.machine import FAKE_PYTHON, FAKE_UV, Machine
 
 SHARE = "10.0.0.2:/share"
-# Writes down what it is asked; what tee is given has to be read.
+# Records its arguments; the input of tee has to be read.
 FAKE_SUDO = """\
 printf '%s\\n' "$*" >>"$FAKE/sudo"
 if [[ $2 == tee ]]; then cat >"$FAKE/teed"; fi
@@ -16,7 +16,7 @@ if [[ $2 == tee ]]; then cat >"$FAKE/teed"; fi
 
 @pytest.fixture
 def worker(machine: Machine) -> Machine:
-    """A machine with a HOME, without a share, on which nobody can become root."""
+    """A machine with a HOME, without a share and without sudo."""
     machine.env |= {"HOME": str(machine.folder / "home")}
     grep = shutil.which("grep")
     assert grep
@@ -38,17 +38,17 @@ def test_a_python_that_is_new_enough_is_used(worker: Machine) -> None:
 
 @pytest.fixture
 def old(worker: Machine) -> Machine:
-    """Its Python is too old."""
+    """A machine whose Python is too old."""
     for name in ("python3.12", "python3.13"):
         (worker.bin / name).unlink()
     return worker
 
 
 def test_uv_is_fetched_where_no_python_is_new_enough(old: Machine) -> None:
-    for name, text in (("uv", FAKE_UV), ("python3.13", FAKE_PYTHON)):  # uv, and what it brings
+    for name, text in (("uv", FAKE_UV), ("python3.13", FAKE_PYTHON)):
         old.add_program(name, text)
         (old.bin / name).rename(old.folder / name)
-    # The pip of the old Python works; it puts programs where only worker.sh looks.
+    # The old Python's pip works, but installs programs where only worker.sh looks.
     old.add_program(
         "python3",
         """\
@@ -117,7 +117,7 @@ def test_a_second_share_is_refused(worker: Machine) -> None:
 
 
 def test_without_sudo_it_is_done_by_whoever_calls(worker: Machine) -> None:
-    worker.add_program("sudo", FAKE_SUDO + "exit 1\n")  # it asks for a password
+    worker.add_program("sudo", FAKE_SUDO + "exit 1\n")  # it requires a password
     for name in ("mount", "mount.nfs", "tee"):
         worker.add_program(
             name, f'echo "{name}" >>"$FAKE/asked"; [[ $0 != */tee ]] || cat >/dev/null'

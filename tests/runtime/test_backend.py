@@ -1,4 +1,4 @@
-"""A device that is not there is one line in every command, and no fault of a checkpoint."""
+"""A missing device is a one-line error in every command, and is not blamed on a checkpoint."""
 
 import os
 import pathlib
@@ -40,7 +40,7 @@ def test_a_command_without_its_device_ends_with_one_line(tmp_path, name):
 
 
 def no_gpu():
-    raise AssertionError  # all that jax says of JAX_PLATFORMS=cuda where there is no GPU
+    raise AssertionError  # what jax raises for JAX_PLATFORMS=cuda without a GPU
 
 
 def no_tpu():

@@ -25,13 +25,13 @@ def test_what_was_written_is_in_the_bucket_before_a_checkpoint_and_at_the_end(gc
     writer.secure()
     assert [line["step"] for line in metric_writer.read(RUN)] == [1]
     writer.write(2, "train", {"loss": 0.5})
-    place = writer._growing.folder
+    place = writer._mirror.folder
     writer.close()
     assert [line["step"] for line in metric_writer.read(RUN)] == [1, 2]
     (board,) = [name for name in gcs.names("bucket") if "tensorboard" in name]
     assert b"train/loss" in gcs.read("bucket", board)
     assert not os.path.exists(place)
-    again = metric_writer.MetricWriter(RUN, 1)  # goes on after step 1
+    again = metric_writer.MetricWriter(RUN, 1)  # continues after step 1
     again.write(2, "train", {"loss": 0.25})
     again.close()
     assert [(line["step"], line["loss"]) for line in metric_writer.read(RUN)] == [
@@ -66,8 +66,8 @@ def test_what_cannot_be_copied_at_the_end_stays_on_the_disk(gcs, caplog):
     gcs.refuse("WRITE", "", 403)
     writer.write(1, "train", {"loss": 1.0})
     writer.close()
-    place = writer._growing.folder
-    assert f"not in {RUN} stay in {place}" in caplog.text
+    place = writer._mirror.folder
+    assert f"not be copied to {RUN}; they stay in {place}" in caplog.text
     assert [line["step"] for line in metric_writer.read(place)] == [1]
 
 

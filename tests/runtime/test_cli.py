@@ -1,4 +1,4 @@
-"""Exit status and messages of commands whose streams are closed, full, or know no Unicode."""
+"""Exit status and messages of commands whose streams are closed, full, or not Unicode."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Compiled programs are kept where nobody else can put others in their place."""
+"""Compiled programs are cached where no other user can replace them."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from mae_jax.runtime import compilation_cache
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """An empty home; JAX's own setting as it was afterwards."""
+    """An empty home folder; restores JAX's setting afterwards."""
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setenv("HOME", str(tmp_path))
     yield tmp_path
@@ -28,10 +28,10 @@ def test_the_usual_place_is_made_for_the_user_alone(home):
         place = compilation_cache.enable()
     finally:
         os.umask(before)
-    # The folders above were made as carelessly as a umask of 0 says: not good enough.
+    # The folders above were created with a umask of 0, which is not safe.
     assert place is None and used() is None
     (home / ".cache").chmod(0o755)
-    (home / ".cache" / "mae_jax").chmod(0o775)  # by a group: usual where every user has one
+    (home / ".cache" / "mae_jax").chmod(0o775)  # by a group: common where every user has one
     place = compilation_cache.enable("")
     assert place == used() == str(home / ".cache" / "mae_jax" / "compiled")
     assert Path(place).stat().st_mode & 0o777 == 0o700
@@ -44,7 +44,7 @@ def test_a_place_that_others_can_write_to_is_not_used(home, caplog, mode):
     place.chmod(mode)
     assert compilation_cache.enable() is None and used() is None
     assert "can be written to by others" in caplog.text
-    # Who names a folder means it, and is told.
+    # A folder that the user sets is used, with a warning.
     assert compilation_cache.enable(str(place)) == used() == str(place)
     assert "$JAX_COMPILATION_CACHE_DIR" in caplog.text
     place.chmod(0o755)
@@ -60,7 +60,7 @@ def test_the_folder_of_another_user_is_not_used(home, caplog, monkeypatch):
 
 def test_a_home_that_cannot_be_written_to_costs_the_cache_alone(home, caplog):
     (home / ".cache").write_text("a file where the folder should be")
-    assert compilation_cache.enable() is None and "cannot be made" in caplog.text
+    assert compilation_cache.enable() is None and "cannot be created" in caplog.text
 
 
 def test_buckets_are_left_to_jax():

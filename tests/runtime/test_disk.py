@@ -1,4 +1,4 @@
-"""Errors of storage, from whatever library, are one line that names the disk."""
+"""Storage errors of any library become one line that names the disk."""
 
 import errno
 import os
@@ -66,15 +66,18 @@ def test_what_cannot_fit_is_refused_where_the_room_is_known(tmp_path, monkeypatc
 
 def test_full_disks_fail_and_bad_paths_are_refused(tmp_path):
     refused = pytest.raises(RunError, match="/dev/full cannot be written: No space left on device")
-    with refused, disk.told("/dev/full"), open("/dev/full", "wb", buffering=0) as file:
+    with refused, disk.translate_errors("/dev/full"), open("/dev/full", "wb", buffering=0) as file:
         file.write(b"x")
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="Not a directory"), disk.writing(f"{tmp_path}/file/a"):
         pass
-    with pytest.raises(KeyError), disk.told("a"):
+    with pytest.raises(KeyError), disk.translate_errors("a"):
         raise KeyError("a mistake of ours")
 
 
 def test_the_text_of_safetensors_is_known(tmp_path):
-    with pytest.raises(UsageError, match="cannot be written: "), disk.told(str(tmp_path)):
+    with (
+        pytest.raises(UsageError, match="cannot be written: "),
+        disk.translate_errors(str(tmp_path)),
+    ):
         save_file({"a": np.zeros(3)}, tmp_path / "no" / "folder")

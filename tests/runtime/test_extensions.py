@@ -1,4 +1,4 @@
-"""The user's own masks and targets, by `module:attribute`."""
+"""User-defined masks and targets, by `module:attribute`."""
 
 import sys
 
@@ -12,7 +12,7 @@ REGISTRY = {"built_in": int}
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """A module of the user's, `my_masks`, that nothing has imported."""
+    """A user module, `my_masks`, that nothing has imported yet."""
     (tmp_path / "my_masks.py").write_text("def stripes():\n    return 'stripes'\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "my_masks"
@@ -47,6 +47,6 @@ def test_a_checkpoint_does_not_choose_what_is_imported(module, monkeypatch):
     monkeypatch.setenv("MAE_JAX_EXTENSIONS", "other,my_masks")
     assert extensions.find_loaded(REGISTRY, name)() == "stripes"
     monkeypatch.delenv("MAE_JAX_EXTENSIONS")
-    assert extensions.find_loaded(REGISTRY, name)() == "stripes"  # imported by now
+    assert extensions.find_loaded(REGISTRY, name)() == "stripes"  # now imported
     with pytest.raises(KeyError):
         extensions.find_loaded(REGISTRY, "a kind of a later version")

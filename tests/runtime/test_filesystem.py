@@ -46,6 +46,16 @@ def test_on_a_disk_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
     assert filesystem.read(path) == b"old"
 
 
+def test_several_processes_may_write_the_same_file(tmp_path):
+    path = str(tmp_path / "new" / "a")
+    with filesystem.replacing(path, shared=True) as slow:
+        filesystem.write(path, b"fast", shared=True)
+        with open(slow, "wb") as file:
+            file.write(b"slow")
+        assert filesystem.read(path) == b"fast"
+    assert filesystem.read(path) == b"slow" and os.listdir(tmp_path / "new") == ["a"]
+
+
 @pytest.mark.parametrize(
     "status, number", [(401, errno.EACCES), (403, errno.EACCES), (400, errno.ENETUNREACH)]
 )

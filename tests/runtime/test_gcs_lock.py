@@ -1,4 +1,4 @@
-"""One run at a time in a workdir of a bucket: the same as in `test_lock`, by other means."""
+"""One run at a time in a workdir in a bucket; `test_workdir_lock` has the same for disks."""
 
 import json
 import os
@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from mae_jax.runtime import filesystem, gcs_lock, leaving, workdir, workdir_lock
+from mae_jax.runtime import abort, filesystem, gcs_lock, workdir, workdir_lock
 from mae_jax.runtime.errors import UsageError
 
 RUN = "gs://bucket/run"
 PATH = f"{RUN}/lock.json"
-# Takes the lock; says how it went; holds it till stdin ends, and renews it all the time.
+# Takes the lock, prints the outcome, and holds the lock until stdin closes, renewing it constantly.
 STARTER = """
 import sys
 from mae_jax.runtime import workdir_lock
@@ -52,7 +52,7 @@ def run_alone():
 
 
 def leave_lock(**changes):
-    """A lock as another run wrote it."""
+    """A lock file as written by another run."""
     filesystem.write(PATH, json.dumps(run_alone() | changes).encode())
 
 
@@ -68,11 +68,11 @@ def test_two_that_look_at_once_do_not_disturb_each_other(gcs, monkeypatch):
 
     def meanwhile(path):
         monkeypatch.setattr(filesystem, "written_at", look)
-        gcs_lock.probe(RUN)
+        filesystem.probe(RUN)
         return look(path)
 
     monkeypatch.setattr(filesystem, "written_at", meanwhile)
-    assert gcs_lock.probe(RUN) > 0
+    assert filesystem.probe(RUN) > 0
     assert gcs.names("bucket") == []
 
 
@@ -90,7 +90,7 @@ def test_of_two_that_start_at_once_one_wins(gcs):
     winner.kill()
     for process in both:
         process.communicate()
-    run_alone()  # one that was killed keeps nobody out
+    run_alone()  # a killed run does not block others
 
 
 def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():
@@ -104,7 +104,7 @@ def test_a_lock_of_another_machine_counts_as_long_as_it_is_renewed():
     moments = iter([100.0, 101.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "written_at", lambda path: next(moments))
-        patch.setattr(gcs_lock, "probe", lambda workdir: 100.5)
+        patch.setattr(filesystem, "probe", lambda workdir: 100.5)
         assert held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
 
 
@@ -114,7 +114,7 @@ def test_a_lock_from_the_future_is_waited_for_no_longer(monkeypatch):
     monkeypatch.setattr(gcs_lock, "STALE_SECONDS", 0.2)
     monkeypatch.setattr(filesystem, "written_at", lambda path: 1e12)
     probes = iter([100.0])
-    monkeypatch.setattr(gcs_lock, "probe", lambda workdir: next(probes))
+    monkeypatch.setattr(filesystem, "probe", lambda workdir: next(probes))
     assert not held._is_alive({"machine": "elsewhere", "pid": 1, "host": "far", "locked_at": ""})
 
 
@@ -127,7 +127,7 @@ def test_a_lock_that_is_removed_is_made_again_but_not_in_a_folder_that_is_gone(m
     filesystem.remove(PATH)
     filesystem.remove(f"{RUN}/config.json")
     monkeypatch.setattr(workdir_lock, "GONE_SECONDS", 0.1)
-    monkeypatch.setattr(leaving, "leave", lambda status, why: pytest.fail(why))
+    monkeypatch.setattr(abort, "abort", lambda status, why: pytest.fail(why))
     with pytest.raises(pytest.fail.Exception, match=f"{RUN} was deleted or renamed: this run ends"):
         held.ensure_held(now=True)
     held.release()

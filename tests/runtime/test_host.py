@@ -1,4 +1,4 @@
-"""What a process may use of its host."""
+"""CPUs and memory that a process may use."""
 
 import os
 
@@ -6,7 +6,7 @@ from mae_jax.runtime import host
 
 
 def test_a_system_that_limits_no_process_to_some_cpus(monkeypatch):
-    """macOS has no such call."""
+    """macOS lacks this call."""
     assert 1 <= host.usable_cpus() <= (os.cpu_count() or 1)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert host.usable_cpus() == os.cpu_count()

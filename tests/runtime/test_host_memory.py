@@ -1,4 +1,4 @@
-"""Memory that is freed and used again costs no page fault; limits of control groups are seen."""
+"""Reusing freed memory causes no page faults; limits of control groups are respected."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ GB = 10**9
 
 
 def system(root, cgroup, files):
-    """What is available where 64 GB are free; `files`: path -> content."""
+    """Available memory on a host with 64 GB free; `files`: path -> content."""
     free = f"MemAvailable: {64 * GB // 1024} kB\n"
     texts = files | {"proc/meminfo": free, "proc/self/cgroup": cgroup}
     for path, text in texts.items():
@@ -59,7 +59,7 @@ def group(version, path, limit, used, cached=0):
     }
 
 
-UNLIMITED = 2**63 - 4096  # as version 1 says it
+UNLIMITED = 2**63 - 4096  # how version 1 writes it
 SLURM_1 = "9:memory:/slurm/uid_1/job_7/step_0\n8:cpuset:/slurm\n0::/\n"
 SLURM_2 = "0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0\n"
 POD = "0::/\n"
@@ -68,7 +68,7 @@ POD = "0::/\n"
 @pytest.mark.parametrize(
     "cgroup, groups, expected",
     [
-        # The job is limited, the step is not; the topmost group of version 2 has no such file.
+        # The job is limited, the step is not; the root group of version 2 has no such file.
         (SLURM_1, group(1, "slurm/uid_1/job_7", 16 * GB, 4 * GB), 12),
         (SLURM_1, group(1, "slurm/uid_1/job_7/step_0", UNLIMITED, GB), 64),
         (SLURM_2, group(2, "system.slice/slurmstepd.scope/job_7", 16 * GB, 4 * GB), 12),
@@ -79,9 +79,9 @@ POD = "0::/\n"
             | group(2, "system.slice", "max", 40 * GB),
             7,
         ),
-        # Cached files make room when memory is needed.
+        # Cached files are dropped when memory is needed.
         (SLURM_2, group(2, "system.slice", 20 * GB, 20 * GB, cached=15 * GB), 15),
-        # Inside a container the topmost group is its own, and other paths are not there.
+        # Inside a container, the root group is the container's own, and other paths do not exist.
         (POD, group(2, "", 10 * GB, GB), 9),
         ("4:memory:/docker/0123\n", group(1, "", 10 * GB, GB), 9),
         ("0::/../outside\n", group(2, "", 10 * GB, GB), 9),

@@ -1,4 +1,4 @@
-"""`~` is the home folder wherever a path is given, though shells leave it in `--flag=~/x`."""
+"""`~` is the home folder in every path, although shells do not expand it in `--flag=~/x`."""
 
 import json
 

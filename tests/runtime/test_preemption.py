@@ -1,4 +1,4 @@
-"""Signals, sent to small processes: what they do depends on what the main thread is at."""
+"""Signals sent to small processes, in various states of the main thread."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.processes import REPO, free_address
 
-# Python's signal handlers have to wait until this is over, as they do while XLA compiles.
+# Python's signal handlers have to wait until this ends, as they do while XLA compiles.
 IN_C = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 IN_PYTHON = "[time.sleep(0.01) for _ in range(3000)]"
 POLLING = "[(time.sleep(0.01), stop.poll() and sys.exit('heard')) for _ in range(3000)]"
@@ -31,7 +31,7 @@ with preemption.stop_on_signals() as stop:
     "before, body, pauses, status, said",
     [
         ("", IN_PYTHON, [0], 1, "Interrupted"),
-        ("", IN_C, [0.3], 75, "stopped before the first step"),  # by then it has begun
+        ("", IN_C, [0.3], 75, "stopped before the first step"),  # sent once the call has begun
         ("stop.mark_savable()", POLLING, [0], 1, "finishing this step, then saving; press again"),
         ("stop.mark_savable()", IN_C, [0.3, 0.05, 0.7], None, "second signal"),
     ],
@@ -49,12 +49,12 @@ def test_signals(before, body, pauses, status, said, number):
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for pause in pauses:
         time.sleep(pause)
-        assert process.poll() is None  # the signals before have not ended it
+        assert process.poll() is None  # the earlier signals have not ended it
         process.send_signal(number)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == (128 + number if status is None else status), output
     assert said in output
-    assert ("released" in output) == (body == IN_C)  # else the main thread cleans up itself
+    assert ("released" in output) == (body == IN_C)  # otherwise the main thread cleans up
 
 
 def test_a_single_process_hears_sigterm_though_jax_distributed_took_it():
@@ -83,7 +83,7 @@ try:
         pass
 except BlockingIOError:
     os.set_blocking(full, True)
-os.dup2(full, 2)  # nobody reads it
+os.dup2(full, 2)  # it has no reader
 """
 
 

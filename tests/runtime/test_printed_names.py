@@ -1,4 +1,4 @@
-"""Names that hold newlines and escape sequences are shown, and neither forge lines nor act."""
+"""Names with newlines and escape sequences are printed escaped."""
 
 import contextlib
 import io
@@ -18,11 +18,11 @@ SHOWN = r"a\n12:00:00 all is well\x1b[2J\x9b\u202e\xff.jpg"
 
 @contextlib.contextmanager
 def our_log():
-    """What our logging writes, and nobody else's: reports of pytest cannot hold all these names."""
+    """Captures our log output away from pytest, whose reports cannot contain all these names."""
     root, ours, written = logging.getLogger(), logging.getLogger("mae_jax"), io.StringIO()
     handlers, levels = root.handlers[:], (root.level, ours.level)
     with contextlib.redirect_stderr(written):
-        root.handlers.clear()  # unclosed, to be put back
+        root.handlers.clear()  # not closed, since they are restored
         cli.setup_logging()
     try:
         yield written

@@ -1,4 +1,4 @@
-"""What a stuck process leaves behind. The decisions with a clock of our own, the rest for real."""
+"""Reports of stuck processes: decisions with a fake clock, the rest with real processes."""
 
 import contextlib
 import glob
@@ -20,7 +20,7 @@ from tests.helpers.processes import REPO
 
 @pytest.fixture
 def clock(monkeypatch):
-    """One that stands still; the watchdog's own thread sleeps through the test."""
+    """A fake clock; the watchdog's thread sleeps during the test."""
     now = SimpleNamespace(seconds=1000.0)
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
@@ -38,12 +38,12 @@ def reports(folder):
 
 
 def looks(dog, clock, folder, until):
-    """Seconds after which there was a new report, looking every ten seconds."""
+    """Seconds at which a new report appears, checking every ten seconds."""
     began, found = clock.seconds, []
     while clock.seconds < began + until:
         clock.seconds += 10
         before = len(reports(folder))
-        dog._look()
+        dog._check()
         if len(reports(folder)) > before:
             found.append(clock.seconds - began)
     return found
@@ -56,22 +56,22 @@ def test_phases_have_their_limits_and_reports_become_rarer(tmp_path, clock):
             assert looks(dog, clock, tmp_path, 5000) == [600, 1200, 2400, 4800]
             with dog.phase("compile", starting=True):
                 assert looks(dog, clock, tmp_path, 3500) == []
-            assert looks(dog, clock, tmp_path, 590) == []  # the end of a phase is a sign of life
-            assert looks(dog, clock, tmp_path, 10) == [10]  # back in the outer phase, its limit
+            assert looks(dog, clock, tmp_path, 590) == []  # the end of a phase is a heartbeat
+            assert looks(dog, clock, tmp_path, 10) == [10]  # back in the outer phase
 
 
 def test_a_pause_is_no_silence(tmp_path, clock, caplog):
-    """Of the process or the machine: the watchdog itself did not run meanwhile."""
+    """Of the process or the machine: the watchdog did not run either."""
     with watching(tmp_path) as dog, dog.phase("train"):
         for slept in (10.2, 49.0):
-            dog._look_for_pause(slept)
+            dog._detect_pause(slept)
         assert not caplog.records
         clock.seconds += 5000
-        dog._look_for_pause(5000.0)
+        dog._detect_pause(5000.0)
         (said,) = caplog.records
         assert "was paused for 5000 s; the watchdog starts over" in said.getMessage()
         assert dog._timer_seconds() == 660
-        assert looks(dog, clock, tmp_path, 2000) == [600, 1200]  # then it is watched again
+        assert looks(dog, clock, tmp_path, 2000) == [600, 1200]  # after which it is watched again
 
 
 def test_signs_of_life_keep_it_quiet(tmp_path, clock):
@@ -93,10 +93,10 @@ def test_the_log_says_who_where_and_when_it_goes_on(tmp_path, clock, caplog):
     with watching(tmp_path, process=3) as dog, dog.phase("evaluate"):
         dog.heartbeat(120)
         clock.seconds += 700
-        dog._look()
+        dog._check()
         clock.seconds += 50
         dog.heartbeat(121)
-        dog._look()
+        dog._check()
     stuck, moves = [record.getMessage() for record in caplog.records]
     assert stuck.startswith("process 3 (")
     assert "has not moved for 700 s in phase evaluate after step 120" in stuck
@@ -117,7 +117,7 @@ def test_a_report_shows_all_threads_by_name_the_main_one_first(tmp_path, clock):
     (tmp_path / "stuck-0-1.txt").write_text("of an earlier start")
     with watching(tmp_path) as dog, dog.phase("save"):
         clock.seconds += 601
-        dog._look()
+        dog._check()
     release.set()
     thread.join()
     assert (tmp_path / "stuck-0-1.txt").read_text() == "of an earlier start"
@@ -133,19 +133,19 @@ def test_a_report_shows_all_threads_by_name_the_main_one_first(tmp_path, clock):
     "place, why", [("gone", "No such file or directory"), ("file", "Not a directory")]
 )
 def test_without_a_folder_the_report_goes_to_stderr(tmp_path, clock, caplog, capsys, place, why):
-    """And none is made: the run may have been moved away."""
+    """The folder is not created: the run may have been moved."""
     (tmp_path / "file").touch()
     gone = tmp_path / place
     with watching(gone) as dog, dog.phase("train"):
         clock.seconds += 601
-        dog._look()
+        dog._check()
     assert "Thread MainThread:" in capsys.readouterr().err
     assert f"cannot be written ({why})" in caplog.text
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_code_far_below_reaches_the_one_that_runs(tmp_path, clock):
-    watchdog.heartbeat(1)  # nobody watches
+    watchdog.heartbeat(1)  # no watchdog is running
     with watchdog.phase("train"):
         pass
     with watching(tmp_path) as dog:
@@ -174,7 +174,7 @@ import ctypes, sys, threading, time
 from mae_jax.runtime import watchdog
 assert not {"jax", "numpy"} & sys.modules.keys()
 dog = watchdog.Watchdog(seconds=0.3, start_seconds=0.3, abort=True, workdir=sys.argv[1])
-def held():  # compiled code that does not let go of the interpreter
+def held():  # compiled code that holds the GIL
     ctypes.PyDLL(None).sleep(60)
 def lock():
     lock = threading.Lock()
@@ -182,7 +182,7 @@ def lock():
         lock.acquire()
 with dog.phase("train"):
     if sys.argv[2] == "paused":
-        for step in range(40):  # beats all the time, but for the pause
+        for step in range(40):  # heartbeats all the time, except during the pause
             if step == 5:
                 print("pause", flush=True)
             time.sleep(0.1)
@@ -210,12 +210,12 @@ def test_a_process_that_hangs_is_ended(tmp_path, kind, status):
     (report,) = reports(tmp_path)
     with open(report, encoding="utf-8") as file:
         assert f"in {kind if kind == 'lock' else '<lambda>'}" in file.read()
-    assert "is ended with status 70" in done.stderr and report in done.stderr
+    assert "exits with status 70" in done.stderr and report in done.stderr
 
 
 @pytest.mark.parametrize("abort", [False, True])
 def test_a_paused_process_goes_on(tmp_path, abort):
-    """For ten times its limit: neither the thread nor the timer counts that."""
+    """For ten times its limit, which neither the thread nor the timer counts."""
     process = subprocess.Popen(
         [
             sys.executable,

@@ -1,10 +1,10 @@
-"""Folders of all kinds, with real faults; `test_lock` has the lock."""
+"""Workdirs of all types, with real faults; `test_workdir_lock` tests the lock."""
 
 import os
 
 import pytest
 
-from mae_jax.runtime import workdir, workdir_lock
+from mae_jax.runtime import filesystem, workdir, workdir_lock
 from mae_jax.runtime.errors import UsageError
 from tests.runtime.test_workdir_lock import run_alone
 
@@ -51,11 +51,11 @@ def test_a_home_and_a_link_are_followed(tmp_path, monkeypatch):
     "name, message",
     [
         ("", "is empty"),
-        ("s3://bucket/run", "mount a bucket of s3://"),
-        ("gs://bucket/", "is no folder of a bucket: gs://BUCKET/FOLDER"),
-        ("gs:///run", "is no folder of a bucket"),
+        ("s3://bucket/run", "mount a s3:// bucket"),
+        ("gs://bucket/", "is not a folder in a bucket: use gs://BUCKET/FOLDER"),
+        ("gs:///run", "is not a folder in a bucket"),
         ("~nobody-of-this-name/x", "no such user"),
-        ("a\nb", "cannot be printed"),
+        ("a\nb", "unprintable characters"),
     ],
 )
 def test_names_that_are_none(name, message):
@@ -82,7 +82,7 @@ def dangling_link(folder):
 
 def full_disk(folder):
     folder.mkdir()
-    os.symlink("/dev/full", folder / workdir_lock.PROBE)  # what is written there finds no room
+    os.symlink("/dev/full", folder / filesystem.PROBE)  # writes fail for lack of space
 
 
 def lock_folder(folder):
@@ -100,11 +100,11 @@ def lock_link(folder):
         (make_file, "w", "File exists.*that is a folder"),
         (make_file, "w/below", "Not a directory.*whose parents are folders"),
         (dangling_link, "w", "File exists"),
-        (full_disk, "w", "No space left on device: make room there"),
+        (full_disk, "w", "No space left on device: free some space"),
         (lock_folder, "w", "Is a directory"),
-        (lock_link, "w", "can be neither made nor read"),
-        (nothing, "x" * 256, "File name too long: give a shorter --workdir"),
-        (nothing, "/proc/run", "give a --workdir that can be written to"),
+        (lock_link, "w", "can be neither created nor read"),
+        (nothing, "x" * 256, "File name too long: use a shorter --workdir"),
+        (nothing, "/proc/run", "use a --workdir that is writable"),
         (nothing, "/dev/null/run", "Not a directory"),
     ],
 )
@@ -117,12 +117,12 @@ def test_folders_that_cannot_be_used(tmp_path, prepare, name, message):
 
 def test_a_folder_that_is_only_for_reading(tmp_path, monkeypatch):
     tmp_path.chmod(0o555)
-    if os.geteuid() == 0:  # who may write everywhere
+    if os.geteuid() == 0:  # root may write anywhere
 
         def refuse(*args, **more):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(os, "makedirs", refuse)
-    with pytest.raises(UsageError, match="Permission denied: give a --workdir that can be written"):
+    with pytest.raises(UsageError, match="Permission denied: use a --workdir that is writable"):
         run_alone(tmp_path / "w")
     tmp_path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""One run in a workdir at a time: real processes that race, are killed, or are elsewhere."""
+"""One run at a time in a workdir: real processes that race, are killed, or run elsewhere."""
 
 import errno
 import json
@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from mae_jax.runtime import leaving, workdir, workdir_lock
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime import abort, filesystem, workdir, workdir_lock
+from mae_jax.runtime.errors import FAILED, UsageError
 from tests.helpers.processes import REPO
 
-# Takes the lock as soon as the file `go` is there; says how it went; holds it till stdin ends.
+# Takes the lock once the file `go` exists, prints the outcome, and holds it until stdin closes.
 STARTER = """
 import os, sys, time
 from mae_jax.runtime import workdir_lock
@@ -46,14 +46,14 @@ def starter(folder, go, touch=60.0):
 
 
 def run_alone(folder):
-    """Holds the lock for a moment; what it says."""
+    """Holds the lock for a moment; returns its content."""
     path = os.path.join(folder, workdir_lock.LOCK)
     with workdir.lock(str(folder), first=True), open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
 def leave_lock(folder, **changes):
-    """A lock as another run wrote it."""
+    """A lock file as written by another run."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, workdir_lock.LOCK)
     held = run_alone(folder) | changes
@@ -68,7 +68,7 @@ def test_of_many_starters_exactly_one_wins(tmp_path, left_over):
     for number in range(3):
         folder, go = tmp_path / f"w{number}", tmp_path / f"go{number}"
         if left_over:
-            leave_lock(folder, pid=2**22 + 1)  # above the largest number that Linux gives
+            leave_lock(folder, pid=2**22 + 1)  # above the largest PID of Linux
         starters.append([starter(folder, go) for _ in range(3)])
         go.touch()
     for processes in starters:
@@ -117,7 +117,7 @@ def test_a_killed_run_does_not_keep_the_next_one_out(tmp_path, caplog):
     with pytest.raises(UsageError, match=f"in use by process {process.pid} on .* since 2"):
         run_alone(tmp_path / "w")
     process.send_signal(signal.SIGKILL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but still in the table
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie
     began = time.monotonic()
     run_alone(tmp_path / "w")
     assert time.monotonic() - began < 5
@@ -126,7 +126,7 @@ def test_a_killed_run_does_not_keep_the_next_one_out(tmp_path, caplog):
 
 
 def test_a_process_number_that_is_used_again_is_another_process(tmp_path):
-    leave_lock(tmp_path, process_started="0")  # with the number of this process
+    leave_lock(tmp_path, process_started="0")  # with the PID of this process
     run_alone(tmp_path)
     leave_lock(tmp_path)
     with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
@@ -145,7 +145,7 @@ def test_the_lock_is_given_back_however_a_run_ends(tmp_path):
 
 
 class TestAnotherMachine:
-    """Its processes cannot be looked for; its lock counts as long as it is touched."""
+    """Its processes cannot be looked up; its lock is valid as long as it is touched."""
 
     def test_an_old_lock_is_taken_over(self, tmp_path):
         path = leave_lock(tmp_path, machine="elsewhere", host="far")
@@ -174,19 +174,19 @@ class TestAnotherMachine:
             assert time.time() - os.stat(tmp_path / workdir_lock.LOCK).st_mtime < 60
 
     def test_one_from_the_future_is_waited_for_no_longer(self, tmp_path, monkeypatch):
-        """Its machine was started again with another clock. Looking costs next to nothing."""
-        path, probe, sizes = leave_lock(tmp_path, machine="elsewhere"), workdir_lock.probe, []
+        """Its machine was rebooted with another clock. Checking costs next to nothing."""
+        path, probe, sizes = leave_lock(tmp_path, machine="elsewhere"), filesystem.probe, []
         os.utime(path, (time.time() + 86_400,) * 2)
 
-        def count(workdir, size=workdir_lock.PROBE_BYTES):
+        def count(workdir, size=0):
             sizes.append(size)
             assert len(sizes) < 10
             return probe(workdir, size)
 
-        monkeypatch.setattr(workdir_lock, "probe", count)
+        monkeypatch.setattr(filesystem, "probe", count)
         monkeypatch.setattr(workdir_lock, "STALE_SECONDS", 0.4)
         run_alone(tmp_path)
-        assert sizes == [workdir_lock.PROBE_BYTES, 1]  # can anything be written; what time is it
+        assert sizes == [workdir.PROBE_BYTES, 1]  # whether it is writable; the current time
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": "x"}'])
@@ -204,13 +204,13 @@ def test_a_run_whose_lock_was_taken_ends_at_once(tmp_path):
     path = tmp_path / "w" / workdir_lock.LOCK
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 1, "host": "far"}))
     output, _ = process.communicate("", timeout=20) if process.wait(20) else ("", "")
-    assert process.returncode == workdir_lock.LOST
-    assert "belongs to process 1 on far" in output
+    assert process.returncode == FAILED
+    assert "now belongs to process 1 on far" in output
 
 
 @pytest.mark.parametrize("left_over", [False, True])
 def test_a_full_disk_is_what_is_said(tmp_path, monkeypatch, left_over):
-    """And no empty lock stays, which the next start would wait for."""
+    """No empty lock is left behind, which would make the next start wait."""
     if left_over:
         leave_lock(tmp_path, pid=2**22 + 1)
 
@@ -224,17 +224,17 @@ def test_a_full_disk_is_what_is_said(tmp_path, monkeypatch, left_over):
 
 
 class Left(BaseException):
-    """The process would have ended."""
+    """The process would have exited."""
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A folder that this process holds; leaving at once is an exception."""
+    """A folder locked by this process; `abort` raises instead of exiting."""
 
     def leave(status, why):
         raise Left(why)
 
-    monkeypatch.setattr(leaving, "leave", leave)
+    monkeypatch.setattr(abort, "abort", leave)
     monkeypatch.setattr(workdir_lock, "GONE_SECONDS", 0.5)
     with workdir.lock(str(tmp_path / "run"), first=True):
         yield tmp_path / "run"
@@ -274,25 +274,25 @@ def test_a_lock_that_is_removed_is_made_again(run, caplog):
     workdir.ensure_held(now=True)
     assert (
         run / workdir_lock.LOCK
-    ).read_text() == mine and "was removed: made again" in caplog.text
+    ).read_text() == mine and "was removed: created again" in caplog.text
 
 
 @pytest.mark.parametrize("clock", ["monotonic", "time"])
 def test_after_a_pause_a_run_looks_whether_another_has_its_workdir(run, monkeypatch, clock):
-    """A stopped process, or a machine of which a snapshot was taken: not all clocks go on."""
+    """A stopped process, or a machine restored from a snapshot: not all clocks advance."""
     held = json.loads((run / workdir_lock.LOCK).read_text())
     (run / workdir_lock.LOCK).write_text(
         json.dumps(held | {"pid": 1, "host": "far", "token": "other"})
     )
-    workdir.ensure_held()  # a moment ago it was ours: no look at every step
+    workdir.ensure_held()  # checked a moment ago, so not checked again at every step
     real = getattr(time, clock)
     monkeypatch.setattr(time, clock, lambda: real() + workdir_lock.STALE_SECONDS)
-    with pytest.raises(Left, match="belongs to process 1 on far"):
+    with pytest.raises(Left, match="now belongs to process 1 on far"):
         workdir.ensure_held()
 
 
 def test_a_disk_that_is_away_is_asked_again_later(run, monkeypatch, caplog):
-    """Not at every step, and not by ending the run."""
+    """Not at every step, and without ending the run."""
 
     def away(path):
         raise OSError(errno.EIO, "Input/output error")

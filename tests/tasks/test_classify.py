@@ -153,11 +153,11 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
     with caplog.at_level("INFO"):
         start_of(classify(init_from=pretrained), tmp_path)
     assert "matched 28 of 32 parameters" in caplog.text
-    assert "started anew: 4 parameters: fc_norm, head" in caplog.text
+    assert "initialized randomly: 4 parameters: fc_norm, head" in caplog.text
     assert "decoder_blocks_0, decoder_embed, decoder_norm, decoder_pred, mask_token, norm" in (
         caplog.text
     )
-    with pytest.raises(UsageError, match="without a place.*blocks_1/attn/qkv/kernel"):
+    with pytest.raises(UsageError, match="unknown .*blocks_1/attn/qkv/kernel"):
         start_of(tiny_configs.classify_config(init_from=pretrained, model__depth=1), tmp_path)
     with pytest.raises(UsageError, match="missing.*blocks_2/attn/qkv/kernel"):
         start_of(tiny_configs.classify_config(init_from=pretrained, model__depth=3), tmp_path)
@@ -182,7 +182,7 @@ def test_weights_are_accounted_for(tmp_path, pretrained, caplog):
         caplog.clear()
         with caplog.at_level("INFO"):
             start_of(classify(kind, init_from=str(tmp_path / "probe"), head__pool="cls"), tmp_path)
-        assert "started anew: 2 parameters: head" in caplog.text
+        assert "initialized randomly: 2 parameters: head" in caplog.text
     with pytest.raises(UsageError, match="has 2 attention heads, but .*num_heads is 4"):
         start_of(classify(init_from=pretrained, model__num_heads=4), tmp_path)
     caplog.clear()
@@ -315,7 +315,7 @@ def test_scores_are_those_of_plain_counting(tmp_path):
     [
         ({"model__num_classes": 1000}, "has 12 classes, but --config.model.num_classes=1000"),
         ({"trainable": "some"}, "--config.trainable=some is not one of"),
-        ({"trainable": "last", "trainable_blocks": 3.0}, "must be 0.5 or a whole number from 1"),
+        ({"trainable": "last", "trainable_blocks": 3.0}, "must be 0.5 or an integer from 1"),
         ({"head__pool": "max"}, "--config.head.pool=max is not one of"),
         ({"optim__name": "sgd"}, "--config.optim.name=sgd is not one of"),
         (

@@ -67,7 +67,7 @@ def test_both_ways_to_encode_are_the_same_features():
         ({"data__num_eval": 0, "data__holdout": 0}, "need labeled training and held-out images"),
         ({"eval__knn_every": 0, "eval__probe_every": 0}, "nothing to measure"),
         ({"figure_every": 1}, "nothing is trained or drawn here"),
-        ({"eval__train_images": -1}, "--config.eval.train_images=-1 must be a whole number from 0"),
+        ({"eval__train_images": -1}, "--config.eval.train_images=-1 must be an integer from 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes, message):

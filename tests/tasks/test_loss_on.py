@@ -38,7 +38,7 @@ def test_loss_and_gradients_are_those_of_the_plain_order(loss_on, normalize):
         every = loss_on == "all"
         return plain_mae.forward(
             params, images, batch["noise"], model=task.model, ratio=0.75, normalize=normalize,
-            every=every,
+            loss_on_all=every,
         )[0]  # fmt: skip
 
     with jax.default_matmul_precision("float32"):

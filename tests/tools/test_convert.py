@@ -1,4 +1,4 @@
-"""The convert command, and what may be done with what it wrote."""
+"""The convert command, and uses of its output."""
 
 import csv
 import hashlib
@@ -44,7 +44,7 @@ def test_the_command_reports_and_writes(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "matched 74 of 74 parameters (safetensors)" in text
     assert "target normalized patches" in text and "94 arrays (ViTMAEForPreTraining)" in text
-    assert "these weights are cc0-1.0" in text
+    assert "license: cc0-1.0, which also applies to derived weights" in text
     assert json.loads((out / "config.json").read_text())["norm_pix_loss"] is True
     assert (out / "README.md").read_text().startswith("---\nlicense: cc0-1.0")
 
@@ -53,16 +53,16 @@ def test_bad_commands_are_one_line(tmp_path, capsys):
     for more, error in (
         ([], "--num_heads"),
         ([*HEADS, "--format", "onnx"], "--format=onnx is not one of mae, hf"),
-        ([*HEADS, "--ema"], "keeps no averaged weights"),
+        ([*HEADS, "--ema"], "has no averaged weights"),
         ([*HEADS, "--fc_norm"], "add --encoder_only"),
         ([*HEADS, "--resample_patch", "6"], "add --encoder_only"),
         ([*HEADS, "--channels", "1"], "--channel_policy of convert"),
-        ([*HEADS, "--channels", "0", "--channel_policy", "mean"], "0 channels are none"),
+        ([*HEADS, "--channels", "0", "--channel_policy", "mean"], "channels=0 must be positive"),
         ([*HEADS, "--resize", "32", "32", "32"], "must be one number, or height and width"),
         ([*HEADS, "--format", "official"], "writes a file ending in .safetensors or .pth"),
         ([*HEADS, "--classes", "gone.txt"], "gone.txt"),
         ([*HEADS, "--classes", MAE + ".txt"], "cannot be read"),
-        ([*HEADS, "--encoder_only"], "for a decoder, and there is none"),
+        ([*HEADS, "--encoder_only"], "need a decoder, and this model has none"),
         ([*HEADS, "--mean", "0.5"], "give --mean for each of them"),
     ):
         assert run_command(lambda more=more: command(MAE, tmp_path / "out", *more)) == 2
@@ -85,7 +85,7 @@ def test_changes_follow_each_other(tmp_path):
     assert arrays["patch_embed.proj.weight"].shape == (48, 1, 6, 6)
 
 
-def test_missing_parameters_are_named_and_begin_anew(tmp_path, capsys):
+def test_missing_parameters_are_named_and_start_from_scratch(tmp_path, capsys):
     arrays = load_file(official.path("vit_tiny_gp0.safetensors"))
     del arrays["cls_token"]
     path, out = tmp_path / "part.safetensors", tmp_path / "part"
@@ -94,7 +94,7 @@ def test_missing_parameters_are_named_and_begin_anew(tmp_path, capsys):
     assert "missing ['cls_token']" in capsys.readouterr().err
     assert command(path, out, "--num_heads", "3", "--allow_missing", "cls*") == 0
     assert convert.load(str(out)).metadata["missing"] == ["cls_token"]
-    with pytest.raises(UsageError, match="needs all parameters; missing are"):
+    with pytest.raises(UsageError, match="needs all parameters; missing: "):
         command(out, tmp_path / "hf", "--format", "hf_vit")
     config = tiny_configs.classify_config(init_from=str(out), steps=1, **MODEL)
     assert loop.run(Classify(config, str(tmp_path / "run")), config, str(tmp_path / "run"))
@@ -114,7 +114,7 @@ def _md5(path):
 
 
 @pytest.mark.parametrize("form", ["official", "hf", "folder"])
-def test_pre_training_begins_with_weights_of_any_form(tmp_path, monkeypatch, form):
+def test_pre_training_starts_from_weights_of_any_form(tmp_path, monkeypatch, form):
     source = {"official": MAE, "hf": official.path("hf_tiny_v4names"), "folder": tmp_path / "w"}[
         form
     ]
@@ -127,13 +127,13 @@ def test_pre_training_begins_with_weights_of_any_form(tmp_path, monkeypatch, for
     assert loop.run(Pretrain(config, workdir), config, workdir)
     report = json.loads((tmp_path / "run" / "init_from.json").read_text())
     assert len(report["matched"]) == 72 and not report["fresh"] and not report["unused"]
-    # The first update has learning rate 0, so that what was read is what was saved.
+    # The learning rate of the first update is 0, so the saved weights are those that were read.
     expected = convert.load(official.path("hf_tiny_v4names")).params
     for name, x in convert.load(workdir).params.items():
         np.testing.assert_array_equal(x, expected[name])
     if form != "official":
         return
-    # What is made of weights keeps their licence, over any number of runs, wherever a step goes.
+    # Derived weights keep the license, over any number of runs and wherever a step is copied.
     origin = convert.load(workdir).metadata.get("provenance", {})
     again = tiny_configs.config(init_from=workdir, steps=1, **MODEL, **DECODER)
     assert loop.run(Pretrain(again, str(tmp_path / "b")), again, str(tmp_path / "b"))
@@ -160,7 +160,7 @@ def test_other_channels_need_a_policy(tmp_path):
     np.testing.assert_array_equal(kernel, expected.params["patch_embed/proj/kernel"])
 
 
-def test_weights_that_cannot_begin_a_run_stop_it_before_anything_is_compiled(tmp_path):
+def test_unsuitable_weights_stop_a_run_before_anything_is_compiled(tmp_path):
     arrays = load_file(MAE) | {"blocks.0.ls1.gamma": np.ones(48, np.float32)}
     path = str(tmp_path / "more.safetensors")
     save_file(arrays, path)
@@ -169,7 +169,7 @@ def test_weights_that_cannot_begin_a_run_stop_it_before_anything_is_compiled(tmp
         loop.run(Pretrain(config, ""), config, str(tmp_path / "a"))
     config = tiny_configs.config(resume=str(tmp_path / "w"), steps=1, **MODEL, **DECODER)
     assert command(MAE, tmp_path / "w", *HEADS) == 0
-    with pytest.raises(UsageError, match="weights without an optimizer: begin with them"):
+    with pytest.raises(UsageError, match="weights without an optimizer state: start a new"):
         loop.run(Pretrain(config, ""), config, str(tmp_path / "b"))
 
 
@@ -183,7 +183,7 @@ def test_the_encoder_of_a_hugging_face_folder_is_probed(tmp_path):
 
 
 def test_an_official_classifier_is_evaluated(tmp_path, capsys):
-    """Without names of classes the folders' order counts, as in the official evaluation."""
+    """Without class names the order of the folders is used, as in the official evaluation."""
     root = tmp_path / "val"
     for i in range(10):
         (root / f"n{i:04}").mkdir(parents=True)
@@ -222,17 +222,17 @@ def test_an_official_classifier_is_evaluated(tmp_path, capsys):
     names.write_text("n0000\n")
     with pytest.raises(UsageError, match="--classes has 1 names for the 10 classes"):
         evaluate.main([*arguments, "--classes", str(names)])
-    with pytest.raises(UsageError, match="9 folders of classes where the model has 10"):
+    with pytest.raises(UsageError, match="9 class folders, but the model has 10"):
         evaluate.main(arguments)
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"n{i:04}" for i in range(10)))
     named = tmp_path / "named"
     more = ["--num_heads", "3", "--classes", str(names)]
     assert command(official.path("vit_tiny_gp1.safetensors"), named, *more) == 0
-    assert evaluate.main(["--checkpoint", str(named), *arguments[2:]]) == 0  # nine of ten will do
+    assert evaluate.main(["--checkpoint", str(named), *arguments[2:]]) == 0  # nine of ten
 
 
-def test_averaged_weights_are_exported_when_asked_for(tmp_path):
+def test_averaged_weights_are_exported_on_request(tmp_path):
     config = tiny_configs.classify_config(
         init_from="", steps=3, optim__ema=0.5, optim__warmup_epochs=0.0
     )
@@ -248,7 +248,7 @@ def test_averaged_weights_are_exported_when_asked_for(tmp_path):
     assert raw.metadata["classes"] == ema.metadata["classes"] and len(raw.metadata["classes"]) > 1
 
 
-def test_what_a_file_does_not_say_is_as_in_the_recipe(tmp_path):
+def test_the_recipe_supplies_what_a_file_does_not_record(tmp_path):
     hints = convert.Hints(num_heads=3, decoder_num_heads=2, normalize=True)
     five = surgery.with_channels(convert.load(MAE, hints=hints), 5, "repeat")
     path = str(tmp_path / "five.safetensors")
@@ -258,11 +258,11 @@ def test_what_a_file_does_not_say_is_as_in_the_recipe(tmp_path):
     found = read_initial(config)
     assert found.metadata["data"]["mean"] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert found.fields["num_heads"] == 3 and found.fields["decoder_num_heads"] == 2
-    # What is said in the file counts, whatever the recipe has.
+    # Values in the file take precedence over the recipe.
     config = tiny_configs.config(
         init_from=official.path("hf_tiny_v4names"), **MODEL | {"model__num_heads": 4}
     )
     assert read_initial(config).fields["num_heads"] == 3
-    # A classifier needs to know nothing of a decoder.
+    # A classifier needs no hints for a decoder.
     found = read_initial(tiny_configs.classify_config(init_from=MAE, **MODEL))
     assert found.kind == "vit" and found.report.unused == []

@@ -36,14 +36,14 @@ def run(tmp_path_factory):
     return root, workdir
 
 
-def test_evaluation_of_a_checkpoint_gives_what_the_run_logged(run, tmp_path, capsys):
+def test_evaluation_reproduces_what_the_run_logged(run, tmp_path, capsys):
     root, workdir = run
     assert evaluate.main(["--checkpoint", str(workdir), "--out", str(tmp_path)]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if " " in line)
     logged = tiny_configs.metric_lines(workdir, "eval")[-1]
     for name in ("top1", "top5", "loss", "count", "ema_top1", "ema_loss"):
         assert float(printed[name]) == pytest.approx(logged[name], rel=1e-5)
-    assert logged["ema_top1"] > 0.6 and logged["count"] == 15  # brightness tells the class
+    assert logged["ema_top1"] > 0.6 and logged["count"] == 15  # brightness gives the class away
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
     assert len(lines) == 16 and lines[1].startswith(str(root))
     right = sum(line.split(",")[1] == line.split(",")[2] for line in lines[1:])
@@ -74,16 +74,16 @@ def test_a_folder_with_other_classes_is_refused(run, tmp_path):
         evaluate.main([*arguments, "--images", str(tmp_path / "new")])
     with pytest.raises(UsageError, match="missing.*for example bird/10.png"):
         evaluate.main([*arguments, "--root", str(tmp_path / "new")])
-    # Without the list that the run kept the files themselves must be the same.
+    # Without the list that the run saved, the files must be identical.
     listing = run[1] / "data"
     listing.rename(run[1] / "elsewhere")
-    with pytest.raises(UsageError, match="not there any more .*--images DIR"):
+    with pytest.raises(UsageError, match="images have changed .*--images DIR"):
         evaluate.main([*arguments, "--root", str(tmp_path / "new")])
     shutil.rmtree(listing, ignore_errors=True)
     (run[1] / "elsewhere").rename(listing)
 
 
-def test_a_pre_training_run_is_no_classifier(tmp_path):
+def test_a_pre_training_run_is_not_a_classifier(tmp_path):
     config = tiny_configs.config(steps=1)
     loop.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
     with pytest.raises(UsageError, match="is not a classifier"):
@@ -111,7 +111,7 @@ def test_runs_are_compared_in_a_table_and_a_plot(tmp_path, capsys):
     assert np.asarray(Image.open(out)).std() > 5
     metric, curves = compare.compare([str(tmp_path / "a")], "train/loss")
     assert "| 5 | 0.25 | 1 | 1 | 5 |" in compare.table(metric, curves)
-    with pytest.raises(UsageError, match="eval/top2; there are: eval/top1, train/loss"):
+    with pytest.raises(UsageError, match="eval/top2; available: eval/top1, train/loss"):
         compare.main([str(tmp_path / "a"), "--metric=eval/top2"])
     with pytest.raises(UsageError, match="has no metrics.jsonl"):
         compare.main([str(tmp_path)])

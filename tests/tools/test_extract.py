@@ -1,4 +1,4 @@
-"""Features of images into a file: right, in order, and resumable at any row."""
+"""Feature extraction: correct, in order, and resumable at any row."""
 
 import errno
 import glob
@@ -20,7 +20,7 @@ from tests.parity import official
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Thirteen images in two folders, one of which cannot be read."""
+    """Thirteen images in two folders; one image cannot be read."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(13):
@@ -78,7 +78,7 @@ def test_features_of_a_folder(folder, weights, expected, tmp_path, capsys):
         command(weights, folder, out)
 
 
-def test_parquet_holds_the_same(folder, weights, expected, tmp_path):
+def test_parquet_has_the_same_columns(folder, weights, expected, tmp_path):
     files, features = expected
     out = tmp_path / "out.parquet"
     assert command(weights, folder, out) == 0
@@ -88,11 +88,11 @@ def test_parquet_holds_the_same(folder, weights, expected, tmp_path):
     np.testing.assert_allclose(np.array(table["features"]), features, rtol=0, atol=1e-5)
 
 
-def test_names_that_parquet_cannot_hold_are_refused_before_the_work(folder, weights, tmp_path):
+def test_names_that_parquet_cannot_store_are_refused_before_any_work(folder, weights, tmp_path):
     name = "\udcff.png"
     (tmp_path / "odd").mkdir()
     shutil.copy(f"{folder}/cat/00.png", tmp_path / "odd" / name)
-    with pytest.raises(UsageError, match=r"holds names in UTF-8 only, which .*udcff.png' is not"):
+    with pytest.raises(UsageError, match=r"stores only UTF-8 names, and .*udcff.png' is not"):
         command(weights, str(tmp_path / "odd"), tmp_path / "out.parquet")
     assert os.listdir(tmp_path) == ["odd"]
     assert command(weights, str(tmp_path / "odd"), tmp_path / "out.npz") == 0
@@ -101,7 +101,7 @@ def test_names_that_parquet_cannot_hold_are_refused_before_the_work(folder, weig
     assert found["class"].tolist() == [""]
 
 
-def test_what_exists_is_no_pattern(tmp_path, folder):
+def test_a_file_that_exists_is_not_a_pattern(tmp_path, folder):
     for name in ("shot[0].png", "shot0.png"):
         shutil.copy(f"{folder}/cat/00.png", tmp_path / name)
     assert image_source(f"{tmp_path}/shot[0].png").describe(0) == f"{tmp_path}/shot[0].png"
@@ -132,7 +132,7 @@ def full(*_, **__):
 
 
 @pytest.mark.parametrize("out", ["out.npz", "out.parquet"])
-def test_a_full_disk_keeps_what_is_done_and_leaves_nothing_else(
+def test_a_full_disk_keeps_finished_rows_and_nothing_else(
     folder, weights, tmp_path, monkeypatch, out
 ):
     append, calls, path = extract.Partial.append, [], tmp_path / out
@@ -148,7 +148,7 @@ def test_a_full_disk_keeps_what_is_done_and_leaves_nothing_else(
         if len(calls) == 2:
             full()
 
-    stays = rf"stays in {path}.partial: the same command continues$"
+    stays = rf"kept in {path}.partial: run the same command to continue$"
     with monkeypatch.context() as patch:
         patch.setattr(extract.Partial, "append", fills_up)
         with pytest.raises(RunError, match=stays):
@@ -164,11 +164,11 @@ def test_a_full_disk_keeps_what_is_done_and_leaves_nothing_else(
 
 
 class Stop(Exception):
-    """Stands for the end of the process."""
+    """Simulates the death of the process."""
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-def test_an_interrupted_command_goes_on(folder, weights, tmp_path, monkeypatch, batches):
+def test_an_interrupted_command_continues(folder, weights, tmp_path, monkeypatch, batches):
     whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
     assert command(weights, folder, whole) == 0
     append, calls = extract.Partial.append, []
@@ -178,7 +178,7 @@ def test_an_interrupted_command_goes_on(folder, weights, tmp_path, monkeypatch, 
         calls.append(len(rows["label"]))
         if len(calls) == batches:
             with open(os.path.join(self.folder, "features.bin"), "ab") as file:
-                file.write(b"half a row")  # killed while it wrote
+                file.write(b"half a row")  # killed while writing
             raise Stop
 
     monkeypatch.setattr(extract.Partial, "append", dies)
@@ -191,7 +191,11 @@ def test_an_interrupted_command_goes_on(folder, weights, tmp_path, monkeypatch, 
     with pytest.raises(UsageError, match="pool: mean -> cls"):
         command(weights, folder, out, "--pool", "cls")
     other = convert.load(weights)
-    other.metadata["config"]["data"]["mean"] = [0.1, 0.2, 0.3]  # the same weights, of other pixels
+    other.metadata["config"]["data"]["mean"] = [
+        0.1,
+        0.2,
+        0.3,
+    ]  # same weights, other pixels
     convert.save(other, str(tmp_path / "other"))
     with pytest.raises(UsageError, match="pixels: "):
         command(str(tmp_path / "other"), folder, out)
@@ -203,7 +207,7 @@ def test_an_interrupted_command_goes_on(folder, weights, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_it_behind_a_batch(folder, weights, tmp_path, monkeypatch, capsys, number):
+def test_a_signal_stops_it_after_a_batch(folder, weights, tmp_path, monkeypatch, capsys, number):
     append = extract.Partial.append
 
     def interrupted(self, rows):
@@ -212,7 +216,7 @@ def test_a_signal_stops_it_behind_a_batch(folder, weights, tmp_path, monkeypatch
 
     monkeypatch.setattr(extract.Partial, "append", interrupted)
     assert command(weights, folder, tmp_path / "out.npz") == 75
-    assert "the same command continues" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
     assert os.path.getsize(tmp_path / "out.npz.partial" / "valid.bin") == 4
 
 
@@ -239,10 +243,10 @@ def test_images_by_list_and_bad_arguments(folder, weights, tmp_path):
     shutil.rmtree(tmp_path)
 
 
-def test_what_an_earlier_version_began_is_continued(tmp_path):
-    """It wrote other names of keys; other values are still refused."""
+def test_partial_files_of_an_earlier_version_are_continued(tmp_path):
+    """It used other names of keys; other values are still refused."""
     kind = {"shape": (2,), "dtype": np.dtype(np.float32)}
     extract.Partial(str(tmp_path), {"pixels": {"resident": False}}, **kind)
     extract.Partial(str(tmp_path), {"pixels": {"on_device": False}}, **kind)
-    with pytest.raises(UsageError, match="was begun with other settings"):
+    with pytest.raises(UsageError, match="was started with other settings"):
         extract.Partial(str(tmp_path), {"pixels": {"on_device": True}}, **kind)

@@ -1,4 +1,4 @@
-"""What the commands say of themselves: `python -m mae_jax`, and --help of each."""
+"""The overview of `python -m mae_jax`, and the --help of each command."""
 
 import importlib
 import importlib.util
@@ -16,7 +16,7 @@ TOOLS = [name for name in commands() if name != "main"]
 
 
 def module_of(name):
-    """What `python -m mae_jax.NAME` runs."""
+    """The module that `python -m mae_jax.NAME` runs."""
     spec = importlib.util.find_spec(f"mae_jax.{name}")
     return importlib.import_module(spec.name + ".__main__" * bool(spec.submodule_search_locations))
 
@@ -31,7 +31,7 @@ def printed(*words, cwd=REPO):
 
 
 def check(text, name):
-    """Examples that work, every flag with an explanation, and at most 80 columns."""
+    """Checks for valid examples, a description of every flag, and at most 80 columns."""
     assert [line for line in text.splitlines() if len(line) > 80] == []
     listed = dict(re.findall(r"^  (--\w+)\b[^\n]*?(?:  |\n {8,})(\S[^\n]*)$", text, re.MULTILINE))
     undocumented = set(re.findall(r"^  (--\w+)", text, re.MULTILINE)) - listed.keys()
@@ -52,8 +52,8 @@ def test_help_of_a_tool_lists_its_flags_and_two_examples(name, capsys, monkeypat
     monkeypatch.setenv("COLUMNS", "80")
     try:
         status = module_of(name).main(["--help"])
-    except SystemExit as ended:  # of argparse
-        status = ended.code
+    except SystemExit as error:  # argparse
+        status = error.code
     assert status == 0
     check(capsys.readouterr().out, name)
 
@@ -66,7 +66,7 @@ def test_help_of_main_lists_recipes_and_where_their_keys_are_documented(tmp_path
     assert printed("-m", "mae_jax.config.schema").startswith("| key |")
 
 
-def test_the_package_says_what_there_is():
+def test_the_package_prints_an_overview():
     text = printed("-m", "mae_jax")
     assert max(map(len, text.splitlines())) <= 80
     for name, what in commands().items():

@@ -1,4 +1,4 @@
-"""Means over a padded split weigh every example once."""
+"""Means over a padded split count every example once."""
 
 import jax.numpy as jnp
 import numpy as np

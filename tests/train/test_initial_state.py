@@ -1,4 +1,4 @@
-"""Where a run begins when its checkpoints are damaged, copied, or somebody else's."""
+"""Where a run starts when checkpoints are damaged, copied, or of another run."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def copied(finished, tmp_path):
 
 
 def damage(workdir, *steps):
-    """Every other bit of the steps' data."""
+    """Flips every other bit of the steps' data."""
     for step in steps:
         top = workdir / "checkpoints" / str(step) / "state" / "ocdbt.process_0" / "d"
         for name in os.listdir(top):
@@ -100,15 +100,15 @@ def test_steps_under_other_names_are_no_reason_to_start_over(copied):
 
 
 @pytest.mark.parametrize("key", ["resume", "init_from"])
-def test_the_step_to_begin_with_is_the_one_that_process_0_finds(copied, tmp_path, monkeypatch, key):
-    """Another run may save meanwhile; every process would find another newest step."""
+def test_all_processes_start_from_the_step_that_process_0_finds(copied, tmp_path, monkeypatch, key):
+    """If the other run saves, processes may see different newest steps."""
     found, used = layout.find(str(copied / "checkpoints" / "4")), []
 
     def stop(*arguments):
         used.append(arguments)
         raise UsageError("enough")
 
-    monkeypatch.setattr(reader, "find_one", lambda path: found)
+    monkeypatch.setattr(reader, "find_on_all_hosts", lambda path: found)
     monkeypatch.setattr(initial_state, "read_initial", stop)
     monkeypatch.setattr(checkpointer.Checkpointer, "restore", stop)
     with pytest.raises(UsageError, match="enough"):
@@ -158,7 +158,7 @@ def test_an_older_step_with_another_configuration_is_refused(copied, monkeypatch
     "mark, expected", [("rerun_eval", True), ("look_again", True), ("", False)]
 )
 def test_an_evaluation_that_was_cut_short_is_repeated(mark, expected):
-    """`look_again` is the mark's name in checkpoints of earlier versions."""
+    """`look_again` is its name in checkpoints of earlier versions."""
     config = tiny_configs.config()
     task = Pretrain(config, "")
     saver: Any = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""The loop: resuming, micro-batches, meshes, refusals. In this process, on four CPU devices."""
+"""The loop on four CPU devices: resuming, micro-batches, meshes, errors."""
 
 import contextlib
 import json
@@ -12,8 +12,7 @@ import pytest
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from mae_jax.checkpoint import checkpointer, layout
-from mae_jax.checkpoint import reader as checkpoint
+from mae_jax.checkpoint import checkpointer, layout, reader
 from mae_jax.config.diff import flatten
 from mae_jax.config.schema import ADDED
 from mae_jax.distributed import sharding
@@ -35,7 +34,7 @@ def run(workdir, config, **options):
 
 
 def assert_same_params(a, b, **tolerance):
-    a, b = checkpoint.load_arrays(str(a))["params"], checkpoint.load_arrays(str(b))["params"]
+    a, b = reader.load_arrays(str(a))["params"], reader.load_arrays(str(b))["params"]
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0} | tolerance)
@@ -78,25 +77,25 @@ def test_twenty_steps_equal_ten_a_restart_and_ten(tmp_path, changes, stop):
 
 
 class Lost(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
-@pytest.mark.parametrize("looks", [1, 2], ids=["in a step", "before it saves"])
-def test_nothing_is_saved_in_a_workdir_that_is_lost(tmp_path, monkeypatch, looks):
-    """It looks after each step, in case of a pause, and again before it saves."""
+@pytest.mark.parametrize("checks", [1, 2], ids=["in a step", "before it saves"])
+def test_nothing_is_saved_in_a_workdir_that_is_lost(tmp_path, monkeypatch, checks):
+    """The lock is checked after each step, in case of a pause, and before saving."""
     asked = []
 
     def ensure_held(*, now=False):
         asked.append(now)
-        if len(asked) == looks:
+        if len(asked) == checks:
             raise Lost
 
     monkeypatch.setattr(loop.workdir, "ensure_held", ensure_held)
     with pytest.raises(Lost):
         run(tmp_path, tiny_configs.config(steps=1, log_every=1))
-    assert asked == [False, True][:looks]
+    assert asked == [False, True][:checks]
     assert (
-        not layout.exists(str(tmp_path)) and len(tiny_configs.metric_lines(tmp_path)) == looks - 1
+        not layout.exists(str(tmp_path)) and len(tiny_configs.metric_lines(tmp_path)) == checks - 1
     )
 
 
@@ -164,7 +163,7 @@ def test_changed_config_is_refused_unless_harmless_or_allowed(tmp_path):
     with open(tmp_path / "config.json", encoding="utf-8") as file:
         assert json.load(file)["optim"]["weight_decay"] == 0.05  # a refusal leaves no trace
     assert run(tmp_path, tiny_configs.config(steps=2, log_every=7, mesh__fsdp=2))
-    # Clipping can be switched on for the rest of a run: the optimiser's state has room for it.
+    # Clipping can be switched on for the rest of a run: the optimizer state does not change.
     changed = tiny_configs.config(steps=3, optim__weight_decay=0.1, optim__grad_clip=1.0)
     assert run(tmp_path, changed, allow_config_change=True)
     assert layout.find(str(tmp_path)).step == 3
@@ -190,7 +189,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     metadata = Pretrain.metadata
 
     def earlier(self, step):
-        """Without the keys that came later."""
+        """Metadata without keys of later versions."""
         found = metadata(self, step)
         known = {k: v for k, v in flatten(found["config"]).items() if k not in ADDED}
         return found | {"config": unflatten_dict(known, sep=".")}
@@ -198,9 +197,9 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Pretrain, "metadata", earlier)
     run(tmp_path, tiny_configs.config(steps=2))
     monkeypatch.undo()
-    assert "color_jitter" not in checkpoint.load_metadata(str(tmp_path))["config"]["data"]
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(epath.Path(tmp_path) / "checkpoints" / "2" / "state").tree
+    assert "color_jitter" not in reader.load_metadata(str(tmp_path))["config"]["data"]
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        tree = handler.metadata(epath.Path(tmp_path) / "checkpoints" / "2" / "state").tree
     assert tree.keys() == {"step", "params", "opt_state"}  # all that there was then
     with pytest.raises(UsageError, match="optim.name: adamw -> lars"):
         run(tmp_path, tiny_configs.config(steps=2, optim__name="lars"))
@@ -248,7 +247,7 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     request, evaluate = StopRequest(), pretrain.evaluate
 
     def asked(step, params, batches, mesh):
-        request._asked |= step_zero_is_done(tmp_path / "parts")
+        request._requested |= step_zero_is_done(tmp_path / "parts")
         return evaluate(step, params, batches, mesh)
 
     monkeypatch.setattr(pretrain, "evaluate", asked)
@@ -272,7 +271,7 @@ def test_a_signal_in_the_last_evaluation_does_not_make_a_run_done(tmp_path, monk
     request, evaluate = StopRequest(), pretrain.evaluate
 
     def asked(step, params, batches, mesh):
-        request._asked |= step_zero_is_done(tmp_path)
+        request._requested |= step_zero_is_done(tmp_path)
         return evaluate(step, params, batches, mesh)
 
     monkeypatch.setattr(pretrain, "evaluate", asked)
@@ -293,7 +292,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     line = tiny_configs.metric_lines(tmp_path)[-1]
     assert {"step", "epoch", "split", "loss", "baseline_loss", "lr", "grad_norm"} <= line.keys()
     assert line["bad_images"] == 0 and line["epoch"] == pytest.approx(4 / 6)
-    metadata = checkpoint.load_metadata(str(tmp_path))
+    metadata = reader.load_metadata(str(tmp_path))
     assert metadata["step"] == 4 and metadata["model"]["patch_size"] == [4, 4]
     assert metadata["target"] == {"kind": "pixel", "normalize": False}
     assert metadata["data"]["mean"] == [0.5, 0.5, 0.5]

@@ -1,4 +1,4 @@
-"""What is written, and what survives a restart."""
+"""The written metrics, and what is kept on a restart."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ def test_lines_of_undone_steps_and_half_lines_are_removed(tmp_path):
     assert steps == [5, 10, 11]
 
 
-def test_a_run_that_begins_anew_begins_its_lines_anew(tmp_path):
+def test_a_run_that_starts_over_rewrites_its_lines(tmp_path):
     for _ in range(2):
         writer = metric_writer.MetricWriter(str(tmp_path), 0)
         writer.write(0, "eval", {"loss": 1.0})
@@ -36,7 +36,7 @@ def test_a_run_that_begins_anew_begins_its_lines_anew(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
-def test_tensorboard_files_hold_scalars_and_pictures(tmp_path):
+def test_tensorboard_files_contain_scalars_and_images(tmp_path):
     writer = metric_writer.MetricWriter(str(tmp_path), 0)
     writer.write(3, "train", {"loss": 0.25})
     writer.write_image(3, "reconstruction", np.zeros((4, 6, 3), np.uint8))
@@ -87,7 +87,7 @@ def test_speed_leaves_pauses_out(monkeypatch):
 
 
 def refuse(monkeypatch, number, taken=0):
-    """Makes the disk of record files fail, after it took some bytes of each write."""
+    """Makes writes of record files fail after some bytes."""
 
     def fail(file, data):
         file.write(data[:taken])
@@ -97,7 +97,7 @@ def refuse(monkeypatch, number, taken=0):
 
 
 def events(folder):
-    """(step, tag, value) of all event files, oldest first, read by the definition of TFRecord."""
+    """(step, tag, value) of all event files, oldest first, parsed by the TFRecord specification."""
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
         data = path.read_bytes()
@@ -156,7 +156,7 @@ def broken_disk(kind):
 
 
 def test_a_real_device_without_room_costs_only_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr(record_file, "WAITING_BYTES", 10)
+    monkeypatch.setattr(record_file, "BUFFER_BYTES", 10)
     file = record_file.RecordFile("/dev/full", b"12345")
     for record, lost in ((b"67890", 0), (b"x", 1), (b"y", 2)):
         with pytest.raises(OSError, match="No space left"):
@@ -164,7 +164,7 @@ def test_a_real_device_without_room_costs_only_what_does_not_fit(monkeypatch):
         assert file.lost == lost
 
 
-def test_metrics_that_cannot_be_written_in_the_end_are_told(tmp_path, monkeypatch, caplog):
+def test_metrics_lost_at_the_end_are_reported(tmp_path, monkeypatch, caplog):
     writer = metric_writer.MetricWriter(str(tmp_path), 0)
     refuse(monkeypatch, errno.ENOSPC)
     writer.write(1, "train", {"loss": 1.0})
@@ -207,15 +207,15 @@ def test_checksums_are_those_of_tfrecord(tmp_path):
     file.records.flush()
     (path,) = tmp_path.iterdir()
     data = path.read_bytes()
-    kinds = []
+    types = []
     while data:
         size, sum_of_size = struct.unpack("<QI", data[:12])
         end = 12 + size
         content, (sum_of_content,) = data[12:end], struct.unpack("<I", data[end : end + 4])
         assert sum_of_size == masked(crc32c(data[:8])) and sum_of_content == masked(crc32c(content))
         data = data[end + 4 :]
-        kinds.append(event_pb2.Event.FromString(content).WhichOneof("what"))
-    assert kinds == ["file_version", "session_log"]
+        types.append(event_pb2.Event.FromString(content).WhichOneof("what"))
+    assert types == ["file_version", "session_log"]
 
 
 def test_a_broken_line_is_no_obstacle_to_a_restart(tmp_path):

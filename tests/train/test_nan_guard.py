@@ -1,4 +1,4 @@
-"""Numbers that are not finite, put into the input, the loss, a gradient and a learning rate."""
+"""Non-finite numbers injected into the input, the loss, a gradient and the learning rate."""
 
 import json
 
@@ -33,7 +33,7 @@ poisoned.defvjp(
 
 
 class FaultyBatches:
-    """Batches with the fault of their step in them."""
+    """Batches that contain the fault of their step."""
 
     bad_count, length = 0, None
 
@@ -69,17 +69,17 @@ class Faulty(Pretrain):
 
 
 def faulty(config, workdir, faults):
-    """A task with faults in some steps; that of a rate is in its optimiser too."""
+    """A task with faults in some steps; a faulty learning rate also reaches its optimizer."""
     task = Faulty(config, str(workdir))
     task.faults = faults
     bad = jnp.array([step for step, fault in faults.items() if fault == RATE] or [0])
 
-    def spoilt(step):
+    def factor(step):
         return jnp.where((bad == step + 1).any(), jnp.inf, 1.0)
 
     schedule = task.schedule
-    task.schedule = lambda step: schedule(step) * spoilt(step)
-    task.tx = optax.chain(task.tx, optax.scale_by_schedule(spoilt))
+    task.schedule = lambda step: schedule(step) * factor(step)
+    task.tx = optax.chain(task.tx, optax.scale_by_schedule(factor))
     return task
 
 
@@ -117,7 +117,7 @@ def test_one_bad_batch_is_skipped_and_told_of(tmp_path, caplog):
     assert [line["loss"] is None for line in lines] == [False, False, True, False, False, False]
     assert [line["skipped_updates"] for line in lines][-1] == 1
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert steps == [4, 6]  # 3 was put off: it might have been the first of many
+    assert steps == [4, 6]  # 3 was deferred: it might have been the first of many
 
 
 def test_too_many_in_a_row_end_the_run_before_anything_is_saved(tmp_path):
@@ -139,10 +139,10 @@ def test_too_many_in_a_row_end_the_run_before_anything_is_saved(tmp_path):
     assert report[0]["examples"] == expected
 
 
-def test_the_row_is_broken_by_a_good_step():
+def test_a_good_step_resets_the_streak():
     guard = NanGuard(3, "", lambda step: [])
     bad = {"skipped": 1.0, "loss": float("nan"), "grad_norm": 1.0, "lr": 0.1}
     good = bad | {"skipped": 0.0, "loss": 1.0}
     for step, values in enumerate([bad, bad, good, bad, bad], start=1):
-        assert (guard.look(step, values, lambda: None) is None) == (values is good)
+        assert (guard.check(step, values, lambda: None) is None) == (values is good)
     assert (guard.streak, guard.total) == (2, 4)

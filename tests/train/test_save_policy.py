@@ -1,4 +1,4 @@
-"""Saves that fail: told, tried again, and not for ever."""
+"""Failed saves: reported, retried, and limited in number."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ from tests.helpers import tiny_configs
 
 
 class Saver:
-    """Stands for a Checkpointer whose first saves fail, so many of them."""
+    """A fake Checkpointer whose first `bad` saves fail."""
 
     def __init__(self, bad):
         self.bad, self.saved, self.open = bad, [], None
@@ -34,12 +34,12 @@ class Saver:
         if self.open is None:
             self.saved.append(state)
 
-    def failure(self):
+    def pop_error(self):
         failure, self.open = self.open, None
         return failure
 
     def wait(self):
-        if failure := self.failure():
+        if failure := self.pop_error():
             raise failure
 
     def latest_step(self):
@@ -51,7 +51,7 @@ def options(**changes):
 
 
 class Clock:
-    """Time that only passes when somebody sleeps, or by a second for each step."""
+    """Fake time that passes only by sleeping, or one second per step."""
 
     def __init__(self, monkeypatch):
         self.now, self.slept = 1000.0, []
@@ -106,8 +106,10 @@ def test_too_many_failures_in_a_row_end_the_run(clock):
         if runs.should_save(step):
             runs.save(step, {})
     assert saver.saved == [5, 6]  # 1 and 3 failed, as the step after each noticed
-    saver.bad = 9  # a new row: the first two do not count any more
-    with pytest.raises(RunError, match=r"3 saves in a row failed \(disk full\); checkpoint 6 is"):
+    saver.bad = 9  # the count starts over: the first two no longer count
+    with pytest.raises(
+        RunError, match=r"3 saves in a row failed \(disk full\); checkpoint 6 is intact"
+    ):
         for step in range(7, 20):
             clock.now += 60
             if runs.should_save(step):
@@ -134,7 +136,7 @@ def test_a_run_that_is_to_stop_gets_all_tries_and_short_pauses(clock):
         clock.now += 1
         if runs.should_save(step):
             runs.save(step, {})
-    stop._asked = True
+    stop._requested = True
     runs.save(200, {})
     with pytest.raises(RunError, match="6 saves in a row failed"):
         runs.save_final(lambda: runs.save(200, {}))
@@ -150,7 +152,7 @@ def test_a_request_to_stop_ends_the_pause_before_the_last_save(clock, monkeypatc
     def sleep(seconds):
         real(seconds)
         if sum(clock.slept) == 10 + 20 + 40 + 80 + 7:  # in the fifth pause, of 160 s
-            stop._asked = True
+            stop._requested = True
 
     monkeypatch.setattr(preemption.time, "sleep", sleep)
     runs.save_final(lambda: runs.save(7, {}))
@@ -182,30 +184,33 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(ocp.AsyncCheckpointer, "save", sometimes)
     config = tiny_configs.config(steps=8, checkpoint__every_steps=2, checkpoint__max_failures=3)
-    with pytest.raises(RunError, match="No space left .*; checkpoint 4 is there. Mend the cause"):
+    with pytest.raises(RunError, match="No space left .*; checkpoint 4 is intact. Fix the problem"):
         loop.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
-    assert "No space left" in caplog.text and "next try in 0 s (failure 1 of 3)" in caplog.text
+    assert "No space left" in caplog.text and "next attempt in 0 s (failure 1 of 3)" in caplog.text
     assert layout.find(str(tmp_path)).step == 4
     full.clear()
     assert loop.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))
     assert layout.find(str(tmp_path)).step == 8
 
 
-# A limit on the size of files is a disk that refuses in the middle of writing, without root.
+# A limit on file sizes acts like a disk that fails in the middle of a write, and needs no root.
 REFUSED = """
-import os, resource, signal, sys, threading
-import jax
-from mae_jax.checkpoint import checkpointer
-from mae_jax.checkpoint import writer
+import resource, signal, sys, threading
+from mae_jax.checkpoint import checkpointer, writer
 from mae_jax.runtime import cli
 from tests.checkpoint.test_checkpointer import make_state
 cli.setup_logging()
+# The background thread would race with the first line.
+printed, finish = threading.Event(), writer.StepWriter._finish
+writer.StepWriter._finish = lambda self, then: printed.wait() and finish(self, then)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
 saver = checkpointer.Checkpointer(sys.argv[1])
 for step in range(1, 6):
+    printed.clear()
     saver.save(make_state(step), {"step": step})
-    print(saver._failure or saver._writer.error or "")
+    print(saver._error or saver._writer.error or "")
+    printed.set()
     try:
         saver.wait()
     except writer.SaveFailed as error:
@@ -226,8 +231,7 @@ def test_failed_saves_are_one_line_each_and_leave_nothing_behind(tmp_path):
     mount = disk.mount_of(str(tmp_path))
     for step, lines in enumerate(zip(*[iter(done.stdout.splitlines())] * 3, strict=True), 1):
         failed = f"checkpoint {step} is not saved: File too large (disk {mount})"
-        # A fast disk refuses before the first line is printed.
-        assert lines[0] in ("", failed) and lines[1:] == (failed, "0")
+        assert lines == ("", failed, "0")
 
 
 def test_what_cannot_fit_is_not_begun(tmp_path, monkeypatch):
@@ -256,4 +260,4 @@ def test_the_writer_of_a_save_that_could_not_begin_is_closed(tmp_path, monkeypat
     saver = checkpointer.Checkpointer(str(tmp_path))
     saver.save(make_state(1), {"step": 1})
     assert closed.wait(60)
-    assert "No space left on device" in str(saver.failure())
+    assert "No space left on device" in str(saver.pop_error())

@@ -1,4 +1,4 @@
-"""The defaults of `Task`: what a task has to bring, with and without steps."""
+"""What a task must define, with and without steps."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""When the data are the bottleneck, a run says so once; nothing here depends on a clock."""
+"""A run warns once if its input is the bottleneck; no test depends on real time."""
 
 import logging
 import threading
@@ -16,8 +16,8 @@ from mae_jax.train.throughput import InputBoundWarning
 from tests.helpers import tiny_configs
 
 
-def said(*shares, steps=50):
-    """In which of some windows, of 100 seconds each, something is said."""
+def warns(*shares, steps=50):
+    """Whether each window of 100 seconds causes a warning."""
     watch = InputBoundWarning(batch_size=64)
     lines = [watch.judge(waited=100 * share, total=100.0, steps=steps) for share in shares]
     return [line is not None for line in lines]
@@ -33,7 +33,7 @@ def said(*shares, steps=50):
     ],
 )
 def test_says_it_once_and_again_when_it_gets_worse(shares, expected):
-    assert said(*shares) == [bool(x) for x in expected]
+    assert warns(*shares) == [bool(x) for x in expected]
 
 
 def test_the_line_names_shares_speeds_and_remedies():
@@ -42,7 +42,7 @@ def test_the_line_names_shares_speeds_and_remedies():
     line = watch.judge(waited=16.0, total=40.0, steps=50)
     assert line is not None and "\n" not in line
     assert "40% of the time" in line
-    assert "makes 80 images/s, the steps could use 133.3" in line  # 50 x 64 / 40, / (1 - 0.4)
+    assert "delivers 80 images/s, the steps could use 133.3" in line  # 50 x 64 / 40, / (1 - 0.4)
     for flag in ("workers", "prefetch", "cache=encoded", "on_device=True"):
         assert f"--config.data.{flag}" in line
     assert "resize_antialias" not in line  # slower, since the usual resize is fast
@@ -86,7 +86,7 @@ def test_waiting_counts_only_while_the_devices_have_nothing_to_do(monkeypatch):
             return next(self.inner)
 
     feed = Prefetch(Given(), sharding.make_mesh())
-    batch, waited = feed.take(lambda: len(polls) < 5)  # busy for five looks
+    batch, waited = feed.take(lambda: len(polls) < 5)  # busy for five polls
     assert len(polls) == 5 and waited == 3
     np.testing.assert_array_equal(batch["x"], 0)
     arrived.wait(10)  # the next one lies ready: whether the devices are busy is not asked

@@ -1,19 +1,35 @@
-"""What every data source offers: random access by index, nothing else."""
+"""The interface of data sources: random access by index, nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+Annotation = Mapping[str, np.ndarray | int]
+
 
 class Record(NamedTuple):
-    """One example before decoding: the bytes of an image file or an array [h, w, C], and a label.
+    """One example before decoding.
 
-    The label is -1 where there is none.
+    Attributes:
+      data: the bytes of an image file, or an array [h, w, C].
+      annotation: what is known about the image, by name, in its own coordinates: `label` is the
+        class number (-1 or absent: unknown); sources for other tasks have boxes, masks and so on.
+        Transforms see it together with the image.
     """
 
     data: bytes | np.ndarray
-    label: int
+    annotation: Annotation
+
+    @property
+    def label(self) -> int:
+        """The class number; -1 if unknown."""
+        return label_of(self.annotation)
+
+
+def label_of(annotation: Annotation) -> int:
+    """The class number of an annotation; -1 if unknown."""
+    return int(annotation.get("label", -1))
 
 
 class Source(Protocol):
@@ -21,7 +37,7 @@ class Source(Protocol):
 
     Attributes:
       name: short text for logs.
-      classes: class names in the order of the labels, or None for an unlabelled set.
+      classes: class names in the order of the labels, or None for an unlabeled set.
     """
 
     name: str
@@ -30,7 +46,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
-        """Raises OSError where the storage does."""
+        """Raises OSError if the storage does."""
         ...
 
     def describe(self, index: int) -> str:
@@ -38,7 +54,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the set, for a checkpoint's metadata; plain JSON values."""
+        """Identifies the set in the metadata of checkpoints; plain JSON values."""
         ...
 
 

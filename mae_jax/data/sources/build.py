@@ -1,4 +1,4 @@
-"""Picks and builds the sources that `config.data` asks for."""
+"""Selects and builds the sources that `config.data` describes."""
 
 import dataclasses
 import logging
@@ -22,11 +22,11 @@ from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.host import available_memory
 
 log = logging.getLogger(__name__)
-# What does part of the work faster than Pillow, and whether it is installed.
+# Packages that do part of the work faster than Pillow, and whether they are installed.
 FAST = {"simplejpeg": decode.SIMPLEJPEG, "cykooz-resizer": resize.SIMD}
-# What `config.data.source` names: functions that take the checked `DataOptions` and those of the
-# arguments image_size, channels, workdir and resuming of `make_sources` that they need (the others
-# as **_), and that return the training source and the evaluation source, or None for the latter.
+# `config.data.source` -> function that takes the checked `DataOptions` and, as keywords,
+# image_size, channels, workdir and resuming of `make_sources` (**_ takes unused ones), and returns
+# the training source and the evaluation source; the latter may be None.
 SOURCES: dict[str, Callable[..., tuple[Source, Source | None]]] = {
     "shapes": make_shapes_sources,
     "folder": make_folder_sources,
@@ -48,7 +48,7 @@ class Sources(NamedTuple):
 
     @property
     def holdout(self) -> int:
-        """How many training images `eval` was made of; 0 if it is a split of its own."""
+        """Number of training images set aside as `eval`; 0 if `eval` is a separate split."""
         of_one_set = "part" in self.train.fingerprint()  # see `Subset`
         return len(self.eval) if of_one_set and self.eval is not None else 0
 
@@ -62,18 +62,18 @@ def make_sources(
     resuming: bool = True,
     was_there: bool = False,
 ) -> Sources:
-    """Finds the data; reads no image yet. Storage that is away is waited for.
+    """Finds the data; reads no image yet. Waits if the storage is unavailable.
 
     Args:
       data_config: `config.data` (see `DataOptions`).
       image_size: (H, W) of the model.
       channels: C of the model.
       workdir: where listings and record indices are kept between starts; None keeps nothing.
-      resuming: False forgets what an earlier start in this workdir kept: it led to no checkpoint.
-      was_there: the data are known to exist: if they are missing the storage is away.
+      resuming: False discards files that an earlier start kept there without reaching a checkpoint.
+      was_there: the data are known to exist: if they are missing the storage is unavailable.
 
     Raises:
-      UsageError: the data are not there, or not those this run started with.
+      UsageError: the data do not exist, or are not those this run started with.
       StorageUnavailable: the storage did not come back within `data.storage_wait`.
     """
     if workdir and not resuming:
@@ -92,10 +92,10 @@ def make_sources(
     )
     if evaluation is None and options.holdout:
         holdout = fitting_holdout(len(train), options.holdout)
-        kept, held = holdout_split(len(train), holdout)
+        kept, held_out = holdout_split(len(train), holdout)
         train, evaluation = (
             Subset(train, kept, part=f"all but {holdout} held out"),
-            Subset(train, held, part=f"{holdout} held out"),
+            Subset(train, held_out, part=f"{holdout} held out"),
         )
     if evaluation is None:
         (train,) = with_cache([train], options, channels=channels)
@@ -112,7 +112,7 @@ def make_sources(
 
 
 def with_cache(sources: list[Source], data_config: Any, *, channels: int) -> list[Source]:
-    """The same sources, kept in memory as `data.cache` and `data.cache_gb` say."""
+    """The same sources, cached in memory by `data.cache` and `data.cache_gb`."""
     options = DataOptions.from_config(data_config)
     if options.cache == "none":
         return sources
@@ -128,16 +128,16 @@ def with_cache(sources: list[Source], data_config: Any, *, channels: int) -> lis
 
 
 def image_source(where: str, *, root: str = "") -> Source:
-    """The images that a command line names, labelled or not, in the order of their names.
+    """The images named on a command line, labeled or not, sorted by name.
 
     Args:
-      where: a folder, with all folders below; a list file (.txt, .csv); a file or a quoted glob
-        pattern (what exists is no pattern); or `tfds:NAME/SPLIT` of a prepared TFDS set, such as
-        tfds:imagenet2012/validation.
+      where: a folder, including its subfolders; a list file (.txt, .csv); a file or a quoted glob
+        pattern (existing paths are not patterns); or `tfds:NAME/SPLIT` of a prepared TFDS set, such
+        as tfds:imagenet2012/validation.
       root: data_dir of TFDS.
 
     Raises:
-      UsageError: there is no such thing, or no image in it.
+      UsageError: it does not exist or contains no images.
     """
     if where.startswith("tfds:"):
         name, _, split = where.removeprefix("tfds:").rpartition("/")

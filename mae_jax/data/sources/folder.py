@@ -1,4 +1,4 @@
-"""Images in a folder, or in a list file, as a source."""
+"""The `folder` source: images in a folder or a list file."""
 
 import glob
 import logging
@@ -12,9 +12,11 @@ import numpy as np
 from etils import epath
 
 from mae_jax.data.options import DataOptions
-from mae_jax.data.sources import file_list as listings
 from mae_jax.data.sources import splits
 from mae_jax.data.sources.base import Record
+from mae_jax.data.sources.file_list import read_list
+from mae_jax.data.sources.listing import Listing, file_size, restore_or_save
+from mae_jax.data.sources.scan import scan_folder
 from mae_jax.data.storage import is_away, patiently
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import DataMissing, UsageError
@@ -22,13 +24,13 @@ from mae_jax.runtime.errors import DataMissing, UsageError
 log = logging.getLogger(__name__)
 
 _LISTS = (".txt", ".csv")
-MAX_FILE = 2**33  # bytes: more than the pixels of any image that is decoded (headers.MAX_VALUES)
+MAX_FILE = 2**33  # bytes; more than the pixels of the largest allowed image
 
 
 class FolderSource:
-    """The files of a listing. Labels follow the listing's classes."""
+    """The files of a listing, with its labels and classes."""
 
-    def __init__(self, listing: listings.Listing, *, base: str, name: str, part: str):
+    def __init__(self, listing: Listing, *, base: str, name: str, part: str):
         self.name = name
         self.classes = listing.classes
         self._listing = listing
@@ -44,7 +46,8 @@ class FolderSource:
             with open(self.describe(index), "rb", buffering=0) as file:
                 if (size := os.fstat(file.fileno()).st_size) > MAX_FILE:
                     raise OSError(f"too large: a file of {size:,} bytes")
-                records.append(Record(file.read(), int(self._listing.labels[index])))
+                label = int(self._listing.labels[index])
+                records.append(Record(file.read(), {"label": label}))
         return records
 
     def describe(self, index: int) -> str:
@@ -63,20 +66,20 @@ class FolderSource:
 def make_folder_sources(
     options: DataOptions, *, workdir: str | None, resuming: bool = True, **_: Any
 ) -> tuple[FolderSource, FolderSource | None]:
-    """The training source and, where there is an evaluation split, the evaluation source.
+    """The training source and, if there is an evaluation split, the evaluation source.
 
     Args:
       options: `config.data`.
       workdir: where listings are kept between starts; None keeps nothing.
-      resuming: False: what is kept there may be another host's, which starts at this moment.
+      resuming: False: listings found there may belong to another host that is just starting.
 
     Raises:
-      UsageError: root or a split does not exist, holds no images, or changed since the run began.
+      UsageError: root or a split does not exist, contains no images, or differs from the listing.
     """
     root = options.root
     check_root(root)
     if _is_folder(root):
-        # A run that began without held-out images does not get any later.
+        # A run that started without held-out images does not get any later.
         without = resuming and _is_kept(workdir, "train") and not _is_kept(workdir, "eval")
         train_at, eval_at = splits.find(
             root, split=options.split, eval_split=options.eval_split, discover=not without
@@ -88,8 +91,8 @@ def make_folder_sources(
     if len(classes) > 1 and all(map(splits.is_split, classes)):
         raise UsageError(
             f"the only classes in {train_at} would be {', '.join(classes)}, which are parts "
-            "of a data set: name those to train on and to hold out by --config.data.split= and "
-            "--config.data.eval_split= (a list file takes all images)"
+            "of a data set: set --config.data.split= and --config.data.eval_split= to the ones to "
+            "train and evaluate on (a list file takes all images)"
         )
     if eval_at is None:
         return train, None
@@ -119,9 +122,9 @@ def check_root(root: str) -> None:
 
 
 def files_source(where: str) -> FolderSource:
-    """All images below a folder, of a list file, or that a path or a glob pattern names.
+    """All images below a folder, in a list file, or matching a path or a glob pattern.
 
-    What exists is taken as it is, even if it has the characters of a pattern.
+    An existing path is taken literally, even if it contains the characters of a pattern.
 
     Raises:
       UsageError: there are none.
@@ -129,27 +132,27 @@ def files_source(where: str) -> FolderSource:
     if os.path.isdir(where) or (where.lower().endswith(_LISTS) and os.path.exists(where)):
         return _patient_source(where, part="all")
     paths = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
-    found = [(path, size) for path in paths if (size := listings.file_size(path)) is not None]
+    found = [(path, size) for path in paths if (size := file_size(path)) is not None]
     if not found:
         raise UsageError(
             f"--images={where!r} is no folder, no list, and no file matches it (quote a pattern)"
         )
     paths, sizes = map(list, zip(*found, strict=True))
     unknown = np.full(len(paths), -1, np.int32)
-    listing = listings.Listing(paths, np.array(sizes, np.int64), unknown, None)
+    listing = Listing(paths, np.array(sizes, np.int64), unknown, None)
     return FolderSource(listing, base="", name=where, part="all")
 
 
 def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> FolderSource:
-    """All images of a folder that has a folder for each class, or for some of `classes`.
+    """All images of a folder that contains a folder for each class, or for some of `classes`.
 
-    Labels are numbered as in `classes`, whose names the folders must bear; where the names are not
-    known, in the order of the names of the folders, as torchvision's ImageFolder does.
+    Labels are numbered as in `classes`, the names of the folders; if these are not known, in the
+    sorted order of the folders, as in torchvision's ImageFolder.
 
     Args:
       place: the folder.
-      classes: names of the classes; None: not known.
-      number: of classes.
+      classes: class names; None if they are not known.
+      number: number of classes.
 
     Raises:
       UsageError: no such folder, no images, or folders that are not the classes.
@@ -160,11 +163,11 @@ def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> 
         source = _patient_source(place, part="all")
         if source.classes is None or len(source.classes) != number:
             raise UsageError(
-                f"{place} has {len(source.classes or ())} folders of classes where the model has "
+                f"{place} has {len(source.classes or ())} class folders, but the model has "
                 f"{number} classes, whose names it does not know: wrong folder? (--classes FILE "
                 "names them)"
             )
-        _tell_order(source.classes)
+        _log_order(source.classes)
         return source
     source = _patient_source(place, part="eval", classes=classes)
     if source.classes is None:
@@ -176,8 +179,8 @@ def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> 
     return source
 
 
-def _tell_order(classes: list[str]) -> None:
-    """Says in which order folders were taken for the classes of a model that does not know it."""
+def _log_order(classes: list[str]) -> None:
+    """Logs the order of the folders for a model that does not know its class names."""
     natural = sorted(classes, key=_natural)
     if natural == classes:
         log.info("the model does not know the names of its classes: taken in the folders' order")
@@ -193,16 +196,16 @@ def _tell_order(classes: list[str]) -> None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts names as timm does: digits by their number, letters without case."""
+    """Sort key of timm's order: digits as numbers, letters without case."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
 def _is_folder(path: str, flag: str = "--config.data.root") -> bool:
-    """Whether something is a folder.
+    """Whether a path is a folder.
 
     Raises:
-      UsageError: there is nothing, or it is out of reach.
+      UsageError: it does not exist or is out of reach.
     """
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
@@ -215,7 +218,7 @@ def _is_folder(path: str, flag: str = "--config.data.root") -> bool:
 
 
 def _is_kept(workdir: str | None, part: str) -> bool:
-    """Whether a run keeps a listing already."""
+    """Whether the workdir already contains a listing."""
     cache = _cache(workdir, part)
     return cache is not None and cache.exists()
 
@@ -239,8 +242,8 @@ def _source(
     """Lists `place`; for evaluation, numbers its labels by the training `classes`."""
     is_folder = os.path.isdir(place)
     known = set(map(text.normalized, classes or ()))
-    found = listings.scan_folder(place, known=known) if is_folder else listings.read_list(place)
-    found = listings.remembered(found, _cache(workdir, part), place=place)
+    found = scan_folder(place, known=known) if is_folder else read_list(place)
+    found = restore_or_save(found, _cache(workdir, part), place=place)
     if part == "eval" and found.classes != classes:
         found = _renumbered(found, classes, place=place)
     base = place if is_folder else os.path.dirname(place)
@@ -248,7 +251,7 @@ def _source(
 
 
 def _patient_source(place: str, **options: Any) -> FolderSource:
-    """`_source` for tools, which have no run whose configuration says how long to wait."""
+    """`_source` for tools, which have no configuration that says how long to wait."""
     return patiently(
         lambda: _source(place, workdir=None, **options),
         what=place,
@@ -257,16 +260,14 @@ def _patient_source(place: str, **options: Any) -> FolderSource:
     )
 
 
-def _renumbered(
-    listing: listings.Listing, classes: list[str] | None, *, place: str
-) -> listings.Listing:
+def _renumbered(listing: Listing, classes: list[str] | None, *, place: str) -> Listing:
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(classes or ()):
         numbers.setdefault(text.normalized(name), []).append(number)
     theirs = [numbers.get(text.normalized(name), []) for name in listing.classes or ()]
     extra = [name for name, of in zip(listing.classes or (), theirs, strict=True) if len(of) != 1]
     if extra or listing.classes is None:
-        # Wrong labels would be worse than none: whoever needs them sees `classes` is None.
+        # Wrong labels would be worse than none; tasks that need labels check `classes`.
         if extra:
             log.warning(
                 "%s has %d classes that the training images do not have, or have twice (%s): its "

@@ -1,4 +1,4 @@
-"""The `shapes` source: labeled images drawn by the project itself, deterministic and offline."""
+"""The `shapes` source: labeled images drawn by this project, deterministic and offline."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from mae_jax.runtime.errors import UsageError
 
 
 class ShapesSource:
-    """The embedded set: example i of the split is drawn, from its number, whenever it is read."""
+    """The embedded set: example i of a split is drawn from its number whenever it is read."""
 
     # Drawn larger than the model's input so that crops are real crops.
     MARGIN = 1.25
-    # Validation numbers start here, out of reach of any training set's.
+    # Evaluation numbers start here, beyond those of any training set.
     EVAL_START = 1 << 40
 
     def __init__(self, split: str, *, start: int, count: int, image_size, channels: int):
@@ -43,7 +43,7 @@ class ShapesSource:
             )
             for index in indices
         )
-        return [Record(scene.image, scene.label) for scene in scenes]
+        return [Record(scene.image, {"label": scene.label}) for scene in scenes]
 
     def describe(self, index: int) -> str:
         return f"{self.name}#{index}"
@@ -61,7 +61,7 @@ class ShapesSource:
 def make_shapes_sources(
     options: DataOptions, *, image_size: tuple[int, int], channels: int, **_: Any
 ) -> tuple[ShapesSource, ShapesSource | None]:
-    """The training source and, where `num_eval` is not 0, the evaluation source.
+    """The training source and, if `num_eval` is not 0, the evaluation source.
 
     Raises:
       UsageError: `num_train` is too large.

@@ -1,12 +1,12 @@
-"""The embedded data set 'shapes': labelled pictures of plane figures, drawn from an index.
+"""The embedded data set 'shapes': labeled images of plane figures, drawn from an index.
 
-A picture is a pure function of (seed, index) and shows the same scene at every resolution: a main
+An image is a pure function of (seed, index) and shows the same scene at every resolution: a main
 object, whose class is the label, smaller objects of other classes that may overlap it, and a
-patterned ground. Colour, pattern, size, place and rotation are drawn without regard to the class,
-so that only the outline tells the label.
+patterned background. Color, pattern, size, position and rotation do not depend on the class, so
+only the outline determines the label.
 
-Lengths inside this module are in short sides of the image (1.0 = min(height, width)) unless a
-name or comment says pixels or radii; v runs down and u to the right.
+Lengths in this module are in short sides of the image (1.0 = min(height, width)) unless a name or
+comment says pixels or radii; v points down and u to the right.
 """
 
 import math
@@ -21,8 +21,8 @@ CLASSES: tuple[str, ...] = (
     *("circle", "square", "triangle", "hexagon", "star", "cross"),
     *("ring", "crescent", "heart", "arrow", "flower", "capsule"),
 )
-_MIN_SIDE = 8  # pixels: below this the thin figures may miss every pixel centre
-_MAX_HIDDEN = 0.3  # of the main object's area; keeps at least 60 % of its pixels in sight
+_MIN_SIDE = 8  # pixels: below this, thin figures may miss every pixel center
+_MAX_HIDDEN = 0.3  # of the main object's area; keeps at least 60 % of its pixels visible
 _SHADOW = 0.05  # width of the soft shadow around every object
 _OBJECT_PATTERNS = ("solid", "gradient", "stripes", "checks", "dots")
 _GROUND_PATTERNS = ("gradient", "radial", "split", "bands", "clouds")
@@ -30,7 +30,7 @@ _TURN = 2 * math.pi
 
 
 class Scene(NamedTuple):
-    """A picture of H x W pixels and C channels, and its n objects in sight, the main one first."""
+    """An image of H x W pixels and C channels, and its n visible objects, the main one first."""
 
     image: np.ndarray  # uint8 [H, W, C]
     label: int  # class of the main object, an index into CLASSES
@@ -40,24 +40,24 @@ class Scene(NamedTuple):
 
 
 class _Paint(NamedTuple):
-    """How a surface is coloured: a blend of two colours whose weight follows a pattern."""
+    """How a surface is colored: a blend of two colors whose weight follows a pattern."""
 
     pattern: str
     angle: float  # radians
     period: float
     phase: float  # radians
-    colours: np.ndarray  # float32 [2, 3] in 0..1
+    colors: np.ndarray  # float32 [2, 3] in 0..1
 
 
 class _Object(NamedTuple):
     kind: int  # index into CLASSES
     y: float
     x: float
-    radius: float  # of the circle that the figure fits in
+    radius: float  # of the circle around the figure
     angle: float  # radians
     paint: _Paint
     rim: float  # width of the outline in radii; 0 is none
-    rim_tone: float  # its grey, 0..1
+    rim_tone: float  # its gray level, 0..1
 
 
 def _norm(v: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -80,8 +80,8 @@ def _fold(v: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _distance(kind: int, v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Signed distance to the outline of class `kind`, in radii, negative inside.
 
-    The points (v, u) are in radii too. The figures lie in the unit circle and mirror in u. The
-    distance is exact near the edges, where anti-aliasing needs it, save beyond sharp corners.
+    The points (v, u) are in radii, too. The figures lie in the unit circle and are symmetric in u.
+    The distance is exact near the edges, where antialiasing needs it, except at sharp corners.
     """
     u, high = np.abs(u), np.abs(v)
     match CLASSES[kind]:
@@ -101,13 +101,13 @@ def _distance(kind: int, v: np.ndarray, u: np.ndarray) -> np.ndarray:
             return np.maximum(np.maximum(high, u) - 0.93, np.minimum(high, u) - 0.29)
         case "ring":
             return np.abs(_norm(v, u) - 0.7) - 0.24
-        case "crescent":  # a disc less another; past the horns' height the tips are nearest
+        case "crescent":  # one disc minus another; above the horns the tips are nearest
             moon = np.maximum(_norm(v, u) - 0.95, 0.75 - _norm(v + 0.5, u))
             return np.where(v < -0.59, _norm(v + 0.59, u - 0.7446), moon)
         case "heart":  # a square on its corner with a disc on each upper side
-            v, centre = v - 0.08, 0.52 / math.sqrt(2)
+            v, center = v - 0.08, 0.52 / math.sqrt(2)
             square = (np.abs(v) + u) / math.sqrt(2) - 0.52
-            return np.minimum(square, _norm(v + centre, u - centre) - 0.52)
+            return np.minimum(square, _norm(v + center, u - center) - 0.52)
         case "arrow":
             head = np.maximum((u * 0.9 - (v + 0.95) * 0.8) / math.hypot(0.9, 0.8), v + 0.05)
             return np.minimum(head, np.maximum(u - 0.25, np.abs(v - 0.4) - 0.5))
@@ -119,7 +119,7 @@ def _distance(kind: int, v: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def _share(paint: _Paint, v: np.ndarray, u: np.ndarray, extent: float, scale: int) -> np.ndarray:
-    """The second colour's share, float32 of (v, u)'s broadcast shape in 0..1.
+    """The second color's share, float32 of (v, u)'s broadcast shape in 0..1.
 
     `extent` is how far the surface reaches from the origin of (v, u), `scale` the pixels per
     short side.
@@ -153,14 +153,14 @@ def _share(paint: _Paint, v: np.ndarray, u: np.ndarray, extent: float, scale: in
 def _paint(
     rng: Generator, patterns: tuple[str, ...], period: float, lights: list[float], hue: float
 ) -> _Paint:
-    """A random pattern in two colours of the given mean lightness (0..1) and related hues."""
-    # Dull grounds keep the objects before them in view.
+    """A random pattern in two colors of the given mean lightness (0..1) and related hues."""
+    # Dull backgrounds keep the objects in front of them visible.
     chroma = rng.uniform(0.05, 0.2) if patterns is _GROUND_PATTERNS else rng.uniform(0.2, 0.4)
     hues = np.array([hue, hue + rng.uniform(-1.2, 1.2)])[:, None]
-    colours = np.array(lights)[:, None] + chroma * np.cos(hues - np.arange(3) * (_TURN / 3))
-    colours = np.clip(colours, 0, 1).astype(np.float32)
+    colors = np.array(lights)[:, None] + chroma * np.cos(hues - np.arange(3) * (_TURN / 3))
+    colors = np.clip(colors, 0, 1).astype(np.float32)
     pattern = patterns[rng.integers(len(patterns))]
-    return _Paint(pattern, rng.uniform(0, _TURN), period, rng.uniform(0, _TURN), colours)
+    return _Paint(pattern, rng.uniform(0, _TURN), period, rng.uniform(0, _TURN), colors)
 
 
 def _plan_object(
@@ -170,7 +170,7 @@ def _plan_object(
     away = rng.uniform(0.24, 0.36) * (1 if rng.uniform() < 0.5 else -1)
     if not 0.05 < ground + away < 0.95:
         away = -away
-    # The second colour goes on in the same direction: neither may melt into the background.
+    # The second color differs in the same direction: neither may blend into the background.
     further = ground + away + math.copysign(rng.uniform(0.12, 0.3), away)
     lights = [ground + away, min(max(further, 0.03), 0.97)]
     period = max(rng.uniform(0.4, 0.75) * place[2], 0.08)
@@ -184,7 +184,7 @@ def _plan(
 ) -> tuple[_Paint, _Object, list[_Object], list[_Object]]:
     """The ground's paint, the main object, and the objects behind and in front of it.
 
-    Positions are drawn as shares of the frame, so that a wider frame only spreads the scene.
+    Positions are drawn as fractions of the frame, so a wider frame only spreads the scene.
     """
     light, spread, period = rng.uniform((0.22, -0.1, 0.3), (0.78, 0.1, 0.6)).tolist()
     lights, hues = [light - spread, light + spread], rng.uniform(0, _TURN, 2).tolist()
@@ -199,10 +199,10 @@ def _plan(
         size = max(rng.uniform(0.3, 0.55) * radius, 0.09)
         angle, gap = rng.uniform(0, _TURN), rng.uniform(0.65, 1.05) * radius
         place = (rng.uniform(0.04, 0.96) * height, rng.uniform(0.04, 0.96) * width, size)
-        if number == 0:  # one is put across the main object's edge, the rest anywhere
+        if number == 0:  # one lies on the main object's edge, the others anywhere
             place = (y + gap * math.sin(angle), x + gap * math.cos(angle), size)
         other = int(kind + rng.integers(1, len(CLASSES))) % len(CLASSES)
-        # A hue apart from the main object's keeps both outlines readable where they overlap.
+        # A hue apart from the main object's keeps both outlines recognizable where they overlap.
         thing = _plan_object(rng, other, place, light, hues[1] + rng.uniform(1.6, 4.6))
         back, apart = rng.uniform() < 0.5, math.hypot(thing.y - y, thing.x - x)
         gaps = (math.hypot(thing.y - a.y, thing.x - a.x) - 0.9 * a.radius for a in behind + front)
@@ -225,7 +225,7 @@ def _inside(thing: _Object, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _draw_object(image: np.ndarray, owner: np.ndarray, thing: _Object, mark: int) -> None:
-    """Draw over image (float32 [3, H, W]) and write `mark` into owner (int8 [H, W]), in place."""
+    """Draws onto image (float32 [3, H, W]) and writes `mark` into owner (int8 [H, W]), in place."""
     scale = min(owner.shape)
     y, x, radius = thing.y * scale, thing.x * scale, thing.radius * scale  # pixels
     reach = radius + _SHADOW * scale + 1
@@ -234,26 +234,26 @@ def _draw_object(image: np.ndarray, owner: np.ndarray, thing: _Object, mark: int
     v = (np.arange(y0, y1, dtype=np.float32)[:, None] + (0.5 - y)) / radius
     u = (np.arange(x0, x1, dtype=np.float32) + (0.5 - x)) / radius
     v, u = _turn(v, u, thing.angle)
-    # The unit circle blunts the distance beyond sharp corners, where it falls short.
+    # The unit circle limits the distance beyond sharp corners, where it is too small.
     distance = np.maximum(_distance(thing.kind, v, u), _norm(v, u) - 1) * radius  # pixels
     cover = np.clip(0.5 - distance, 0, 1)
-    first, second = thing.paint.colours[:, :, None, None]
+    first, second = thing.paint.colors[:, :, None, None]
     v, u = v * thing.radius, u * thing.radius
-    colour = first + _share(thing.paint, v, u, 0.8 * thing.radius, scale) * (second - first)
+    color = first + _share(thing.paint, v, u, 0.8 * thing.radius, scale) * (second - first)
     if thing.rim:
         edge = np.clip(0.5 + distance + thing.rim * radius, 0, 1)
-        colour += edge * (thing.rim_tone - colour)
+        color += edge * (thing.rim_tone - color)
     view = image[:, y0:y1, x0:x1]
     view *= np.clip(0.7 + distance * (0.3 / (_SHADOW * scale)), 0.7, 1)
-    view += cover * (colour - view)
+    view += cover * (color - view)
     owner[y0:y1, x0:x1][cover > 0.5] = mark
 
 
 def _mix(image: np.ndarray, channels: int) -> np.ndarray:
     """Float32 [3, H, W] to [channels, H, W]: 1 is luminance (ITU-R BT.601), 3 is RGB.
 
-    Of any other number, channel k weighs the primaries by their nearness to its own hue on the
-    colour circle; the weights are not negative and sum to 1, so grey stays grey.
+    For other numbers, channel k weights the primaries by how close they are to its own hue on the
+    color circle; the weights are non-negative and sum to 1, so gray stays gray.
     """
     if channels == 3:
         return image
@@ -265,10 +265,10 @@ def _mix(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def draw(index: int, *, image_size: tuple[int, int], seed: int = 0, channels: int = 3) -> Scene:
-    """Scene number `index` (0 or more) of the endless set that `seed` (0 or more) names.
+    """Scene number `index` (0 or more) of the infinite set defined by `seed` (0 or more).
 
-    `image_size` is (height, width) in pixels. One index shows one scene at every size of the same
-    proportions; a longer side spreads the objects out, but keeps their form and size.
+    `image_size` is (height, width) in pixels. An index shows the same scene at every size with the
+    same proportions; a longer side spreads the objects out, but keeps their shape and size.
     """
     height, width = image_size
     if min(height, width) < _MIN_SIDE or channels < 1:
@@ -280,10 +280,10 @@ def draw(index: int, *, image_size: tuple[int, int], seed: int = 0, channels: in
     ground, main, behind, front = _plan(rng, height / scale, width / scale)
     v = (np.arange(height, dtype=np.float32)[:, None] + (0.5 - height / 2)) / scale
     u = (np.arange(width, dtype=np.float32) + (0.5 - width / 2)) / scale
-    first, second = ground.colours[:, :, None, None]
+    first, second = ground.colors[:, :, None, None]
     extent = 0.5 * math.hypot(height, width) / scale
     image = first + _share(ground, v, u, extent, scale) * (second - first)
-    # Marks are places in the list of objects, main first; they are painted from back to front.
+    # Marks are positions in the list of objects, main first; painted from back to front.
     things = [main, *behind, *front]
     owner = np.full((height, width), -1, np.int8)
     for mark in (*range(1, len(behind) + 1), 0, *range(len(behind) + 1, len(things))):

@@ -1,10 +1,10 @@
-"""Where in a folder the training images and the held-out ones are."""
+"""Finds the folders of training and held-out images."""
 
 import logging
 import os
 from collections.abc import Sequence
 
-from mae_jax.data.sources.file_list import EXTENSIONS, is_service
+from mae_jax.data.sources.scan import EXTENSIONS, is_system_folder
 from mae_jax.data.storage import is_away
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import DataMissing, UsageError
@@ -12,34 +12,34 @@ from mae_jax.runtime.errors import DataMissing, UsageError
 log = logging.getLogger(__name__)
 
 TRAIN = ("train", "training")
-HELD_OUT = ("val", "validation", "valid", "dev", "test", "testing")  # the first that is there
-# Folders of these names were splits before others were, whatever lay beside them.
+HELD_OUT = ("val", "validation", "valid", "dev", "test", "testing")  # the first that exists
+# Folders with these names are splits whatever lies next to them, as in earlier versions.
 _ALWAYS = ("train", "val", "validation")
-_DEEPEST = 4  # folders around the splits; links may go in circles
+_MAX_DEPTH = 4  # of folders around the splits; links may be circular
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder's name says that it is a part of a data set rather than a class."""
+    """Whether the name of a folder means a part of a data set rather than a class."""
     return name.casefold() in (*TRAIN, *HELD_OUT)
 
 
 def find(root: str, *, split: str, eval_split: str, discover: bool) -> tuple[str, str | None]:
-    """The folders of the training images and, where there is one, of the held-out images.
+    """The folder of the training images and, if there is one, that of the held-out images.
 
-    Splits are known by their names in any case: `Train` and `Val`, `training` and `testing`. They
-    may lie in a single folder inside `root`.
+    Splits are recognized by name, in upper or lower case: `Train` and `Val`, `training` and
+    `testing`. They may be inside a single folder in `root`.
 
     Args:
       root: the data folder.
-      split: name of the training split; "" is `root` itself, `train` whatever is like it.
-      eval_split: name of the held-out split; "" is the one that is found.
-      discover: False finds none.
+      split: name of the training split; "" is `root` itself, `train` also finds similar names.
+      eval_split: name of the held-out split; "" searches for one.
+      discover: False does not search.
 
     Raises:
-      UsageError: a split that is named is not there, or there are held-out images only.
+      UsageError: a named split does not exist, or there are only held-out images.
     """
     root = _unwrapped(root, [path.partition("/")[0] for path in (split, eval_split)])
-    folders, _ = _look(root)
+    folders, _ = _list_folder(root)
     train = split if split != "train" else _named(folders, TRAIN)
     if eval_split:
         held_out = eval_split
@@ -55,32 +55,32 @@ def find(root: str, *, split: str, eval_split: str, discover: bool) -> tuple[str
     if train is None and held_out is not None:
         # Falling back to the root would train on the evaluation images.
         raise UsageError(
-            f"{root} holds {held_out} but no folder {split}: name the folder of training images "
+            f"{root} contains {held_out} but no folder {split}: name the folder of training images "
             "by --config.data.split="
         )
     if held_out and not eval_split and not discover:
         log.warning("%s: %s is not used, as it was not when this run began", root, held_out)
         held_out = None
-    _tell(root, folders, train, held_out)
+    _log_choice(root, folders, train, held_out)
     train_at = os.path.join(root, train) if train else root
     return train_at, os.path.join(root, held_out) if held_out else None
 
 
 def _are_splits(folders: Sequence[str], train: str | None, held_out: str | None) -> bool:
-    """Whether folders that are called like splits are not classes beside others."""
+    """Whether folders named like splits are splits, rather than classes among others."""
     if train in _ALWAYS or held_out in _ALWAYS or (train and held_out):
         return True
     return all(map(is_split, folders))
 
 
-def _tell(root: str, folders: Sequence[str], train: str | None, held_out: str | None) -> None:
-    """Says what is trained on, and what is not."""
+def _log_choice(root: str, folders: Sequence[str], train: str | None, held_out: str | None) -> None:
+    """Logs which folders are used and which are not."""
     if not train:
-        log.info("training images: the folder %s itself (it holds no folder 'train')", root)
+        log.info("training images: the folder %s itself (it contains no folder 'train')", root)
         named = [name for name in folders if is_split(name)]
         if named:
             log.warning(
-                "%s: %s taken for a class, as there are others beside it (%s)",
+                "%s: treated as a class, not a split: %s (there are other folders: %s)",
                 *(root, " and ".join(named), ", ".join(n for n in folders if n not in named)),
             )
         return
@@ -90,18 +90,18 @@ def _tell(root: str, folders: Sequence[str], train: str | None, held_out: str | 
     others = [name for name in unused if not is_split(name)]
     if splits:
         more = "--config.data.eval_split= names another"
-        log.info("%s: not used: %s (%s)", root, _some(splits), more)
+        log.info("%s: not used: %s (%s)", root, _first_names(splits), more)
     if others:
-        log.warning("%s: not used, beside the folder %s: %s", root, train, _some(others))
+        log.warning("%s: not used, next to the folder %s: %s", root, train, _first_names(others))
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     shown = ", ".join(map(text.quoted, names[:5]))
     return f"{shown} and {len(names) - 5:,} more" if len(names) > 5 else shown
 
 
 def _named(folders: Sequence[str], names: Sequence[str]) -> str | None:
-    """The folder that is called by the first possible of the names; exactly so before others."""
+    """The folder with the first possible name, ignoring case; exact matches take precedence."""
     for name in names:
         same = [folder for folder in folders if folder.casefold() == name]
         if same:
@@ -110,10 +110,10 @@ def _named(folders: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def _unwrapped(root: str, named: Sequence[str]) -> str:
-    """`root`, or the folder in it that holds the splits where it holds nothing else."""
+    """`root`, or the only folder in it if that one contains the splits."""
     place = root
-    for _ in range(_DEEPEST):
-        folders, images = _look(place)
+    for _ in range(_MAX_DEPTH):
+        folders, images = _list_folder(place)
         if any(is_split(name) or name in named for name in folders):
             return place
         if images or len(folders) != 1:
@@ -122,14 +122,14 @@ def _unwrapped(root: str, named: Sequence[str]) -> str:
     return root
 
 
-def _look(place: str) -> tuple[list[str], bool]:
-    """Names of the folders in a folder, sorted, and whether there are images beside them."""
+def _list_folder(place: str) -> tuple[list[str], bool]:
+    """Sorted names of the folders in a folder, and whether it contains images, too."""
     folders, images = [], False
     try:
         with os.scandir(place) as entries:
             for entry in entries:
                 named = entry.name.lower().endswith(EXTENSIONS) and entry.name[0] != "."
-                # A link that is called like an image is not followed: there may be a million.
+                # Links named like images are not followed: there may be a million.
                 if _is_dir(entry, follow=not named):
                     folders.append(entry.name)
                 images |= named and entry.name not in folders[-1:]
@@ -137,11 +137,11 @@ def _look(place: str) -> tuple[list[str], bool]:
         if is_away(error):
             raise
         raise UsageError(f"cannot read {place}: {error.strerror}") from error
-    return sorted(name for name in folders if not is_service(name)), images
+    return sorted(name for name in folders if not is_system_folder(name)), images
 
 
 def _is_dir(entry: os.DirEntry, follow: bool) -> bool:
     try:
         return entry.is_dir(follow_symlinks=follow)
-    except OSError:  # a link that leads nowhere
+    except OSError:  # a broken link
         return False

@@ -1,4 +1,4 @@
-"""Any prepared TFDS image data set as a source; nothing is ever downloaded or prepared here."""
+"""The `tfds` source: any prepared TFDS image data set; nothing is downloaded or prepared here."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ from mae_jax.data.options import DataOptions
 from mae_jax.data.sources.base import Record
 from mae_jax.data.sources.tfrecord import Part, TFRecordReader
 from mae_jax.data.transforms.image_headers import ImageError
-from mae_jax.runtime.errors import DataMissing, UsageError
+from mae_jax.runtime.errors import DataMissing, UsageError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ EVAL_SPLITS = ("validation", "test")
 
 
 class TfdsSource:
-    """One split of a prepared data set with an `image` and, perhaps, a `label` feature."""
+    """One split of a prepared data set with an `image` and optionally a `label` feature."""
 
     def __init__(self, builder: Any, split: str, *, workdir: str | None, part: str):
         """Opens the files.
@@ -52,7 +52,7 @@ class TfdsSource:
         for index in indices:
             features = self._example.FromString(self._reader[int(index)]).features.feature
             (image,) = features[self._image_key].bytes_list.value
-            records.append(Record(image, self._label(features)))
+            records.append(Record(image, {"label": self._label(features)}))
         return records
 
     def _label(self, features: Any) -> int:
@@ -89,22 +89,22 @@ class ArrayRecords:
         return len(self._files)
 
     def __getitem__(self, number: int) -> bytes:
-        """Raises OSError where the library, which knows one error only, cannot read."""
+        """Raises OSError if the library, which has only one type of error, cannot read."""
         try:
             return self._files[number]
         except RuntimeError as error:
-            # A reader that failed once fails always; new ones open their files at the next read.
+            # A reader that failed once always fails; a new one opens its files at the next read.
             self._files = self._open()
-            raise OSError(errno.EIO, " ".join(str(error).split())[:300]) from error
+            raise OSError(errno.EIO, one_line(error)) from error
 
 
 def make_tfds_sources(
     options: DataOptions, *, workdir: str | None, **_: Any
 ) -> tuple[TfdsSource, TfdsSource | None]:
-    """The training source and, where the set has a split for it, the evaluation source.
+    """The training source and, if the set has a split for it, the evaluation source.
 
     Raises:
-      UsageError: the set is not prepared (says how to do it), or as `TfdsSource`.
+      UsageError: the set is not prepared (the message says how to), or as in `TfdsSource`.
     """
     if not options.name:
         raise UsageError("--config.data.name is empty: name a TFDS data set, such as imagenet2012")
@@ -120,7 +120,7 @@ def make_tfds_sources(
 
 
 def _builder(options: DataOptions) -> Any:
-    """A builder made from the prepared files alone: no code of the set, no network."""
+    """A builder made from the prepared files only: no code of the set, no network."""
     from tensorflow_datasets.core import constants, read_only_builder, registered
 
     try:
@@ -128,7 +128,7 @@ def _builder(options: DataOptions) -> Any:
     except (registered.DatasetNotFoundError, FileNotFoundError) as error:
         place = options.root or str(constants.DATA_DIR)
         raise DataMissing(_how_to_prepare(options.name, place)) from error
-    except ValueError as error:  # what TFDS says has many lines
+    except ValueError as error:  # the message of TFDS has many lines
         raise UsageError(
             f"--config.data.name={options.name!r} cannot be the name of a TFDS data set, which is "
             "name, name/config or name/config:version"
@@ -193,7 +193,7 @@ def _instructions(builder: Any, split: str) -> list[Any]:
 
 
 def _reader(builder: Any, instructions: list[Any], *, workdir: str | None, part: str) -> Any:
-    """Something with `len` and `[number] -> bytes`."""
+    """An object with `len` and `[number] -> bytes`."""
     from tensorflow_datasets.core.file_adapters import FileFormat
 
     kind = builder.info.file_format

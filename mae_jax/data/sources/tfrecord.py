@@ -1,10 +1,9 @@
-"""Random access to the records of TFRecord files, by an index of where each one starts."""
+"""Random access to the records of TFRecord files, by an index of their offsets."""
 
 import concurrent.futures
 import io
 import logging
 import os
-import socket
 import struct
 import zipfile
 import zlib
@@ -30,21 +29,21 @@ class Part(NamedTuple):
     path: str
     skip: int
     take: int
-    in_file: int  # records the file holds
+    in_file: int  # number of records in the file
 
 
 class TFRecordReader:
     """Records by number over several files. Safe to use from any thread.
 
-    Files are opened for every read: some microseconds, and no limit on the number of files.
-    Buckets (`gs://...`) go through TensorFlow; that path was only run on local files.
+    Files are opened for every read, which takes microseconds and allows any number of files.
+    Buckets (`gs://...`) are read through TensorFlow; that path was only tested on local files.
     """
 
     def __init__(self, parts: Sequence[Part], *, cache: epath.Path | None):
         """Reads the index, or builds it: one pass over the record headers of each file.
 
         Raises:
-          UsageError: a file is missing, cut short, or not the one the kept index was built from.
+          UsageError: a file is missing, truncated, or not the one that the index was built from.
         """
         self._parts = parts
         self._ends = np.cumsum([part.take for part in parts])
@@ -60,7 +59,7 @@ class TFRecordReader:
         for part in parts:
             if len(index[part.path]) - 1 != part.in_file:
                 raise UsageError(
-                    f"{part.path} holds {len(index[part.path]) - 1} records where its "
+                    f"{part.path} contains {len(index[part.path]) - 1} records, but its "
                     f"dataset_info.json says {part.in_file}: prepare or copy the data set again"
                 )
         self._index = index
@@ -73,7 +72,7 @@ class TFRecordReader:
         """The data of one record.
 
         Raises:
-          OSError: the storage cannot be read; without a number, the file is shorter than it was.
+          OSError: the storage cannot be read; without an errno, the file is shorter than before.
         """
         which = int(np.searchsorted(self._ends, number, side="right"))
         part = self._parts[which]
@@ -111,7 +110,7 @@ def _size(path: str) -> int:
 
 @filesystem.os_errors()
 def _offsets(path: str, size: int) -> np.ndarray:
-    """Where each record of a file starts, and the file's end: int64 [records + 1]."""
+    """Offset of each record of a file, and of the file's end: int64 [records + 1]."""
     offsets, position = [0], 0
     try:
         opened = _open(path)
@@ -130,24 +129,21 @@ def _offsets(path: str, size: int) -> np.ndarray:
 
 
 def _write_index(cache: epath.Path, index: dict[str, np.ndarray], sizes: np.ndarray) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    # Hosts may share the workdir: each writes its own file, and the rename is atomic.
-    part = cache.with_name(f"{cache.name}.{socket.gethostname()}.{os.getpid()}")
-    with part.open("wb") as file:
-        np.savez(
-            file,
-            names=np.array([os.path.basename(path) for path in index]),
-            sizes=sizes,
-            counts=np.array([len(offsets) for offsets in index.values()]),
-            offsets=np.concatenate(list(index.values())),
-        )
-    part.replace(cache)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        names=np.array([os.path.basename(path) for path in index]),
+        sizes=sizes,
+        counts=np.array([len(offsets) for offsets in index.values()]),
+        offsets=np.concatenate(list(index.values())),
+    )
+    filesystem.write(str(cache), content.getvalue(), shared=True)
 
 
 def _read_index(
     cache: epath.Path, paths: list[str], sizes: np.ndarray
 ) -> dict[str, np.ndarray] | None:
-    """The kept index; None where there is none, or another process just removed it."""
+    """The kept index; None if there is none, or another process just removed it."""
     try:
         content = filesystem.read(str(cache))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""What of an image is seen: crops of training and the centre of evaluation, without its pixels.
+"""Which part of an image is shown: random crops in training, the center in evaluation.
 
-The host's pipeline and data sets on the devices (`whole`) follow the same rules.
+Computed without the pixels, so that the host's pipeline and image sets on the devices agree.
 """
 
 import math
@@ -12,23 +12,23 @@ import numpy as np
 from mae_jax.data.options import DataOptions
 from mae_jax.data.transforms.resize import mirrored, resize
 
-CROP = 224 / 256  # share of a resized image's short side that is seen
+CROP = 224 / 256  # share of the short side of a resized image that is shown
 TRIES = 10
 NUM_DRAWS = 2 * TRIES + 3  # area and ratio of each try; top, left, flip
 FLIP = 2 * TRIES + 2
 Box = tuple[int, int, int, int]  # top, left, height, width
 Pair = tuple[int, int]  # of rows and columns
 Range = tuple[float, float]
-# Plain floats in loops below, not arrays: numpy takes longer to begin than these take to end.
+# Plain floats, not arrays: the overhead of NumPy is larger than the few operations below.
 Draws = Sequence[float]
-Transform = Callable[[np.ndarray, np.ndarray], np.ndarray]
+ImageTransform = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class View(NamedTuple):
-    """What of an image is seen, and how large.
+    """Which part of an image is shown, and how large.
 
-    The `size` pixels at `start` are resized to `full` pixels, of which those from `offset` on are
-    the view; with `mirror` left and right then change places.
+    The `size` pixels at `start` are resized to `full` pixels, of which the view is the part that
+    begins at `offset`; with `mirror`, left and right are then exchanged.
     """
 
     start: Pair
@@ -45,14 +45,14 @@ def choose_view(
 
     Args:
       height, width: size of the image.
-      draws: NUM_DRAWS numbers uniform in [0, 1), or more; not used in evaluation.
+      draws: at least NUM_DRAWS numbers uniform in [0, 1); not used in evaluation.
       options: `config.data`.
       target: (H, W) of the view.
-      train: False, or `data.augment` "none", takes evaluation's: resize and centre crop.
+      train: False, like `data.augment` "none", is the evaluation view: resize and center crop.
     """
     if not train or options.augment == "none":
         full = eval_size(height, width, target)
-        # torchvision's CenterCrop: int(round(gap / 2)), where halves go to the even number.
+        # torchvision's CenterCrop: int(round(gap / 2)), which rounds halves to even.
         offset = round((full[0] - target[0]) / 2), round((full[1] - target[1]) / 2)
         return View((0, 0), (height, width), full, offset, False)
     mirror = options.hflip and draws[FLIP] < 0.5
@@ -69,8 +69,8 @@ def choose_view(
 def random_box(height: int, width: int, draws: Draws, *, scale: Range, ratio: Range) -> Box:
     """torchvision's RandomResizedCrop box: (top, left, height, width).
 
-    Ten tries of area ~ U(scale) and log-uniform width / height, the first that fits wins; else the
-    largest centred box within the ratio.
+    The first that fits of ten draws of area ~ U(scale) and log-uniform width / height; otherwise
+    the largest centered box within the ratio.
 
     Args:
       height, width: size of the image.
@@ -81,17 +81,17 @@ def random_box(height: int, width: int, draws: Draws, *, scale: Range, ratio: Ra
         tall, wide = _sides(height, width, draws[k], draws[TRIES + k], scale=scale, ratio=ratio)
         if 0 < tall <= height and 0 < wide <= width:
             return *_place((tall, wide), (height, width), draws), tall, wide
-    # No try fits: the whole image, cut to the nearest allowed ratio about its centre.
+    # No draw fits: the whole image, center-cropped to the nearest allowed ratio.
     tall = max(1, min(height, round(width / ratio[0])))
     wide = max(1, min(width, round(height * ratio[1])))
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
 def random_box_once(height: int, width: int, draws: Draws, *, scale: Range, ratio: Range) -> Box:
-    """Box of one draw of area and ratio, cut to the image: (top, left, height, width).
+    """Box of a single draw of area and ratio, clipped to the image: (top, left, height, width).
 
-    What the paper's linear probing uses, after BYOL; arguments as `random_box`, of whose draws it
-    takes the first. Reference: `RandomResizedCrop` of facebookresearch/mae, util/crop.py.
+    For the paper's linear probing, following BYOL. Arguments as in `random_box`; only the first
+    draws are used. Reference: `RandomResizedCrop` of facebookresearch/mae, util/crop.py.
     """
     tall, wide = _sides(height, width, draws[0], draws[TRIES], scale=scale, ratio=ratio)
     tall, wide = min(max(tall, 1), height), min(max(wide, 1), width)
@@ -109,23 +109,23 @@ def _sides(
 
 
 def _place(part: Pair, whole: Pair, draws: Draws) -> Pair:
-    """Top and left of a part of some size, anywhere in the whole."""
+    """Top and left of a part of the given size, anywhere in the whole."""
     top = int(draws[2 * TRIES] * (whole[0] - part[0] + 1))
     return top, int(draws[2 * TRIES + 1] * (whole[1] - part[1] + 1))
 
 
-# `config.data.augment` -> how a box of random size is chosen, which is then resized.
+# `config.data.augment` -> how to choose a box of random size, which is then resized.
 BOXES = {"crop": random_box, "crop_once": random_box_once}
-# Others: the image is resized as a whole, and a box of fixed size is cut out or none is.
+# The others resize the whole image; `crop_fixed` then cuts out a box of fixed size.
 AUGMENTS = (*BOXES, "crop_fixed", "none")
 
 
 def eval_size(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
-    """Size to resize to before the centre crop, as MAE's evaluation transform.
+    """Size to resize to before the center crop, as in MAE's evaluation transform.
 
-    For a square target T the short side becomes int(T / crop), crop = 224/256 up to 224 pixels and
-    1 above, and the long side keeps the shape, rounded down. For any other target (whose short
-    side decides on the crop) the image just covers the target enlarged in the same way.
+    For a square target T the short side becomes int(T / crop), with crop = 224/256 up to 224 pixels
+    and 1 above, and the long side keeps the aspect ratio, rounded down. For other targets (whose
+    short side decides the crop) the image just covers the target enlarged in the same way.
 
     Reference: `build_transform` of facebookresearch/mae, util/datasets.py.
     """
@@ -133,15 +133,17 @@ def eval_size(height: int, width: int, target: tuple[int, int]) -> tuple[int, in
 
 
 def cover_size(height: int, width: int, target: Pair, crop: float) -> Pair:
-    """Size of an image that just covers the target divided by `crop`, in the image's own shape."""
+    """Size that just covers the target divided by `crop`, in the image's aspect ratio."""
     cover_h, cover_w = int(target[0] / crop), int(target[1] / crop)
-    if cover_h * width >= cover_w * height:  # the height is what limits
+    if cover_h * width >= cover_w * height:  # the height is the limit
         return cover_h, cover_h * width // height
     return cover_w * height // width, cover_w
 
 
-def view_transform(options: DataOptions, *, image_size: tuple[int, int], train: bool) -> Transform:
-    """Shows of an image what `geometry.choose_view` says: (image [h, w, C], draws) -> [H, W, C]."""
+def view_transform(
+    options: DataOptions, *, image_size: tuple[int, int], train: bool
+) -> ImageTransform:
+    """A function that applies `choose_view`: (image [h, w, C], draws) -> [H, W, C]."""
 
     exact = options.exact_resize(train=train)
 

@@ -1,17 +1,17 @@
-"""Any image file, or array, to pixels [h, w, C], going by its content and never by its name.
+"""Decodes image files and arrays to pixels [h, w, C], by their content and never by their name.
 
-Who decodes what:
+Decoders:
 
-    ordinary color JPEGs (`is_plain_jpeg`)    simplejpeg, where it is installed: Pillow's pixels
+    ordinary color JPEGs (`is_plain_jpeg`)    simplejpeg, if installed: the same pixels as Pillow
     TIFFs of gray, RGB or any other bands     tifffile (`tiff`)
     PNGs of 16-bit color                      TensorFlow
     binary PGM and PPM of more than 8 bits    NumPy
     everything else                           Pillow
 
-By itself, Pillow would reduce 16-bit color to 8 bits and has rules of its own for further bands.
+Pillow alone would reduce 16-bit color to 8 bits, and treats further bands in its own way.
 
-Files are not trusted: nothing is decoded before the size in the header is found to be within
-bounds, nothing is unpickled, and no other program is started.
+Files are not trusted: nothing is decoded before the size in the header has been checked, nothing is
+unpickled, and no other program is started.
 """
 
 import io
@@ -31,26 +31,26 @@ from mae_jax.data.transforms.tiff import is_tiff, read_tiff
 from mae_jax.runtime.safe_load import check_npy
 
 log = logging.getLogger(__name__)
-_warned = threading.Event()  # that metadata of some image were ignored
+_warned = threading.Event()  # set once the metadata of an image were ignored
 SIMPLEJPEG = find_spec("simplejpeg") is not None
-# Long side over short side; the evaluation transform would enlarge a line of pixels without end.
+# Long side over short side: the evaluation view would enlarge a line of pixels to a huge image.
 MAX_ASPECT = 200
-# Of Pillow's formats those that it decodes itself: for EPS, say, it would start Ghostscript.
+# The formats that Pillow decodes itself; for EPS, for example, it would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-# Of red, green and blue in gray, by 2**16: those of Pillow's "L".
+# Weights of red, green and blue in gray, times 2**16, as in Pillow's "L".
 _LUMA = np.array([19595, 38470, 7471], np.float64)
 _STANDALONE = frozenset([0x01, *range(0xD0, 0xD8)])  # JPEG markers without a length
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def is_plain_jpeg(data: bytes, *, exif_transpose: bool) -> bool:
-    """Whether bytes are a complete 8-bit, 3-component JPEG of usual size that needs no turning.
+    """Whether bytes are a complete, upright 8-bit JPEG with 3 components of normal size.
 
-    Walks the header's segments (some microseconds). Anything unusual answers False, which costs
-    speed only: Pillow then decides whether the file is good.
+    Walks the segments of the header (a few microseconds). Returns False for anything unusual, which
+    only costs speed: Pillow then decides whether the file is valid.
     """
     if data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9", -64) < 0:
-        return False  # no end marker near the end: cut short, or with something appended
+        return False  # no end marker near the end: truncated, or with something appended
     position, components = 2, 0
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -69,14 +69,14 @@ def is_plain_jpeg(data: bytes, *, exif_transpose: bool) -> bool:
             height, width, components = struct.unpack_from(">HHB", body, 1)
             if height * width * components > image_headers.MAX_VALUES:
                 return False
-        elif exif_transpose and marker == 0xE1 and _is_turned(body):
+        elif exif_transpose and marker == 0xE1 and _is_rotated(body):
             return False
         position += 2 + length
     return False
 
 
-def _is_turned(segment: bytes) -> bool:
-    """Whether an APP1 segment may say that the image is not upright, or is damaged."""
+def _is_rotated(segment: bytes) -> bool:
+    """Whether an APP1 segment may specify a rotation, or is damaged."""
     if segment.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
         return image_headers.xmp_orientation(segment) != 1
     if segment[:6] != b"Exif\0\0":
@@ -110,17 +110,17 @@ def to_array(
     Args:
       data: the bytes of a file, or an array [h, w, C] or [h, w].
       channels: C of the result. 3 and 1 convert as Pillow's RGB and L do (alpha is dropped, gray
-        repeated); any other number must be what the file has, and samples are returned as stored.
+        repeated); any other number must match the file, and samples are returned as stored.
       dtype: 'uint8', or 'float32' in the file's own units (fewer than 8 bits become 8).
-      exif_transpose: apply the orientation of EXIF or, where it has none, of XMP.
-      name: what a warning calls the image.
+      exif_transpose: apply the orientation of EXIF or, if there is none, of XMP.
+      name: of the image, for warnings.
 
     Returns:
       [h, w, C] uint8 or float32. With 'uint8', unsigned 16-bit values are scaled to 8 bits.
 
     Raises:
-      ImageError: wrong number of channels or type of values, values that would not be the file's
-        own, a value that is not finite, or too many of them (MAX_VALUES, found before decoding;
+      ImageError: wrong number of channels or type of values, values that cannot be kept as they are
+        in the file, values that are not finite, or too large (MAX_VALUES, checked before decoding;
         MAX_ASPECT).
       Exception: whatever Pillow, tifffile, TensorFlow or NumPy raise on damaged bytes.
     """
@@ -144,7 +144,7 @@ def to_array(
 
 
 def _npy(data: bytes) -> np.ndarray:
-    """The array of a .npy file, if all of it is there and none of it is an object."""
+    """The array of a .npy file, if it is complete and contains no objects."""
     file = io.BytesIO(data)
     check_size(*check_npy(file, len(data)))
     file.seek(0)
@@ -152,13 +152,13 @@ def _npy(data: bytes) -> np.ndarray:
 
 
 def _simplejpeg(data: bytes) -> np.ndarray | None:
-    """Pixels [h, w, 3] of a plain JPEG; None where there is anything to complain of."""
+    """Pixels [h, w, 3] of a plain JPEG; None if there is any error or warning."""
     import simplejpeg  # pyright: ignore[reportMissingImports]
 
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
-        return None  # Pillow decides whether the file is bad, and says why
+        return None  # Pillow decides whether the file is bad, and why
 
 
 def _read(data: bytes, *, channels: int, dtype: str, name: str) -> Stored:
@@ -169,7 +169,7 @@ def _read(data: bytes, *, channels: int, dtype: str, name: str) -> Stored:
             return image
     try:
         return _pillow(data, channels=channels, dtype=dtype, name=name)
-    except Exception as error:  # Pillow raises nearly any type, over metadata as over pixels
+    except Exception as error:  # Pillow raises nearly any type, for metadata as for pixels
         pixels = image_headers.without_metadata(data)
         if pixels == data:
             raise
@@ -182,7 +182,7 @@ def _read(data: bytes, *, channels: int, dtype: str, name: str) -> Stored:
 
 
 def _pillow(data: bytes, *, channels: int, dtype: str, name: str) -> Stored:
-    """An image file whose header Pillow reads, and mostly its pixels too."""
+    """An image file whose header is read by Pillow, and usually its pixels, too."""
     image = _open(data)
     deep = _deep_samples(image, data)
     if deep is not None:
@@ -190,27 +190,27 @@ def _pillow(data: bytes, *, channels: int, dtype: str, name: str) -> Stored:
     if dtype == "float32":
         _check_units(image, data)
     white = 2 ** image_headers.sample_bits(image, data) - 1 if image.format == "TIFF" else 65535
-    turned = image.format == "TIFF"  # by Pillow, when it loads them
-    if not turned:
+    rotated = image.format == "TIFF"  # by Pillow, on loading
+    if not rotated:
         image.load()
     orientation = _orientation(image, name)
     wide = _is_wide(image)
     if channels in (1, 3) and not wide:
         image = image.convert("RGB" if channels == 3 else "L")
     samples = np.atleast_3d(np.asarray(image))
-    if turned:
+    if rotated:
         samples = image_headers.turn_back(samples, orientation)
     return Stored(samples, 1 if wide else samples.shape[2], orientation, white)
 
 
 def _open(data: bytes) -> Any:
-    """Pillow's image of a file, of which only the header has been read."""
+    """Pillow's image of a file; only the header has been read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ImageError(f"not an image of a kind that is read: {', '.join(FORMATS)}") from None
+        raise ImageError(f"not an image in a supported format: {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large: {error}") from error
     check_size(image.height, image.width, max(3, len(image.getbands())))  # gray may become three
@@ -224,16 +224,16 @@ def _is_wide(image: Any) -> bool:
 def _orientation(image: Any, name: str) -> int:
     try:
         exif = image.getexif()
-        if not exif and image.info.get("exif"):  # of JPEGs Pillow has tried it before
+        if not exif and image.info.get("exif"):  # for JPEGs, Pillow has tried it before
             raise ValueError("no EXIF tag can be read")
         return exif.get(image_headers.ORIENTATION, 1)
-    except Exception as error:  # nearly any type, as EXIF is a format of its own
+    except Exception as error:  # nearly any type, as EXIF is a separate format
         _warn(name, error)
         return 1
 
 
 def _deep_samples(image: Any, data: bytes) -> Stored | None:
-    """Samples of more than 8 bits that Pillow would reduce; None: it would not."""
+    """Samples of more than 8 bits if Pillow would reduce them; otherwise None."""
     if image.format == "PNG" and data[24] == 16 and data[25] != 0:  # in IHDR: bits, color type
         from mae_jax.runtime.tensorflow_cpu import tf
 
@@ -261,7 +261,7 @@ def _check_units(image: Any, data: bytes) -> None:
 
 
 def _to_channels(image: Stored, channels: int) -> np.ndarray:
-    """Gray as RGB or RGB as gray, without alpha, where the model takes 3 channels or 1."""
+    """Without alpha, and gray as RGB or RGB as gray, if the model takes 3 channels or 1."""
     samples = image.samples
     if channels not in (1, 3) or channels == samples.shape[2]:
         return samples
@@ -274,7 +274,7 @@ def _to_channels(image: Stored, channels: int) -> np.ndarray:
 
 
 def _gray(samples: np.ndarray) -> np.ndarray:
-    """[h, w, 1] of the same type, as Pillow's "L"."""
+    """[h, w, 1] of the same type, as in Pillow's "L"."""
     total = samples.astype(np.float64) @ _LUMA[:, None]
     if samples.dtype.kind in "ui":
         total = np.floor(total + 2**15)
@@ -289,7 +289,7 @@ def _to_8_bits(array: np.ndarray, white: int) -> np.ndarray:
 
 
 def _warn(name: str, error: Exception) -> None:
-    """Says of the first image of the process that metadata were ignored."""
+    """Logs that metadata were ignored, for the first image in the process."""
     if not _warned.is_set():
         _warned.set()
         log.warning(
@@ -306,29 +306,29 @@ def _checked(array: np.ndarray, *, channels: int, dtype: str) -> np.ndarray:
         raise ImageError(f"an array of shape {array.shape} is not [height, width, channels]")
     if array.shape[2] != channels:
         raise ImageError(
-            f"has {array.shape[2]} channels where the model takes {channels}: "
+            f"has {array.shape[2]} channels, but the model takes {channels}: "
             f"set --config.model.channels={array.shape[2]}, or leave the file out"
         )
     height, width = array.shape[:2]
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ImageError(f"{height} x {width}: one side is more than {MAX_ASPECT} times the other")
     if dtype == "uint8" and array.dtype != np.uint8:
-        raise ImageError(f"holds {array.dtype} values: set --config.data.dtype=float32")
+        raise ImageError(f"contains {array.dtype} values: set --config.data.dtype=float32")
     if array.dtype.kind not in "uifb":
-        raise ImageError(f"holds {array.dtype} values, which are not numbers of pixels")
+        raise ImageError(f"contains {array.dtype} values, which cannot be pixels")
     floats = array.dtype.kind == "f"
     with np.errstate(over="ignore"):  # to infinity, which is found below
         array = np.ascontiguousarray(array, dtype=dtype)
     if floats and not np.isfinite(array).all():
         count = array.size - np.count_nonzero(np.isfinite(array))
-        raise ImageError(f"holds {count:,} values that are not finite (NaN or infinity)")
+        raise ImageError(f"contains {count:,} values that are not finite (NaN or infinity)")
     return array
 
 
 def pixels(
     data: bytes | np.ndarray, options: DataOptions, *, channels: int, name: str = "an image"
 ) -> np.ndarray:
-    """`decode.to_array` as `config.data` wants it."""
+    """`to_array` with the options of `config.data`."""
     return decode.to_array(
         data,
         channels=channels,

@@ -1,7 +1,7 @@
-"""What the header of an image file says about its pixels: how many, how deep, which way up.
+"""Reads the headers of image files: size, bit depth and orientation.
 
-Headers are not trusted: sizes are checked before anything is decoded, and metadata that cannot be
-read never make the pixels unusable.
+Headers are not trusted: sizes are checked before anything is decoded, and unreadable metadata never
+make the pixels unusable.
 """
 
 import math
@@ -17,7 +17,7 @@ MAX_VALUES = 2**29
 PNG = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # tag of EXIF and TIFF
 
-# Orientation -> whether rows, then columns, are reversed, and whether they then change places.
+# Orientation -> whether rows and columns are reversed, and whether they are then swapped.
 _TURNS = {
     2: (False, True, False),
     3: (True, True, False),
@@ -28,23 +28,23 @@ _TURNS = {
     8: (False, True, True),
 }
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-_KEPT_CHUNKS = (b"tRNS", b"eXIf")  # of PNG, besides the critical ones
+_KEPT_CHUNKS = (b"tRNS", b"eXIf")  # of PNG, in addition to critical ones
 _KEPT_SEGMENTS = (0xE0, 0xE1, 0xEE)  # of JPEG's APPn: JFIF, EXIF and Adobe (the color transform)
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the text gives the reason and, if there is one, the remedy."""
+    """An image that cannot be used; the text gives the reason and, if there is one, a remedy."""
 
 
 class Stored(NamedTuple):
-    """An image as it was decoded, before anything is done to its values.
+    """An image as decoded, with its values unchanged.
 
     Attributes:
       samples: [h, w, S].
-      color: how many of the S bands are colors (1: gray, 3: RGB), the others being alpha or the
-        like; S if they are bands of data.
-      orientation: as EXIF's; not yet applied.
-      white: the value of white, where samples are uint16.
+      color: how many of the S bands are colors (1: gray, 3: RGB; the others are alpha or similar);
+        S if they are bands of data.
+      orientation: EXIF value; not yet applied.
+      white: the value of white, for uint16 samples.
     """
 
     samples: np.ndarray
@@ -63,7 +63,7 @@ def check_size(*shape: int) -> None:
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:
-    """[h, w, ...] as an EXIF orientation says; values other than 2 to 8 change nothing."""
+    """[h, w, ...], turned by an EXIF orientation; values other than 2 to 8 change nothing."""
     rows, columns, swap = _TURNS.get(orientation, (False, False, False))
     array = array[:: -1 if rows else 1, :: -1 if columns else 1]
     return array.swapaxes(0, 1) if swap else array
@@ -75,7 +75,7 @@ def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def xmp_orientation(xmp: Any) -> int:
-    """The orientation in an XMP packet (bytes), 1 if there is none. It counts if EXIF has none."""
+    """The orientation in an XMP packet (bytes), 1 if there is none. EXIF takes precedence."""
     found = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
     return int(found[1]) if found else 1
 
@@ -105,12 +105,12 @@ def pnm_maximum(image: Any) -> int:
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A PNG, JPEG or AVIF without what is not needed to decode it; other files as they are."""
+    """A PNG, JPEG or AVIF with only what is needed to decode it; other files unchanged."""
     if data[:8] == PNG:
         return _png_without_metadata(data)
     if data[:2] == b"\xff\xd8":
         return _jpeg_without_metadata(data)
-    # AVIF's EXIF is an item of the type "Exif"; items of unknown types are not looked at.
+    # AVIF's EXIF is an item of the type "Exif"; items of unknown types are ignored.
     return re.sub(rb"(infe[\x02\x03].{7,9})Exif", rb"\1skip", data, flags=re.DOTALL)
 
 

@@ -1,7 +1,7 @@
-"""RandAugment and colour jitter with Pillow, from numbers that are drawn beforehand.
+"""RandAugment and color jitter with Pillow, from random numbers drawn in advance.
 
-timm's `rand-m9-mstd0.5-inc1` (Cubuk et al., 1909.13719): its operations are Pillow's, so Pillow
-does them; TensorFlow has no bicubic shear or rotation and is slower at the rest.
+timm's `rand-m9-mstd0.5-inc1` (Cubuk et al., 1909.13719) uses Pillow's operations, and so does this;
+TensorFlow has no bicubic shear or rotation and is slower at the rest.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from mae_jax.data.options import DataOptions
 
 LAYERS = 2
-RAND_DRAWS = 4 * LAYERS  # which operation, whether, how much, in which direction
+RAND_DRAWS = 4 * LAYERS  # operation, whether it is applied, magnitude, direction
 PROB = 0.5  # of each layer
 MAX_LEVEL = 10.0
 JITTER_DRAWS = 4  # order; brightness, contrast, saturation
@@ -24,8 +24,8 @@ NUM_DRAWS = JITTER_DRAWS + RAND_DRAWS
 Pixels = Any  # a Pillow image
 
 
-class How(NamedTuple):
-    """How an operation is applied: level in [0, 1], sign (1 or -1), colour of empty corners."""
+class Strength(NamedTuple):
+    """Strength of an operation: level in [0, 1], sign (1 or -1); and the color of empty corners."""
 
     level: float
     sign: int = 1
@@ -36,53 +36,59 @@ class How(NamedTuple):
         return self.sign * self.level
 
 
-Operation = Callable[[Pixels, How], Pixels]
+Operation = Callable[[Pixels, Strength], Pixels]
 
 
-def _affine(image: Pixels, how: How, matrix: tuple[float, ...]) -> Pixels:
+def _affine(image: Pixels, strength: Strength, matrix: tuple[float, ...]) -> Pixels:
     bicubic, affine = Image.Resampling.BICUBIC, Image.Transform.AFFINE
-    return image.transform(image.size, affine, matrix, bicubic, fillcolor=how.fill)
+    return image.transform(image.size, affine, matrix, bicubic, fillcolor=strength.fill)
 
 
-def _rotate(image: Pixels, how: How) -> Pixels:
-    return image.rotate(30 * how.signed, Image.Resampling.BICUBIC, fillcolor=how.fill)
+def _rotate(image: Pixels, strength: Strength) -> Pixels:
+    return image.rotate(30 * strength.signed, Image.Resampling.BICUBIC, fillcolor=strength.fill)
 
 
-def _posterize(image: Pixels, how: How) -> Pixels:
-    bits = 4 - int(4 * how.level)
-    # Pillow refuses 0 bits, where timm's older one gave a black image.
+def _posterize(image: Pixels, strength: Strength) -> Pixels:
+    bits = 4 - int(4 * strength.level)
+    # Pillow rejects 0 bits; the older version that timm used returned a black image.
     return ImageOps.posterize(image, bits) if bits else image.point(lambda value: 0)
 
 
-def _solarize_add(image: Pixels, how: How) -> Pixels:
-    more = int(110 * how.level)
+def _solarize_add(image: Pixels, strength: Strength) -> Pixels:
+    more = int(110 * strength.level)
     return image.point([min(255, i + more) if i < 128 else i for i in range(256)] * 3)
 
 
 def _enhance(kind: Any) -> Operation:
-    return lambda image, how: kind(image).enhance(1 + 0.9 * how.signed)
+    return lambda image, strength: kind(image).enhance(1 + 0.9 * strength.signed)
 
 
 # Ranges: timm's auto_augment.py.
 OPERATIONS: dict[str, Operation] = {
-    "AutoContrast": lambda image, how: ImageOps.autocontrast(image),
-    "Equalize": lambda image, how: ImageOps.equalize(image),
-    "Invert": lambda image, how: ImageOps.invert(image),
+    "AutoContrast": lambda image, strength: ImageOps.autocontrast(image),
+    "Equalize": lambda image, strength: ImageOps.equalize(image),
+    "Invert": lambda image, strength: ImageOps.invert(image),
     "Rotate": _rotate,
     "PosterizeIncreasing": _posterize,
-    "SolarizeIncreasing": lambda image, how: ImageOps.solarize(image, 256 - int(256 * how.level)),
+    "SolarizeIncreasing": lambda image, strength: ImageOps.solarize(
+        image, 256 - int(256 * strength.level)
+    ),
     "SolarizeAdd": _solarize_add,
     "ColorIncreasing": _enhance(ImageEnhance.Color),
     "ContrastIncreasing": _enhance(ImageEnhance.Contrast),
     "BrightnessIncreasing": _enhance(ImageEnhance.Brightness),
     "SharpnessIncreasing": _enhance(ImageEnhance.Sharpness),
-    "ShearX": lambda image, how: _affine(image, how, (1, 0.3 * how.signed, 0, 0, 1, 0)),
-    "ShearY": lambda image, how: _affine(image, how, (1, 0, 0, 0.3 * how.signed, 1, 0)),
-    "TranslateXRel": lambda image, how: _affine(
-        image, how, (1, 0, 0.45 * how.signed * image.size[0], 0, 1, 0)
+    "ShearX": lambda image, strength: _affine(
+        image, strength, (1, 0.3 * strength.signed, 0, 0, 1, 0)
     ),
-    "TranslateYRel": lambda image, how: _affine(
-        image, how, (1, 0, 0, 0, 1, 0.45 * how.signed * image.size[1])
+    "ShearY": lambda image, strength: _affine(
+        image, strength, (1, 0, 0, 0.3 * strength.signed, 1, 0)
+    ),
+    "TranslateXRel": lambda image, strength: _affine(
+        image, strength, (1, 0, 0.45 * strength.signed * image.size[0], 0, 1, 0)
+    ),
+    "TranslateYRel": lambda image, strength: _affine(
+        image, strength, (1, 0, 0, 0, 1, 0.45 * strength.signed * image.size[1])
     ),
 }
 _NAMES = tuple(OPERATIONS)
@@ -93,25 +99,25 @@ def choose(
     *,
     magnitude: float,
     std: float,
-    fill: tuple[int, ...] = How(0).fill,
-) -> list[tuple[str, How]]:
-    """Name of the operation, and how to apply it, of each layer that is applied.
+    fill: tuple[int, ...] = Strength(0).fill,
+) -> list[tuple[str, Strength]]:
+    """Name and strength of the operation of each layer that is applied.
 
     Args:
       draws: RAND_DRAWS numbers uniform in [0, 1).
-      magnitude: mean of the magnitude, of at most 10.
+      magnitude: mean of the magnitude, at most 10.
       std: its standard deviation.
-      fill: colour of corners that an operation leaves empty; timm's is the data set's mean.
+      fill: color of corners that an operation leaves empty; timm uses the mean of the data set.
     """
     chosen = []
-    for which, whether, how_much, direction in np.reshape(draws, (LAYERS, 4)):
-        if whether >= PROB:
+    for operation, applied, magnitude_draw, direction in np.reshape(draws, (LAYERS, 4)):
+        if applied >= PROB:
             continue
         # Open at both ends, where the normal quantile is infinite.
-        spread = NormalDist().inv_cdf(min(max(how_much, 2.0**-33), 1 - 2.0**-33))
+        spread = NormalDist().inv_cdf(min(max(magnitude_draw, 2.0**-33), 1 - 2.0**-33))
         level = min(max(magnitude + std * spread, 0.0), MAX_LEVEL) / MAX_LEVEL
-        how = How(level, 1 if direction < 0.5 else -1, fill)
-        chosen.append((_NAMES[int(which * len(_NAMES))], how))
+        strength = Strength(level, 1 if direction < 0.5 else -1, fill)
+        chosen.append((_NAMES[int(operation * len(_NAMES))], strength))
     return chosen
 
 
@@ -121,8 +127,8 @@ def rand_augment(image: np.ndarray, draws: np.ndarray, **options: Any) -> np.nda
     if not chosen:
         return image
     result = Image.fromarray(image)
-    for name, how in chosen:
-        result = OPERATIONS[name](result, how)
+    for name, strength in chosen:
+        result = OPERATIONS[name](result, strength)
     return np.asarray(result)
 
 
@@ -143,9 +149,9 @@ def color_jitter(image: np.ndarray, draws: np.ndarray, *, strength: float) -> np
 
 
 def after_crop(options: DataOptions) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
-    """Function (image, draws) -> image of what the options ask for; None where that is nothing.
+    """Function (image, draws) -> image that changes colors as configured; None if it would not.
 
-    Of the draws of a row it takes the last NUM_DRAWS.
+    It uses the last NUM_DRAWS draws of a row.
     """
     if not options.changes_colors:
         return None

@@ -1,7 +1,7 @@
 """Bicubic resize of one image, by Pillow or about four times as fast.
 
-`cykooz-resizer` (the fast_image_resize crate: Pillow's algorithm in SIMD) does ordinary images if
-it is installed and exact pixels are not required; docs/data.md says how far its pixels are from
+`cykooz-resizer` (the fast_image_resize crate: Pillow's algorithm in SIMD) resizes ordinary images
+if it is installed and exact pixels are not required; docs/data.md lists how far its pixels are from
 Pillow's. It has no wheels for Linux on ARM.
 """
 
@@ -20,8 +20,8 @@ def resize(
     Args:
       image: [h, w, C] uint8 or float32.
       size: (H, W) of the result.
-      antialias: False takes the 4 x 4 nearest pixels however much the image shrinks.
-      exact: return exactly Pillow's pixels, also where a faster resizer is installed.
+      antialias: False uses the nearest 4 x 4 pixels however much the image shrinks.
+      exact: return exactly Pillow's pixels, even if a faster resizer is installed.
 
     Returns:
       [H, W, C] of the same dtype; it may be `image` itself, or read-only. Eight-bit values are
@@ -39,7 +39,7 @@ def resize(
 def mirrored(image: np.ndarray) -> np.ndarray:
     """[H, W, C] with left and right exchanged, contiguous."""
     if image.dtype == np.uint8 and image.shape[2] == 3:
-        # A third of the time that numpy needs to copy backwards in steps of three bytes.
+        # Takes a third of the time that NumPy needs to reverse a copy in steps of three bytes.
         from PIL import Image
 
         return np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
@@ -54,8 +54,8 @@ def _simd(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width, channels = image.shape
     kind = cy.PixelType.U8 if channels == 1 else cy.PixelType.U8x3
     source = cy.ImageData(width, height, kind, image.tobytes())
-    # One call would do the vertical pass first; Pillow mostly begins with the horizontal one. The
-    # mean difference on crops of photos is 0.04 instead of 0.22.
+    # A single call would do the vertical pass first; Pillow usually starts with the horizontal one.
+    # The mean difference on crops of photos is 0.04 instead of 0.22.
     halfway = cy.ImageData(size[1], height, kind)
     result = cy.ImageData(size[1], size[0], kind)
     resizer = cy.Resizer()  # not to be shared between threads

@@ -1,8 +1,8 @@
-"""TIFF files as they are stored: any number of bands, any type of values, either byte order.
+"""Reads TIFF files as stored: any number of bands, any type of values, either byte order.
 
-Pillow has rules of its own for bands beyond the third and reduces 16-bit color to 8 bits; tifffile
-does neither. It unpacks without a limit, however, so Pillow's libtiff unpacks the strips and tiles:
-as many bytes as the header implies, whatever else they hold.
+Pillow treats bands beyond the third in its own way and reduces 16-bit color to 8 bits; tifffile
+does neither. However, it decompresses without a limit, so Pillow's libtiff decompresses strips and
+tiles: as many bytes as the header implies, and no more.
 """
 
 import io
@@ -26,12 +26,12 @@ _MIN_IS_WHITE, _RGB = 0, 2  # photometric interpretation; 1: black is zero
 _PALETTE = 3
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, deflate, PackBits, LZMA, zstd
 
-# It logs every odd tag of every file, without the file's name; what matters, it raises.
+# It logs every odd tag of every file, without the file's name; it raises what matters.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether bytes begin as those of a TIFF or BigTIFF file do."""
+    """Whether bytes begin like a TIFF or BigTIFF file."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -40,11 +40,11 @@ def read_tiff(data: bytes, *, as_stored: bool) -> Stored | None:
 
     Args:
       data: the file.
-      as_stored: return the samples whatever they stand for. Otherwise only gray and RGB are read,
-        and gray whose zero is white is inverted.
+      as_stored: return the samples whatever they mean. Otherwise only gray and RGB are read, and
+        gray with white as zero is inverted.
 
     Returns:
-      The image; None, with `as_stored` False, if its samples need converting (a palette, CMYK,
+      The image; None, if `as_stored` is False and its samples need a conversion (palette, CMYK,
       YCbCr, fewer than 8 bits, JPEG compression, ...), which Pillow does.
 
     Raises:
@@ -93,13 +93,13 @@ def _refusal(page: Any) -> str:
 def _colors(page: Any) -> int:
     if page.photometric == _RGB:
         return min(3, page.samplesperpixel)
-    # Gray with one more band is taken for gray and alpha; more than that are bands of data.
+    # Two bands are read as gray and alpha; more than two are bands of data.
     return 1 if page.samplesperpixel <= 2 else page.samplesperpixel
 
 
 def _samples(page: Any, data: bytes) -> np.ndarray:
-    """[h, w, S]: strips or tiles, unpacked and put in their places."""
-    packed, page.compression = page.compression, 1  # `decode` is left to undo what comes before
+    """[h, w, S], put together from strips or tiles."""
+    packed, page.compression = page.compression, 1  # so that `decode` only undoes the other steps
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     number = math.prod(page.chunked)
     if len(pieces) < number:
@@ -120,10 +120,10 @@ def _samples(page: Any, data: bytes) -> np.ndarray:
 
 
 def _unpacked(piece: bytes, compression: int, size: int) -> bytes:
-    """At most `size` bytes of a strip or tile, by Pillow's libtiff: read as a gray image."""
+    """At most `size` bytes of a strip or tile, decompressed by Pillow's libtiff as a gray image."""
     from PIL import Image
 
-    start = 8 + 2 + 9 * 12 + 4  # behind the header and a directory of nine entries
+    start = 8 + 2 + 9 * 12 + 4  # after the header and a directory of nine entries
     tags = {256: size, 257: 1, 258: 8, 259: compression, 262: 1, 273: start, 277: 1, 278: 1}
     tags[279] = len(piece)
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())

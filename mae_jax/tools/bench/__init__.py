@@ -1,1 +1,1 @@
-"""What `mae_jax.tools.bench` measures: the train step, its compilation, and the input pipeline."""
+"""Benchmarks of the train step, its compilation and the input pipeline: `mae_jax.tools.bench`."""

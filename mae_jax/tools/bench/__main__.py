@@ -1,4 +1,4 @@
-"""Measures the train step and the input pipeline, and what a step compiles to.
+"""Benchmarks the train step and the input pipeline, and analyzes compiled steps.
 
 Examples:
   python -m mae_jax.tools.bench step --config=configs/vit_b.py \\
@@ -9,17 +9,22 @@ Examples:
       --config.data.root=DIR --against=pil
   python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --devices=64
 
-`step` runs the real train step of any recipe on a batch that is already on the
-devices. --against=plain alternates it with the paper's order of steps in plain
-JAX, --against=torch with a PyTorch step, and --against=official with both.
---rows alternates variants of the recipe instead: the ROWS of a file like those
-in configs/ablations.
-`data` reads real batches, and times each stage separately. --against=pil
-alternates it with a Pillow and NumPy loop in one thread that applies the same
-transforms to the same files: compare it with --config.data.workers=1.
-`compile` runs nothing. It reports memory, arithmetic and messages of the step
-of any recipe for N fake devices (--devices=64, compiled for CPU) or for a TPU
-(--topology=v5e:8x8; needs `pip install libtpu`).
+`step` times the train step of any recipe on a batch that is already on the
+devices. --against=plain alternates it with the paper's algorithm in plain JAX,
+--against=torch with a PyTorch step, and --against=official with both. --rows
+instead alternates variants of the recipe: the ROWS of a file such as those in
+configs/ablations.
+
+`data` times the input pipeline on real data, as a whole and stage by stage.
+--against=pil alternates it with a single-threaded Pillow and NumPy loop that
+applies the same transforms to the same files; for a fair comparison, also set
+--config.data.workers=1.
+
+`compile` compiles the step without running it, and reports its memory, FLOPs
+and communication between devices, for N fake CPU devices (--devices=64) or for
+a TPU (--topology=v5e:8x8; needs `pip install libtpu`).
+
+All commands print a table, and one JSON object as the last line.
 """
 
 import json
@@ -46,22 +51,18 @@ from mae_jax.tools.study import plan
 
 
 def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
-    # A PyTorch process wants its share of a GPU's memory.
+    # Leaves room for a PyTorch process on the same GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     if values.rows:
         if values.against or values.find_batch:
             raise UsageError(
-                "--rows compares with its own first row: not with --against=, and at "
-                "the batch size of the recipe, without --find_batch"
+                "--rows compares with its own first row, at the batch size of the recipe: leave "
+                "out --against and --find_batch"
             )
-        return (
-            bench_rows(
-                config, plan.load(filesystem.expand(values.rows), "--rows").rows, values.repeats
-            )
-            | _machine()
-        )
+        rows = plan.load(filesystem.expand(values.rows), "--rows").rows
+        return bench_rows(config, rows, values.repeats) | _machine()
     options = Options(**{name: getattr(values, name) for name in Options._fields})
     return bench_step(config, options) | _machine()
 
@@ -72,7 +73,7 @@ def _data(config: Any, values: flags.FlagValues) -> dict[str, Any]:
 
 def _compile(config: Any, values: flags.FlagValues) -> dict[str, Any]:
     if config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"  # it is accelerators that one compiles for
+        config.model.dtype = "bfloat16"  # as on an accelerator
     jax.config.update("jax_platforms", "cpu")
     fake = not values.topology
     devices = fake_devices(values.devices) if fake else topology_devices(values.topology)
@@ -92,14 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(command_line.help_of(__doc__, values))
         return 0
     if not words or words[0] not in COMMANDS:
-        raise UsageError(f"say what to measure: one of {list(COMMANDS)}\n{__doc__}")
+        raise UsageError(f"no command: pass one of {', '.join(COMMANDS)} first (see --help)")
     config = command_line.parse(words[1:], values)
     setup_logging()
     command, baselines = COMMANDS[words[0]]
-    if values.against not in ("", *baselines) or values.repeats < 1 or values.devices < 1:
-        raise UsageError(
-            f"--against is one of {baselines} for `{words[0]}`, --repeats and --devices at least 1"
-        )
+    if values.against not in ("", *baselines):
+        allowed = f"must be one of {', '.join(baselines)}" if baselines else "is not supported"
+        raise UsageError(f"--against={values.against} {allowed} for `{words[0]}`")
+    if values.repeats < 1 or values.devices < 1:
+        raise UsageError("--repeats and --devices must be at least 1")
     result = command(config, values)
     print(table(result))
     print(json.dumps(result))
@@ -107,18 +109,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("against", "", "Baseline to alternate with.", flag_values=values)
-    flags.DEFINE_integer("repeats", 20, "Timed steps or batches.", flag_values=values)
-    flags.DEFINE_bool("find_batch", False, "Take the largest batch that fits.", flag_values=values)
-    flags.DEFINE_string("rows", "", "File of variants to alternate.", flag_values=values)
-    flags.DEFINE_string("torch_python", "", "Interpreter that has torch.", flag_values=values)
-    flags.DEFINE_bool("torch_compile", False, "Race torch.compile too.", flag_values=values)
-    flags.DEFINE_integer("devices", 1, "Fake devices to compile for.", flag_values=values)
-    flags.DEFINE_string("topology", "", "TPU to compile for: v5e:8x8.", flag_values=values)
+    def define(kind: Any, name: str, default: Any, text: str) -> None:
+        kind(name, default, text, flag_values=values)
+
+    against = "Baseline: plain, torch or official for step, pil for data; default none."
+    define(flags.DEFINE_string, "against", "", against)
+    define(flags.DEFINE_integer, "repeats", 20, "Number of timed steps or batches; default 20.")
+    largest = "step: use the largest batch that fits into memory."
+    define(flags.DEFINE_bool, "find_batch", False, largest)
+    define(flags.DEFINE_string, "rows", "", "step: file of variants to compare.")
+    python = "step: Python interpreter that has torch; default the current one."
+    define(flags.DEFINE_string, "torch_python", "", python)
+    define(flags.DEFINE_bool, "torch_compile", False, "step: also time torch.compile.")
+    devices = "compile: number of fake CPU devices; default 1."
+    define(flags.DEFINE_integer, "devices", 1, devices)
+    define(flags.DEFINE_string, "topology", "", "compile: TPU to compile for, such as v5e:8x8.")
 
 
 def _machine() -> dict[str, Any]:
-    """What it ran on, and the peak of its memory: the first device's, on CPU the process's."""
+    """The devices, and peak memory: of the first device, or on CPU of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     return {

@@ -1,6 +1,6 @@
-"""The train step compiled ahead of time, for devices that need not be there.
+"""Compiles the train step ahead of time, for devices that need not exist.
 
-What the compiler says about a step: memory, arithmetic, and what the devices send one another.
+Reports the compiler's analysis of the step: memory, FLOPs, and collectives between devices.
 """
 
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.distributed import sharding
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, one_line
 from mae_jax.train.state import abstract_state
 from mae_jax.train.step import make_train_step
 
@@ -20,16 +20,16 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-# On TPU a sum of which each device keeps a part is a fusion, which only its name tells: the
-# all-reduce in its body is no other one.
+# On TPU a reduce-scatter is a fusion that can be recognized only by its name. The all-reduce in its
+# body must not be counted again.
 _INSIDE_SCATTER = re.compile(r"^ *%?all-reduce-scatter[^\n]*\{\n.*?^ *\}", re.MULTILINE | re.DOTALL)
 _SCATTER = re.compile(r"= (.*?) fusion\(.*calls=%?all-reduce-scatter")
 
 
 def planned_bytes(compiled: Any) -> int:
-    """Bytes on one device while a compiled step runs, by the compiler's plan.
+    """Bytes on one device while a compiled step runs, according to the compiler's plan.
 
-    Results that take the place of an argument, as the donated state does, count once.
+    Results that reuse the memory of an argument, such as the donated state, count once.
     """
     plan = compiled.memory_analysis()
     results = plan.output_size_in_bytes - plan.alias_size_in_bytes
@@ -40,20 +40,16 @@ def abstract_batch(task: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.Shap
     """Shapes and shardings of a global batch."""
     where = sharding.batch_sharding(mesh)
     shape = (batch_size, *task.model.image_size, task.model.channels)
-    return {
-        "image": jax.ShapeDtypeStruct(shape, task.config.data.dtype, sharding=where),
-        **{
-            name: jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where)
-            for name in ("label", "index")
-        },
-    }
+    image = jax.ShapeDtypeStruct(shape, task.config.data.dtype, sharding=where)
+    number = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where)
+    return {"image": image, "label": number, "index": number}
 
 
 def compile_step(config: Any, task: Any, mesh: Mesh) -> Any:
     """The compiled train step of a configuration.
 
     Raises:
-      UsageError: the batch does not divide, or the step does not fit the devices.
+      UsageError: the batch size is not divisible, or the step does not fit into memory.
     """
     rows = mesh.size * config.grad_accum
     if config.batch_size % rows:
@@ -70,13 +66,13 @@ def compile_step(config: Any, task: Any, mesh: Mesh) -> Any:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UsageError(
-            f"the step does not fit: {' '.join(str(error).split())[:300]} (raise "
+            f"the step does not fit: {one_line(error)} (raise "
             "--config.mesh.fsdp or --config.grad_accum, or set --config.model.remat=blocks)"
         ) from error
 
 
 def collectives(text: str) -> dict[str, list[tuple[str, int]]]:
-    """What a compiled step, as text, sends between devices.
+    """Collectives in the text of a compiled step.
 
     Returns:
       Operation -> its results in order, each as (shapes, bytes).
@@ -89,7 +85,7 @@ def collectives(text: str) -> dict[str, list[tuple[str, int]]]:
         name = match.group(2) if match else "reduce-scatter"
         arrays = _ARRAY.findall((match or scatter).group(1))  # type: ignore[union-attr]
         if match and f"{name}-start(" in line:
-            arrays = arrays[len(arrays) // 2 :]  # (what goes in, what comes out)
+            arrays = arrays[len(arrays) // 2 :]  # (operands, results)
         size = sum(_size(dtype, dims) for dtype, dims in arrays)
         shapes = " ".join(f"{dtype}[{dims}]" for dtype, dims in arrays)
         found.setdefault(name, []).append((shapes, size))
@@ -101,10 +97,10 @@ def _size(dtype: str, dims: str) -> int:
 
 
 def fake_devices(count: int) -> list[Any]:
-    """So many devices of this CPU.
+    """This CPU as `count` devices.
 
     Raises:
-      UsageError: JAX has already started in this process, with another number.
+      UsageError: JAX has already started in this process with another number.
     """
     try:
         jax.config.update("jax_num_cpu_devices", count)
@@ -115,35 +111,35 @@ def fake_devices(count: int) -> list[Any]:
 
 
 def topology_devices(topology: str) -> list[Any]:
-    """Devices of a TPU that is not there, such as "v5e:4x4"; its compiler is in libtpu.
+    """Abstract devices of a TPU such as "v5e:4x4", for its compiler in libtpu.
 
     Raises:
-      UsageError: no libtpu, or no such TPU.
+      UsageError: libtpu is not installed, or there is no such TPU.
     """
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(topology_name=topology, platform="tpu")
-    except Exception as error:  # of many types; all say why there is no such TPU
+        description = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+    except Exception as error:  # of many types
         raise UsageError(
-            f"--topology={topology}: {' '.join(str(error).split())[:200]} (a topology is like "
+            f"--topology={topology}: {one_line(error)} (a topology is like "
             "v5e:4x4 or v4:2x2x4, and needs `pip install libtpu`)"
         ) from error
-    return list(found.devices)
+    return list(description.devices)
 
 
 def bench_compile(config: Any, task: Any, devices: list[Any]) -> dict[str, Any]:
-    """Compiles the train step for some devices and reports on it, per device.
+    """Compiles the train step for these devices; returns numbers per device.
 
     Args:
       config: a configuration of any task that trains.
       task: its task.
-      devices: of this machine, or of `topology_devices`.
+      devices: of this machine, or from `topology_devices`.
     """
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    began = time.perf_counter()
+    start = time.perf_counter()
     compiled = compile_step(config, task, mesh)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     plan, cost = compiled.memory_analysis(), compiled.cost_analysis()
     official = config.batch_size * task.flops_per_image / mesh.size
     return {

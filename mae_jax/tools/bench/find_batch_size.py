@@ -1,4 +1,4 @@
-"""The largest batch that fits."""
+"""Finds the largest batch size that fits into memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,22 +11,22 @@ from mae_jax.runtime.host import available_memory
 from mae_jax.tasks import TASKS
 from mae_jax.tools.bench.compile import compile_step, planned_bytes
 
-USABLE = 0.95  # the rest is for the program itself and for gaps between arrays
-FIRST = 4  # batches of 4 and 8 per device and part tell how memory grows
+USABLE = 0.95  # the rest is for the program itself and for fragmentation
+FIRST = 4  # batches of 4 and 8 per device and accumulation step show how memory grows
 
 
 def find_batch(config: Any) -> int:
     """The largest global batch whose step fits the memory of this machine's devices, within 2 %.
 
     Raises:
-      UsageError: not even the smallest fits.
+      UsageError: not even the smallest batch fits.
     """
     mesh = sharding.make_mesh(**config.mesh)
 
     def bytes_at(batch_size: int) -> int:
         resized = config.copy_and_resolve_references()
         resized.batch_size = batch_size
-        resized.data.num_train = max(batch_size, resized.data.num_train)  # a run needs so many
+        resized.data.num_train = max(batch_size, resized.data.num_train)  # at least one batch
         return planned_bytes(compile_step(resized, TASKS[config.task](resized, ""), mesh))
 
     multiple = mesh.size * config.grad_accum
@@ -44,12 +44,12 @@ def largest_batch(bytes_at: Callable[[int], int], *, limit: int, multiple: int) 
     """The largest batch with bytes_at(batch) <= limit, within 2 %, in about five compilations.
 
     Args:
-      bytes_at: memory of the step at a batch; nearly a straight line.
+      bytes_at: memory of the step for a batch size; nearly linear.
       limit: bytes of a device.
-      multiple: what the batch has to be a multiple of.
+      multiple: the batch size must be a multiple of this.
 
     Returns:
-      A batch that was found to fit; 0 if there is none.
+      A batch size that fits, as compiled; 0 if there is none.
     """
     sizes: dict[int, int] = {}
 
@@ -59,18 +59,18 @@ def largest_batch(bytes_at: Callable[[int], int], *, limit: int, multiple: int) 
         return sizes[count]
 
     def crossing(a: int, b: int) -> int:
-        """Where the line through two counts meets the limit."""
+        """Where the line through two counts crosses the limit."""
         slope = max((size(b) - size(a)) / (b - a), 1.0) if a != b else float("inf")
         return max(int(a + (limit - size(a)) / slope), 1)
 
-    guess = crossing(2 * FIRST, crossing(FIRST, 2 * FIRST))  # the second is nearer to the limit
+    guess = crossing(2 * FIRST, crossing(FIRST, 2 * FIRST))  # refined near the limit
     while guess and size(guess) > limit:
         guess -= max(1, guess // 50)
     return guess * multiple
 
 
 def memory_limit() -> int:
-    """Bytes of one device; on CPU what the machine has left, shared by its devices."""
+    """Bytes of one device; on CPU its share of the machine's free memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]

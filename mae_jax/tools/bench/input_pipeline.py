@@ -1,4 +1,4 @@
-"""Speed of the input pipeline; the command is `mae_jax.tools.bench`."""
+"""Benchmark of the input pipeline: `mae_jax.tools.bench data`."""
 
 import io
 import math
@@ -14,53 +14,53 @@ from PIL import Image
 from mae_jax.data import Source
 from mae_jax.data.loader import Loader
 from mae_jax.data.options import DataOptions
-from mae_jax.data.pipeline import num_draws, row_transform
 from mae_jax.data.sampler import TrainSampler
+from mae_jax.data.transforms.image_and_label import ImageAndLabel
 from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks import TASKS
 
-# From a turn to (what is timed, how many images it deals with).
-Work = Callable[[int], tuple[Callable[[], Any], int]]
-IMAGES = 64  # of a turn; their decoded pixels lie in memory
+# Prepares a round, outside the timed call: number of the round -> (timed call, number of images).
+Workload = Callable[[int], tuple[Callable[[], Any], int]]
+IMAGES = 64  # per round of a stage; their decoded pixels are in memory
 
 
 def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
-    """Times the stages of the training pipeline, and the whole of it.
+    """Times each stage of the training pipeline, and the pipeline as a whole.
 
-    The stages are measured separately, not cumulatively: `read`, `decode` and `augment` (crop,
-    resize, flip, colours) in one thread, each on what the one before made beforehand; `batch` is
-    the whole host pipeline from source to numpy batch, in `data.workers` threads; `to_device` hands
-    a batch to the devices. All take turns, so that a busy machine disturbs them alike.
+    The stages are measured separately, not cumulatively. `read`, `decode` and `augment` (crop,
+    resize, flip, color) run in one thread on precomputed inputs; `batch` is the whole host pipeline
+    from source to NumPy batch, in `data.workers` threads; `to_device` copies a batch to the
+    devices. They are interleaved, so that other load on the machine affects all of them alike.
 
     Args:
       config: a configuration of any task that trains.
-      repeats: timed batches, in five turns. What is read ahead at the end of a turn is thrown away
-        and counts against the pipeline: more repeats, or a smaller data.prefetch, make it less.
-      against: "pil" adds a plain Pillow + NumPy loop in one thread to the turns; "" does not.
+      repeats: timed batches, in five rounds. Batches prefetched at the end of a round are discarded
+        and count against the pipeline; more repeats or a smaller data.prefetch reduce the effect.
+      against: "pil" also times a plain single-threaded Pillow and NumPy loop; "" does not.
 
     Returns:
-      For each stage, for `ours` (the same as `batch`) and for the loop: images/s by the clock, and
-      by the processor time of the whole process.
+      For each stage, for `ours` (the same as `batch`) and for the loop: images per second of wall
+      time, and per second of CPU time of the whole process.
     """
     if against == "pil" and config.task != "pretrain":
-        raise UsageError("--against=pil knows the transforms of pre-training alone")
+        raise UsageError("--against=pil supports only the transforms of pre-training")
     if against == "pil" and config.data.augment != "crop":
         raise UsageError(
-            f"--against=pil knows --config.data.augment=crop alone, not {config.data.augment}"
+            f"--against=pil supports only --config.data.augment=crop, not {config.data.augment}"
         )
     task = TASKS[config.task](config, "")
-    turns, per_turn = min(repeats, 5), max(1, repeats // 5)
-    images = per_turn * config.batch_size
-    works: dict[str, Work] = {
-        **Stages(task).works(),
-        "to_device": to_device_work(task),
-        "batch": lambda turn: (lambda: _drain(task, turn, per_turn), images),
+    rounds, batches = min(repeats, 5), max(1, repeats // 5)
+    images = batches * config.batch_size
+    workloads: dict[str, Workload] = {
+        **Stages(task).workloads(),
+        "to_device": to_device_workload(task),
+        "batch": lambda number: (lambda: _read_batches(task, number, batches), images),
     }
     if against == "pil":  # next to `batch`, with which it is compared
         loop = pil_images(task.data.train_source, task.model.image_size, config.data)
-        works["pil"] = lambda turn: (lambda: _take(loop, images), images)
-    speeds = _take_turns(works, turns)
+        workloads["pil"] = lambda number: (lambda: _take(loop, images), images)
+    speeds = _interleave(workloads, rounds)
     rates = {name: _rates(values) for name, values in speeds.items()}
     stages = {name: rates[name] for name in ("read", "decode", "augment", "batch", "to_device")}
     result: dict[str, Any] = stages | {"ours": rates["batch"]}
@@ -72,17 +72,19 @@ def bench_data(config: Any, repeats: int, against: str) -> dict[str, Any]:
     return result
 
 
-def _take_turns(works: dict[str, Work], turns: int) -> dict[str, list[tuple[float, float]]]:
-    """Images/s of every work in every turn, by the clock and by processor time."""
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for turn in range(turns + 1):
-        for name, work in works.items():
-            job, images = work(turn)
-            clock, processor = time.perf_counter(), time.process_time()
-            job()
-            clock, processor = time.perf_counter() - clock, time.process_time() - processor
-            if turn:  # the first turn imports, and reads for the first time
-                speeds[name].append((images / clock, images / processor))
+def _interleave(
+    workloads: dict[str, Workload], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Images per second of wall time and of CPU time, for each workload in each round."""
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in workloads}
+    for number in range(rounds + 1):
+        for name, prepare in workloads.items():
+            run, images = prepare(number)
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if number:  # round 0 warms up: imports, and first reads
+                speeds[name].append((images / wall, images / cpu))
     return speeds
 
 
@@ -93,11 +95,11 @@ def _rates(values: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def _drain(task: Any, turn: int, batches: int) -> None:
-    """Reads some batches; opening the pipeline anew keeps its threads from working out of turn."""
-    iterator = task.train_batches(turn * batches)
+def _read_batches(task: Any, number: int, batches: int) -> None:
+    """Reads some batches from a new pipeline: an open one would prefetch during other workloads."""
+    iterator = task.train_batches(number * batches)
     for _ in range(batches):
-        jax.block_until_ready(next(iterator))  # it may be made on the devices
+        jax.block_until_ready(next(iterator))  # it may be an array on the devices
     iterator.close()
 
 
@@ -107,7 +109,7 @@ def _take(loop: Iterator[np.ndarray], images: int) -> None:
 
 
 def pil_images(source: Source, image_size: tuple[int, int], data: Any) -> Iterator[np.ndarray]:
-    """What a PyTorch loader does for the official code, in one thread: uint8 [H, W, 3] for ever.
+    """An endless stream of training images uint8 [H, W, 3], as the official PyTorch loader does.
 
     Raises:
       UsageError: the source has no encoded images.
@@ -142,59 +144,63 @@ def _random_box(
 
 
 class Stages:
-    """Reading, decoding and augmenting the images of a turn, each in the thread that calls.
+    """Workloads that read, decode and augment images in the calling thread.
 
-    A turn takes other images than the turn before. What a stage needs of the stages before it is
-    made outside of the timed call.
+    Each round uses different images. Outputs of earlier stages are computed outside the timed call.
     """
 
     def __init__(self, task: Any):
         options = DataOptions.from_config(task.config.data)
         self._source = task.data.train_source
         self._loader = Loader(self._source, options, channels=task.model.channels)
-        self._order = TrainSampler(len(self._source), seed=task.config.seed)
-        self._transform = row_transform(options, image_size=task.data.image_size, train=True)
+        self._sampler = TrainSampler(len(self._source), seed=task.config.seed)
+        self._transform = ImageAndLabel(
+            options,
+            image_size=task.data.image_size,
+            channels=task.model.channels,
+            train=True,
+        )
 
-    def works(self) -> dict[str, Work]:
+    def workloads(self) -> dict[str, Workload]:
         return {"read": self.read, "decode": self.decode, "augment": self.augment}
 
-    def read(self, turn: int) -> tuple[Callable[[], Any], int]:
-        """The source's bytes; files that were read lately come from the system's memory."""
-        indices, _ = self._readable(turn)
+    def read(self, number: int) -> tuple[Callable[[], Any], int]:
+        """Reads records from the source; recently read files come from the page cache."""
+        indices, _ = self._readable(number)
         return lambda: [self._source.read([index]) for index in indices], len(indices)
 
-    def decode(self, turn: int) -> tuple[Callable[[], Any], int]:
-        """Bytes to pixels of the whole image; nothing to do for sources of arrays."""
-        indices, _ = self._readable(turn)
+    def decode(self, number: int) -> tuple[Callable[[], Any], int]:
+        """Decodes whole images; does nothing for sources of arrays."""
+        indices, _ = self._readable(number)
         records = self._source.read(indices)
         return lambda: [self._loader.decode(record) for record in records], len(records)
 
-    def augment(self, turn: int) -> tuple[Callable[[], Any], int]:
-        """Crop, resize, flip and colours."""
-        indices, draws = self._readable(turn)
+    def augment(self, number: int) -> tuple[Callable[[], Any], int]:
+        """Crops, resizes, flips and changes color."""
+        indices, draws = self._readable(number)
         rows = [
-            (self._loader.decode(record), numbers)
+            (self._loader.decode(record), record.annotation, numbers)
             for record, numbers in zip(self._source.read(indices), draws, strict=True)
         ]
-        return lambda: [self._transform(pixels, numbers) for pixels, numbers in rows], len(rows)
+        return lambda: [self._transform(*row) for row in rows], len(rows)
 
-    def _readable(self, turn: int) -> tuple[list[int], Any]:
-        """Examples and draws of a turn; replacements stand in for bad images."""
-        plan = self._order.plan(
-            turn, batch_size=IMAGES, rows=slice(0, IMAGES), num_draws=num_draws()
+    def _readable(self, number: int) -> tuple[list[int], Any]:
+        """Examples and random draws of a round; unreadable images are replaced."""
+        plan = self._sampler.plan(
+            number, batch_size=IMAGES, rows=slice(0, IMAGES), num_draws=self._transform.num_draws
         )
         indices = [self._loader.load(candidates).used for candidates in plan.candidates]
         return indices, plan.draws
 
 
-def to_device_work(task: Any) -> Work:
-    """Hands one batch, made beforehand, to the devices and waits for it."""
+def to_device_workload(task: Any) -> Workload:
+    """Copies one prepared batch to the devices, and waits for it."""
     mesh = sharding.make_mesh(**task.config.mesh)
     batches = task.train_batches(0)
     batch = next(batches)
     batches.close()
 
-    def job() -> None:
+    def copy() -> None:
         jax.block_until_ready(sharding.to_device(mesh, batch))
 
-    return lambda turn: (job, task.config.batch_size)
+    return lambda number: (copy, task.config.batch_size)

@@ -1,4 +1,4 @@
-"""Speed of the train step; the command is `mae_jax.tools.bench`."""
+"""Benchmark of the train step: `mae_jax.tools.bench step`."""
 
 import statistics
 import time
@@ -19,19 +19,19 @@ from mae_jax.tools.bench.compile import compile_step, planned_bytes
 from mae_jax.train import throughput
 from mae_jax.train.state import TrainState, abstract_state, create_state
 
-FIT_IMAGES = 256  # drawn for what a target learns: enough for its shapes
+FIT_IMAGES = 256  # to fit a target on: enough for its shapes
 BASELINES = ("plain", "torch", "official")  # official: both
 
 
 class Options(NamedTuple):
-    """What to do beside timing our own step.
+    """Options of the benchmark.
 
     Attributes:
       repeats: timed steps.
       against: one of BASELINES to alternate with, or "".
-      torch_python: interpreter that has torch; "" for the one that is running.
-      torch_compile: race `torch.compile` too.
-      find_batch: look for the largest batch that fits.
+      torch_python: Python interpreter that has torch; "" for the current one.
+      torch_compile: also time `torch.compile`.
+      find_batch: use the largest batch that fits into memory.
     """
 
     repeats: int = 20
@@ -42,7 +42,7 @@ class Options(NamedTuple):
 
 
 class PlainPretrain(Pretrain):
-    """The same task in the order of the paper, with nothing done to make it fast."""
+    """Pre-training with the paper's algorithm, without any optimization for speed."""
 
     def loss(self, params: Any, model_state: Any, batch: dict[str, jax.Array]) -> Any:
         patch = self.model.patch_size
@@ -54,39 +54,39 @@ class PlainPretrain(Pretrain):
             model=self.model,
             ratio=self.config.mask.ratio,
             normalize=self.config.target.normalize,
-            every=self.config.target.loss_on == "all",
+            loss_on_all=self.config.target.loss_on == "all",
             dtype=self.model.dtype,
         )
         return loss, ({}, model_state)
 
 
 class TimedStep:
-    """One compiled train step with its own state, timed call by call.
+    """One compiled train step with its own state; each call is timed.
 
     Attributes:
       compile_s: seconds of tracing and compiling.
-      memory_mb: what the step needs on one device: its arguments and temporaries.
+      memory_mb: memory of the step on one device: arguments and temporaries.
     """
 
     def __init__(self, task: Any, config: Any):
         mesh = sharding.make_mesh(**config.mesh)
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.step: Any = compile_step(config, task, mesh)
-        self.compile_s = time.perf_counter() - began
+        self.compile_s = time.perf_counter() - start
         self.memory_mb = planned_bytes(self.step) / 2**20
         self.state: TrainState = create_state(task, abstract_state(task, mesh))
         self.batch = sharding.to_device(mesh, synthetic_batch(task, config.batch_size))
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.state, values = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, values))
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
 
 def synthetic_batch(task: Any, batch_size: int) -> dict[str, np.ndarray]:
-    """Random images and labels 0 in the shapes that a task reads; this process's rows."""
+    """This process's rows of a batch of random images with labels 0, as the task expects it."""
     rows = batch_size // jax.process_count()
     shape = (rows, *task.model.image_size, task.model.channels)
     images = np.random.default_rng(jax.process_index()).integers(0, 256, shape, dtype=np.uint8)
@@ -96,7 +96,7 @@ def synthetic_batch(task: Any, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def make_task(config: Any, kind: Any = None) -> Any:
-    """The task of a recipe, without its data: but a task knows the size of them."""
+    """The task of a recipe, with synthetic instead of real data."""
     config.data.source = "shapes"
     if "num_classes" in config.model:
         config.model.num_classes = 0
@@ -106,22 +106,22 @@ def make_task(config: Any, kind: Any = None) -> Any:
 
 
 def bench_step(config: Any, options: Options) -> dict[str, Any]:
-    """Times the train step on a batch that lies on the devices.
+    """Times the train step on a batch that is already on the devices.
 
     Args:
       config: a configuration of any task that trains; its data are not read.
-      options: see there.
+      options: see `Options`.
 
     Returns:
-      For "ours" and each baseline a dict of numbers; "speed_up_over_NAME", the median over the
-      turns of their ratio.
+      A dict of numbers for "ours" and each baseline, and "speed_up_over_NAME": the median of the
+      ratios of all rounds.
 
     Raises:
-      UsageError: a baseline that does not exist, or not for this task.
+      UsageError: the baseline does not support this recipe.
     """
     against = options.against
     if against and config.task != "pretrain":
-        raise UsageError(f"--against={against} is pre-training: take a pre-training recipe")
+        raise UsageError(f"--against={against} needs a pre-training recipe")
     if against:
         _check_comparable(config.target, against)
     task = make_task(config)
@@ -143,13 +143,13 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
             if not compiled or options.torch_compile:
                 steps[name] = TorchProcess(task, config, options.torch_python, compiled)
     try:
-        times = take_turns(steps, options.repeats)
+        times = interleave(steps, options.repeats)
     finally:
         for step in steps.values():
             if isinstance(step, TorchProcess):
                 step.close()
     for name, step in steps.items():
-        result[name] = numbers_of(times[name], step, config.batch_size, task.flops_per_image)
+        result[name] = summarize(times[name], step, config.batch_size, task.flops_per_image)
         if name != "ours":
             pairs = zip(times["ours"], times[name], strict=True)
             result[f"speed_up_over_{name}"] = round(statistics.median(b / a for a, b in pairs), 3)
@@ -157,18 +157,18 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
 
 
 def _check_comparable(target: Any, against: str) -> None:
-    """Refuses targets that a baseline does not have."""
+    """Rejects targets that a baseline does not support."""
     if target.kind != "pixel":
         raise UsageError(f"--against={against} predicts pixels: set --config.target.kind=pixel")
     if target.loss_on != "masked" and against != "plain":
         raise UsageError(
-            f"--against={against} takes its loss on masked patches: set "
+            f"--against={against} computes the loss on masked patches only: set "
             "--config.target.loss_on=masked"
         )
 
 
-def take_turns(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each of several steps, one of each in turn; the first turn warms up."""
+def interleave(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round of one call per step, after a round that warms up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -176,8 +176,8 @@ def take_turns(steps: dict[str, Any], repeats: int) -> dict[str, list[float]]:
     return {name: values[1:] for name, values in times.items()}
 
 
-def numbers_of(times: list[float], step: Any, batch_size: int, flops: float) -> dict[str, Any]:
-    """Median and spread; rates; utilisation by the official algorithm's FLOPs."""
+def summarize(times: list[float], step: Any, batch_size: int, flops: float) -> dict[str, Any]:
+    """Median and range of the times, rates, and utilization by FLOPs of the official algorithm."""
     median = statistics.median(times)
     rate, devices = batch_size / median, jax.device_count()
     numbers = {

@@ -1,13 +1,10 @@
-"""How the numbers of a benchmark are shown."""
+"""Formats the results of a benchmark."""
 
 from typing import Any
 
 
 def table(result: dict[str, Any]) -> str:
-    """Lines for a person: single values first, then dicts of numbers side by side, a column each.
-
-    A dict is a column if all its values are plain.
-    """
+    """Human-readable table: single values first, then one column for each dict of plain values."""
     columns = {k: v for k, v in result.items() if _is_column(v)}
     lines = [f"{name:<32} {value}" for name, value in result.items() if name not in columns]
     if not columns:

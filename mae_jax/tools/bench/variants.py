@@ -1,26 +1,26 @@
-"""Several variants of a recipe side by side; the command is `mae_jax.tools.bench`, `--rows`."""
+"""Compares variants of a recipe: `mae_jax.tools.bench step --rows`."""
 
 import statistics
 from typing import Any
 
 from mae_jax.config.schema import current_name
 from mae_jax.runtime.errors import UsageError
-from mae_jax.tools.bench.step import TimedStep, make_task, numbers_of, take_turns
+from mae_jax.tools.bench.step import TimedStep, interleave, make_task, summarize
 
 
 def bench_rows(config: Any, rows: dict[str, dict[str, Any]], repeats: int) -> dict[str, Any]:
-    """Times the train step of each row, by turns, on batches that lie on the devices.
+    """Times the train steps of all rows, interleaved, on batches that are already on the devices.
 
-    All of them are in memory at once.
+    All rows are in memory at the same time.
 
     Args:
-      config: what the rows change; a configuration of any task that trains.
-      rows: for the name of each row, values by dotted key.
-      repeats: timed steps of each.
+      config: the configuration that the rows change, of any task that trains.
+      rows: name -> values by dotted key.
+      repeats: timed steps of each row.
 
     Returns:
-      For each row a dict of numbers. `speed_up` is over the first row: the median over the turns of
-      their ratio; `flop_ratio` is what the official algorithm's arithmetic would make of it.
+      A dict of numbers for each row. `speed_up` is over the first row: the median of the ratios of
+      all rounds; `flop_ratio` is the speed-up that the FLOPs of the official algorithm predict.
 
     Raises:
       UsageError: the recipe lacks a key that a row changes, or the values do not fit together.
@@ -35,12 +35,12 @@ def bench_rows(config: Any, rows: dict[str, dict[str, Any]], repeats: int) -> di
         task = make_task(changed)
         steps[name] = TimedStep(task, changed)
         flops[name], batches[name] = task.flops_per_image, changed.batch_size
-    times = take_turns(steps, repeats)
+    times = interleave(steps, repeats)
     first = next(iter(rows))
     result = {}
     for name, step in steps.items():
         images = batches[name] / batches[first]
-        result[name] = numbers_of(times[name], step, batches[name], flops[name]) | {
+        result[name] = summarize(times[name], step, batches[name], flops[name]) | {
             "train_gflop_per_image": round(flops[name] / 1e9, 1),
             "speed_up": round(speed_up(times[first], times[name], images=images), 2),
             "flop_ratio": round(flops[first] / flops[name], 2),
@@ -49,10 +49,10 @@ def bench_rows(config: Any, rows: dict[str, dict[str, Any]], repeats: int) -> di
 
 
 def speed_up(first: list[float], other: list[float], *, images: float) -> float:
-    """Median over the turns of how many times the images/s of the first the other makes.
+    """Median over all rounds of the ratio of images/s, other over first.
 
     Args:
-      first, other: seconds of their steps, turn by turn.
-      images: of a step of the other, in those of the first.
+      first, other: seconds of their steps, round by round.
+      images: images per step of the other, divided by images per step of the first.
     """
     return images * statistics.median(a / b for a, b in zip(first, other, strict=True))

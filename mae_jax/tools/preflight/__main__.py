@@ -1,19 +1,19 @@
-"""Checks, before an expensive run, that this machine and the others can do it.
+"""Checks before an expensive run that all machines and the recipe work.
 
 Examples:
   python -m mae_jax.tools.preflight --config=configs/demo.py
   srun python -m mae_jax.tools.preflight --config=configs/vit_l.py --workdir=DIR
 
-Takes the flags of mae_jax.main; start it the way the run will be started, on
-every machine. It compares the processes, writes to the workdir and cleans up,
-measures an all-reduce, restores the checkpoint or reads the weights that the
-run would start from, reads data, and makes four training steps with the
-recipe's batch. Nothing is left behind, and the run need not compile again what
-was compiled here.
+It takes the flags of mae_jax.main. Launch it like the run itself, on every
+machine. It compares the processes, writes to the workdir and cleans up,
+measures an all-reduce, restores the checkpoint or loads the weights that the
+run would start from, reads data, and takes four training steps with the
+recipe's batch size. The workdir is left unchanged, and the run reuses the
+programs compiled here.
 
-Process 0 prints every row; the others print only rows that need attention.
+Process 0 prints every row; other processes print only warnings and failures.
 
-Exit status: 0 no check failed (there may be warnings, !), 1 a check failed (✗),
+Exit status: 0 no check failed (warnings are marked !), 1 a check failed (✗),
 2 invalid input.
 """
 
@@ -25,6 +25,7 @@ from absl import flags
 
 from mae_jax.config import flags as command_line
 from mae_jax.runtime.cli import run_command, say, setup_logging
+from mae_jax.runtime.errors import FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = command_line.workdir_of(values)
     setup_logging()
 
-    import jax  # late, so that mistyped flags answer at once
+    import jax  # late, so that mistyped flags fail immediately
 
     from mae_jax.distributed import fail_fast, initialize
     from mae_jax.runtime import compilation_cache
@@ -51,19 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     process = jax.process_index()
 
-    def tell(row: run.Row) -> None:
+    def show(row: run.Row) -> None:
         if process and row.mark == run.OK:
             return
-        before = f"process {process}: " if jax.process_count() > 1 else ""
-        say(*(before + line for line in row.lines()))
+        prefix = f"process {process}: " if jax.process_count() > 1 else ""
+        say(*(prefix + line for line in row.lines()))
 
     try:
         with fail_fast.abort_all_on_error():
             changes = values.allow_config_change
-            return 0 if run.run(config, folder, tell, allow_config_change=changes) else 1
+            passed = run.run(config, folder, show, allow_config_change=changes)
+            return 0 if passed else FAILED
     except fail_fast.EXPECTED as error:
         say(f"{run.FAILED} {error}")
-        return 1
+        return FAILED
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What is looked at of the machines: devices, versions, disk, memory, clocks, what connects them.
+"""Checks of the machines: devices, versions, disk, memory, clocks and network.
 
 All processes must call `clocks` and `all_reduce` together.
 """
 
 import glob
 import os
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,95 +16,95 @@ from jax.sharding import Mesh
 
 from mae_jax.distributed import collectives, sharding
 from mae_jax.distributed.consistency import CLOCK_SECONDS
-from mae_jax.runtime import environment, host
-from mae_jax.runtime.host import available_memory
+from mae_jax.runtime import disk, environment, host
 from mae_jax.tools.preflight.report import FAILED, OK, WARNING, Row
 
-HOST_GB = 4.0  # of memory that should be free
+HOST_GB = 4.0  # memory that should be free
 DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
-IN_MEMORY = ("tmpfs", "ramfs")  # file systems
+IN_MEMORY = ("tmpfs", "ramfs")  # file systems that are kept in memory
 
 
 def devices() -> Row:
-    """Which devices jax has, and whether there are others that it does not see."""
-    here = jax.local_devices()
-    seen = f"{jax.device_count()} x {here[0].device_kind}, {len(here)} of this process"
-    unseen = [path for pattern in DEVICE_FILES for path in glob.glob(pattern)]
-    if here[0].platform == "cpu" and unseen:
-        advice = f"jax does not see {unseen[0]}: remove .venv, and let launch/local.sh make it here"
+    """The devices that JAX uses, and whether there are accelerators that it does not see."""
+    local = jax.local_devices()
+    seen = f"{jax.device_count()} x {local[0].device_kind}, {len(local)} in this process"
+    files = [path for pattern in DEVICE_FILES for path in glob.glob(pattern)]
+    if local[0].platform == "cpu" and files:
+        advice = f"JAX does not see {files[0]}: remove .venv, and recreate it with launch/local.sh"
         return Row(WARNING, "devices", seen, advice)
     return Row(OK, "devices", seen)
 
 
 def versions() -> Row:
-    """What is installed, and the revision of this program."""
-    found = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
-    return Row(OK, "versions", f"{found}, git {environment.git_revision()}")
+    """Versions of the installed packages and of this code."""
+    packages = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
+    return Row(OK, "versions", f"{packages}, git {environment.git_revision()}")
 
 
-def room(folder: str, size: int, keep: int, there: int = 0) -> Row:
-    """Whether the disk has room for the checkpoints: those that are kept, and the next one.
+def disk_space(folder: str, size: int, keep: int, existing: int = 0) -> Row:
+    """Whether the checkpoints fit on the disk: all that are kept, and the next one.
 
     Args:
       folder: the workdir, which need not exist.
       size: bytes of the state.
-      keep: how many checkpoints are kept.
-      there: how many of these are on the disk already.
+      keep: number of checkpoints that are kept.
+      existing: number of these that are already on the disk.
     """
-    more = max(1, keep + 1 - there)
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free, needed = shutil.disk_usage(folder).free, size * more
+    more = max(1, keep + 1 - existing)
+    free, needed = disk.free_bytes(folder), size * more
     kind = _file_system(folder)
     seen = (
         f"{free / 1e9:,.1f} GB free{f' ({kind})' * bool(kind)}, {more} more checkpoints take "
         f"{needed / 1e9:,.1f} GB"
     )
     if free < needed:
-        return Row(FAILED, "disk", seen, "another --workdir, or fewer: --config.checkpoint.keep=1")
+        advice = "choose another --workdir, or keep fewer: --config.checkpoint.keep=1"
+        return Row(FAILED, "disk", seen, advice)
     if kind in IN_MEMORY:
-        return Row(WARNING, "disk", seen, "it is memory, gone with this machine: another --workdir")
+        advice = "this disk is memory, lost with the machine: choose another --workdir"
+        return Row(WARNING, "disk", seen, advice)
     return Row(OK, "disk", seen)
 
 
 def _file_system(folder: str) -> str:
-    """Type of the file system that a folder is on; "" where Linux does not tell."""
+    """Type of the file system that a folder is on; "" if it is unknown."""
     try:
         with open("/proc/mounts", encoding="utf-8", errors="replace") as file:
             mounts = [line.split()[1:3] for line in file]
     except FileNotFoundError:
         return ""
     folder = os.path.join(os.path.realpath(folder), "")
-    around = [
-        (len(place), index, kind)
-        for index, (place, kind) in enumerate(mounts)
-        if folder.startswith(os.path.join(place.replace("\\040", " "), ""))
+    candidates = [
+        (len(mount_point), index, kind)
+        for index, (mount_point, kind) in enumerate(mounts)
+        if folder.startswith(os.path.join(mount_point.replace("\\040", " "), ""))
     ]
-    return max(around, default=(0, 0, ""))[2]  # of two at one place the later one counts
+    return max(candidates, default=(0, 0, ""))[2]  # a later mount hides an earlier one
 
 
 def host_memory() -> Row:
-    """Memory that is free for this process."""
-    free = available_memory() / 1e9
+    """Whether this process has enough free memory."""
+    free = host.available_memory() / 1e9
     seen = f"{host.usable_cpus()} CPUs, {free:,.1f} GB of memory free"
-    advice = "end what else runs here, or --config.data.prefetch=1 --config.data.cache=none"
+    advice = "stop other programs, or set --config.data.prefetch=1 --config.data.cache=none"
     return Row(OK, "host", seen) if free >= HOST_GB else Row(WARNING, "host", seen, advice)
 
 
 def clocks() -> Row:
-    """How far the clocks of the processes are apart."""
-    collectives.all_gather(0)  # then all of them look at the same moment
-    read = collectives.all_gather(int(time.time()))
-    apart = max(read) - min(read)
-    seen = f"within {apart} s" if len(read) > 1 else "one process"
-    if apart <= CLOCK_SECONDS:
+    """How far apart the clocks of the processes are."""
+    collectives.all_gather(0)  # a barrier, so that all read their clocks at the same time
+    times = collectives.all_gather(int(time.time()))
+    difference = max(times) - min(times)
+    seen = f"within {difference} s" if len(times) > 1 else "one process"
+    if difference <= CLOCK_SECONDS:
         return Row(OK, "clocks", seen)
-    wrong = int(np.argmax(np.abs(np.array(read) - np.median(read))))
-    return Row(WARNING, "clocks", seen, f"process {wrong} is furthest off: set the clocks by NTP")
+    wrong = int(np.argmax(np.abs(np.array(times) - np.median(times))))
+    advice = f"process {wrong} is furthest off: synchronize the clocks with NTP"
+    return Row(WARNING, "clocks", seen, advice)
 
 
 def all_reduce(mesh: Mesh) -> Row:
-    """Whether a sum over all devices, as that of the gradients, is right, and what it takes."""
+    """Whether a sum over all devices, like that of the gradients, is correct, and how fast."""
     if mesh.size == 1:
         return Row(OK, "all-reduce", "one device")
     megabytes = 4 if jax.default_backend() == "cpu" else 64
@@ -113,13 +112,14 @@ def all_reduce(mesh: Mesh) -> Row:
     add: Any = jax.jit(lambda x: x.sum(0), out_shardings=sharding.replicated(mesh))
     seconds = min(timed(add, values)[0] for _ in range(6))
     expected = mesh.size * (mesh.size + 1) / 2
-    here = [shard.data for shard in add(values).addressable_shards]
-    wrong = [x.device for x in here if (np.asarray(x) != expected).any()]
+    local = [shard.data for shard in add(values).addressable_shards]
+    wrong = [x.device for x in local if (np.asarray(x) != expected).any()]
     moved = 2 * (mesh.size - 1) / mesh.size * megabytes * 2**20
-    seen = f"{megabytes} MB in {seconds * 1e3:.2f} ms, {moved / seconds / 1e9:.1f} GB/s a device"
+    speed = moved / seconds / 1e9
+    seen = f"{megabytes} MB in {seconds * 1e3:.2f} ms, {speed:.1f} GB/s per device"
     if wrong:
         seen = f"the sum is wrong on {', '.join(map(str, wrong))}"
-        return Row(FAILED, "all-reduce", seen, "a device or a cable is broken")
+        return Row(FAILED, "all-reduce", seen, "a device or its connection is broken")
     return Row(OK, "all-reduce", seen)
 
 
@@ -134,21 +134,22 @@ def _numbered(mesh: Mesh, length: int) -> jax.Array:
 
 
 def device_memory(devices: list[Any]) -> list[Row]:
-    """How full the fullest of these devices has been, where they tell; CPU does not."""
+    """Peak memory of the fullest of these devices; no row if unknown, as on CPU."""
     stats = [device.memory_stats() or {} for device in devices]
     known = [x for x in stats if x.get("peak_bytes_in_use") and x.get("bytes_limit")]
     if not known:
         return []
     fullest = max(known, key=lambda x: x["peak_bytes_in_use"] / x["bytes_limit"])
     peak, limit = fullest["peak_bytes_in_use"], fullest["bytes_limit"]
-    seen = f"{peak / 1e9:.1f} of {limit / 1e9:.1f} GB at the most"
+    seen = f"peak {peak / 1e9:.1f} of {limit / 1e9:.1f} GB"
     if peak <= 0.9 * limit:
         return [Row(OK, "memory", seen)]
-    return [Row(WARNING, "memory", seen, "it is close: docs/performance.md#when-it-does-not-fit")]
+    advice = "almost full: docs/performance.md#when-it-does-not-fit"
+    return [Row(WARNING, "memory", seen, advice)]
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """(seconds, result) of a call, also of what it leaves the devices to do."""
-    began = time.perf_counter()
+    """(seconds, result) of a call, including its work on the devices."""
+    start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - began, result
+    return time.perf_counter() - start, result

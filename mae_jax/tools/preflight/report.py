@@ -1,4 +1,4 @@
-"""What a preflight has found, row by row, and whether it is well on every process."""
+"""The results of a preflight, row by row, and whether every process passed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,13 +12,13 @@ OK, WARNING, FAILED = "✓", "!", "✗"
 
 
 class Row(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
       mark: OK, WARNING or FAILED.
-      name: of what.
-      seen: what was found.
-      advice: what to do, where something is to be done.
+      name: of the check.
+      seen: what was measured, or what went wrong.
+      advice: what to do about it, if anything.
     """
 
     mark: str
@@ -27,48 +27,48 @@ class Row(NamedTuple):
     advice: str = ""
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """Human-readable lines."""
         advice = [f"  {'':<11} -> {self.advice}"] if self.advice else []
         return [f"{self.mark} {self.name:<11} {self.seen}", *advice]
 
 
 class Report:
-    """The rows so far.
+    """Collects rows and shares failures between processes.
 
     Args:
-      tell: gets a row as soon as it is known.
+      show: called with each row as soon as it is known.
 
     Attributes:
-      fine: whether nothing has failed, on any process.
+      passed: whether no check has failed so far, on any process.
     """
 
-    def __init__(self, tell: Callable[[Row], None]):
-        self._tell = tell
-        self.fine = True
+    def __init__(self, show: Callable[[Row], None]):
+        self._show = show
+        self.passed = True
 
-    def tell(self, *rows: Row) -> None:
-        """Adds rows that cannot have failed."""
+    def show(self, *rows: Row) -> None:
+        """Shows rows that cannot have failed, without asking other processes."""
         for row in rows:
-            self._tell(row)
+            self._show(row)
 
     def add(self, *rows: Row) -> bool:
-        """Adds rows that each process found for itself; whether none failed on any of them.
+        """Adds rows of independent checks; returns whether they passed on every process.
 
         All processes must call this together.
         """
-        self.tell(*rows)
-        fine = not any(collectives.all_gather(any(row.mark == FAILED for row in rows)))
-        self.fine = self.fine and fine
-        return fine
+        self.show(*rows)
+        passed = not any(collectives.all_gather(any(row.mark == FAILED for row in rows)))
+        self.passed = self.passed and passed
+        return passed
 
     def add_shared(self, *rows: Row) -> bool:
-        """The same of what the processes did together.
+        """Like `add`, for checks in which the processes depend on each other.
 
         Raises:
-          RunError: it failed here, where the others may still be at it and cannot be asked.
+          RunError: a check failed here; other processes may hang in it, so they cannot be asked.
         """
         failed = [row for row in rows if row.mark == FAILED]
         if failed and jax.process_count() > 1:
-            self.tell(*rows)
+            self.show(*rows)
             raise RunError(f"{failed[0].name}: {failed[0].seen}")
         return self.add(*rows)

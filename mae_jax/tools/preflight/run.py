@@ -1,8 +1,8 @@
-"""Looks, before an expensive run, whether this machine and the others can do it.
+"""Runs all checks of `mae_jax.tools.preflight`.
 
-The command is `mae_jax.tools.preflight`. Every process calls `look`. What only one of them sees is
-shared by `report`, so that no process waits in a collective that another has given up; where that
-cannot be, in the middle of a step, `failing` ends them all.
+Every process calls `run`. `Report` shares the failures of single processes, so that none waits in a
+collective that another has abandoned. Where this is impossible, in the middle of a step,
+`fail_fast` ends all processes.
 """
 
 import contextlib
@@ -24,62 +24,62 @@ __all__ = ["FAILED", "OK", "WARNING", "Row", "run"]
 
 
 def run(
-    config: Any, folder: str, tell: Callable[[Row], None], *, allow_config_change: bool = False
+    config: Any, folder: str, show: Callable[[Row], None], *, allow_config_change: bool = False
 ) -> bool:
-    """Makes every check; all processes of the run must call this, inside `failing.ends_all`.
+    """Runs every check; all processes must call this, inside `fail_fast.abort_all_on_error`.
 
     Args:
-      config: the whole configuration.
-      folder: the workdir, from `workdir.resolve`; it is left as it was.
-      tell: gets a row as soon as it is known.
-      allow_config_change: as the run would be given it.
+      config: the full configuration.
+      folder: the workdir, from `workdir.resolve`; it is left unchanged.
+      show: called with each row as soon as it is known.
+      allow_config_change: as for the run.
 
     Returns:
-      Whether nothing failed, on any process.
+      Whether no check failed, on any process.
     """
-    report = Report(tell)
-    report.tell(machine_checks.devices(), machine_checks.versions())
+    report = Report(show)
+    report.show(machine_checks.devices(), machine_checks.versions())
     try:
         task = run_checks.make_task(config, folder, allow_config_change=allow_config_change)
     except UsageError as error:
-        # Processes that are not alike may hang in whatever they do next.
-        report.tell(Row(FAILED, "start", str(error), "nothing else was looked at"))
+        # Processes that differ may hang in any later collective.
+        report.show(Row(FAILED, "start", str(error), "no further checks were run"))
         return False
     processes = jax.process_count()
-    alike = f"{processes} processes with the same code, versions, configuration and data"
-    report.tell(Row(OK, "processes", alike if processes > 1 else "one"))
-    report.tell(run_checks.recipe(task, config))
+    consistent = f"{processes} processes with the same code, versions, configuration and data"
+    report.show(Row(OK, "processes", consistent if processes > 1 else "one"))
+    report.show(run_checks.recipe(task, config))
     mesh = sharding.make_mesh(**config.mesh)
     abstract = abstract_state(task, mesh)
-    report.add(
-        _room(task, config, folder, abstract), machine_checks.host_memory(), machine_checks.clocks()
-    )
+    disk = _disk_space(task, config, folder, abstract)
+    report.add(disk, machine_checks.host_memory(), machine_checks.clocks())
     report.add(machine_checks.all_reduce(mesh))
-    state, found = run_checks.start(
+    state, row = run_checks.start(
         task, config, folder, abstract, allow_config_change=allow_config_change
     )
-    if not report.add_shared(found) or state is None:
+    if not report.add_shared(row) or state is None:
         return False
-    there = task.summary()["data"]
+    data = task.summary()["data"]
     if task.num_steps == 0:
-        report.tell(Row(OK, "data", f"{there}; evaluated only: not read here"))
-        return report.fine
+        report.show(Row(OK, "data", f"{data}; only evaluated: not read here"))
+        return report.passed
     batches = task.train_batches(int(state.step))
     with contextlib.closing(batches):
-        batch, found = run_checks.reading(batches, config.batch_size // processes, there)
-        # Without a batch on every process there is no step on any.
-        if not report.add(found):
+        batch, row = run_checks.read_data(batches, config.batch_size // processes, data)
+        # No process can take a step unless all of them have a batch.
+        if not report.add(row):
             return False
-        report.add_shared(run_checks.stepping(task, config, mesh, abstract, state, batch))
+        report.add_shared(run_checks.train_steps(task, config, mesh, abstract, state, batch))
     report.add(*machine_checks.device_memory(jax.local_devices()))
-    return report.fine
+    return report.passed
 
 
-def _room(task: Any, config: Any, folder: str, abstract: Any) -> Row:
-    """`machine.room` for all checkpoints that the run will keep."""
+def _disk_space(task: Any, config: Any, folder: str, abstract: Any) -> Row:
+    """`machine_checks.disk_space` for all checkpoints that the run will keep."""
     options = config.checkpoint
-    for_ever = task.num_steps // options.keep_every if options.keep_every else 0
+    permanent = task.num_steps // options.keep_every if options.keep_every else 0
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     if filesystem.in_bucket(folder):
         return Row(OK, "disk", f"a bucket; each checkpoint takes {size / 1e9:,.1f} GB")
-    return machine_checks.room(folder, size, options.keep + for_ever, len(layout.steps(folder)))
+    keep, existing = options.keep + permanent, len(layout.steps(folder))
+    return machine_checks.disk_space(folder, size, keep, existing)

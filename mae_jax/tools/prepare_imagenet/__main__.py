@@ -1,22 +1,23 @@
-"""Prepares ImageNet-1K for training from its two tar files.
+"""Converts the two ImageNet-1K tar files to class folders or a TFDS dataset.
 
 Examples:
   python -m mae_jax.tools.prepare_imagenet --tars=DIR --out=DIR --dry_run
   launch/prepare_imagenet.sh --tars=DIR --out=DIR --format=tfds
 
-The script does the same and first sets up .venv. --tars holds
-ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org. Both are
-checked, and so is the free disk space, before anything is written.
+The script runs the same command and first sets up .venv. The folder --tars must
+contain ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org.
+Both files and the free disk space are checked before anything is written.
 
+Formats:
   folders   OUT/train/n01440764/*.JPEG and OUT/val/n01440764/*.JPEG
-  tfds      the TFDS data set imagenet2012 in OUT, as ArrayRecord
+  tfds      the TFDS dataset imagenet2012 in OUT, stored as ArrayRecord
 
-To continue after an interruption, run the same command again: with folders,
-finished classes are kept; TFDS starts from scratch. At the end the images are
-counted, and the flags to train with are printed.
+At the end the images are counted and the training command is printed. To
+continue after an interruption, run the same command again: finished class
+folders are kept, but TFDS starts from scratch.
 
-Exit status: 0 done, 1 failed (disk, damaged file), 2 invalid input (flags, a
-tar file missing or of the wrong size), 130 stopped by Ctrl-C.
+Exit status: 0 done, 1 failed (disk error, damaged file), 2 invalid input (bad
+flags, tar file missing or of the wrong size), 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_jax.runtime import filesystem, host
-from mae_jax.runtime.cli import run_command, say, setup_logging
-from mae_jax.runtime.errors import RunError, require
+from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
+from mae_jax.runtime.errors import INTERRUPTED, RunError, require
 from mae_jax.tools.prepare_imagenet import folders, tfds
 from mae_jax.tools.prepare_imagenet.release import Release, check_tars, imagenet_2012
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace, release: Release) -> None:
-    """Checks, makes and checks again as the flags say; prints how to train with the result."""
+    """Checks the input, converts it, checks the result, and prints how to train on it."""
     folder, out = Path(args.tars), Path(args.out)
     require(args.workers >= 1, f"--workers={args.workers} must be at least 1")
     require(not out.exists() or out.is_dir(), f"--out={out} is not a folder")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, release: Release) -> None:
         if not args.dry_run:
             folders.check_folders(folder, out, release)
     if args.dry_run:
-        log.info("--dry_run: nothing was done")
+        log.info("--dry_run: nothing was written")
         return
     say("train with:")
     say(f"  launch/local.sh --config=configs/vit_b.py {_flags(args.format, out)}")
@@ -63,34 +64,34 @@ def _flags(kind: str, out: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="launch/prepare_imagenet.sh",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.prepare_imagenet", __doc__)
     add = parser.add_argument
     folder: dict[str, Any] = {"type": filesystem.expand, "metavar": "DIR", "required": True}
-    add("--tars", **folder, help="folder of the two tar files")
-    add("--out", **folder, help="folder of the result")
-    add("--format", choices=("folders", "tfds"), default="folders", help="see above")
-    cores = host.usable_cpus()
-    add("--workers", type=int, default=cores, help="processes, for folders (default: all cores)")
-    add("--verify_md5", action="store_true", help="read both tar files first: some minutes")
-    add("--dry_run", action="store_true", help="check, say what would be done, and do nothing")
+    add("--tars", **folder, help="folder with the two tar files")
+    add("--out", **folder, help="folder to write the result to")
+    format = "output format (default: %(default)s)"
+    add("--format", choices=("folders", "tfds"), default="folders", help=format)
+    workers = "processes that extract class folders (default: one per CPU core)"
+    add("--workers", type=int, default=host.usable_cpus(), metavar="N", help=workers)
+    md5 = "check the MD5 sums of the tar files first; takes a few minutes"
+    add("--verify_md5", action="store_true", help=md5)
+    add("--dry_run", action="store_true", help="check the input and show what would be done")
     return parser
 
 
 def main(argv: Sequence[str] | None = None, release: Release | None = None) -> int:
-    """Runs the command; returns the exit status. Tests bring a small release of their own."""
+    """Runs the command; returns the exit status. Tests pass a small `release`."""
     args = _parser().parse_args(argv)
     setup_logging()
     try:
         run(args, release or imagenet_2012())
     except KeyboardInterrupt:
-        log.info("stopped; the same command goes on")
-        return 130
-    except OSError as error:  # a full disk, a broken one, no permission
-        raise RunError(f"{error}; what is finished stays, the same command goes on") from error
+        log.info("stopped; run the same command to continue")
+        return INTERRUPTED
+    except OSError as error:  # full or failing disk, missing permission
+        raise RunError(
+            f"{error}; finished classes are kept: run the same command to continue"
+        ) from error
     return 0
 
 

@@ -1,4 +1,4 @@
-"""ImageNet from its two tar files to folders of classes."""
+"""Extracts the two ImageNet tar files into one folder per class."""
 
 import concurrent.futures
 import contextlib
@@ -16,34 +16,35 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_jax.runtime.errors import RunError, UsageError
+from mae_jax.runtime.errors import FAILED, RunError, UsageError
 from mae_jax.tools.prepare_imagenet import tars
 from mae_jax.tools.prepare_imagenet.release import Release, check_disk, gigabytes
 
 log = logging.getLogger(__name__)
 
-SCRATCH = ".unfinished"  # in the result's folder; hidden, so that nothing lists it as images
-_DISK_MARGIN = 1.03  # files fill whole blocks of 4 KB: half a block each, of 110 KB
+SCRATCH = ".unfinished"  # inside the output folder; hidden, so it is never listed as a class
+_DISK_MARGIN = 1.03  # a file of 110 KB wastes about half a block of 4 KB
 _PROGRESS_EVERY = 50  # classes
 
 
 class Part(NamedTuple):
-    """The training or the validation images, and where they go."""
+    """The training or validation images, and their output folder."""
 
     name: str
     tar: Path
     out: Path
-    missing: tuple[str, ...]  # classes that are not there yet
+    missing: tuple[str, ...]  # classes still to extract
 
 
 def make_folders(
     folder: Path, out: Path, release: Release, *, workers: int, dry_run: bool = False
 ) -> None:
-    """Makes out/train/CLASS/*.JPEG and out/val/CLASS/*.JPEG of those classes that are not there.
+    """Extracts the missing classes to out/train/CLASS/*.JPEG and out/val/CLASS/*.JPEG.
 
     Raises:
-      UsageError: `out` holds other folders, or another process is at it.
-      RunError: too little disk, or a damaged tar file; what was made until then is whole and stays.
+      UsageError: `out` contains other folders, or another process is extracting into it.
+      RunError: too little disk space, or a damaged tar file; classes finished so far are complete
+        and stay.
     """
     parts = (
         _part("train", folder / release.train.name, out, release),
@@ -53,44 +54,41 @@ def make_folders(
     counts = (release.train_images, len(release.val_labels))
     shares = [len(part.missing) / len(release.classes) for part in parts]
     for part in parts:
-        done = len(release.classes) - len(part.missing)
-        log.info("%s: %d classes to extract from %s, %d done", part.out, *_two(part), done)
+        missing = len(part.missing)
+        done = len(release.classes) - missing
+        log.info("%s: %d classes to extract from %s, %d done", part.out, missing, part.tar, done)
     needed = sum(size * share for size, share in zip(sizes, shares, strict=True)) * _DISK_MARGIN
     files = sum(count * share for count, share in zip(counts, shares, strict=True))
     if dry_run or not any(shares):
         check_disk(out, needed=int(needed), files=int(files))
         return
-    with _alone(out) as scratch:
+    with _locked_scratch(out) as scratch:
         check_disk(out, needed=int(needed), files=int(files))
         tasks = [task for part in parts for task in _tasks(part, scratch, release)]
         _extract(tasks, workers)
 
 
-def _two(part: Part) -> tuple[int, Path]:
-    return len(part.missing), part.tar
-
-
 def _part(name: str, tar: Path, out: Path, release: Release) -> Part:
-    place = out / name
-    there = set(_folders(place))
-    if strange := sorted(there - set(release.classes)):
+    folder = out / name
+    existing = set(_folders(folder))
+    if unknown := sorted(existing - set(release.classes)):
         raise UsageError(
-            f"{place} holds the folder {strange[0]}, which is no class of ImageNet: training would "
-            "take it for one; move it, or name another folder by --out"
+            f"{folder} contains the folder {unknown[0]}, which is not an ImageNet class: training "
+            "would take it for one; move it, or choose another --out"
         )
-    return Part(name, tar, place, tuple(wnid for wnid in release.classes if wnid not in there))
+    return Part(name, tar, folder, tuple(wnid for wnid in release.classes if wnid not in existing))
 
 
-def _folders(place: Path) -> list[str]:
-    if not place.is_dir():
+def _folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
         return []
-    with os.scandir(place) as found:
-        return [item.name for item in found if item.is_dir() and not item.name.startswith(".")]
+    with os.scandir(folder) as items:
+        return [item.name for item in items if item.is_dir() and not item.name.startswith(".")]
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[Path]:
-    """A scratch folder of this process alone, empty at first and gone at the end."""
+def _locked_scratch(out: Path) -> Iterator[Path]:
+    """An empty scratch folder, locked by this process and removed at the end."""
     scratch = out / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     lock = os.open(scratch, os.O_RDONLY)
@@ -99,8 +97,8 @@ def _alone(out: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"another process is extracting into {out}: wait for it") from error
-        for left in scratch.iterdir():  # of a process that was killed
-            shutil.rmtree(left)
+        for leftover in scratch.iterdir():  # of a process that was killed
+            shutil.rmtree(leftover)
         yield scratch
         shutil.rmtree(scratch)
     finally:
@@ -143,7 +141,7 @@ def _extract(tasks: list[tars.ClassTask], workers: int) -> None:
 
 
 def _results(tasks: list[tars.ClassTask], workers: int) -> Generator[int, None, None]:
-    """Bytes written for each task, as they end; the first failure ends it."""
+    """Bytes written by each task, as tasks finish; the first failure stops the rest."""
     if min(workers, len(tasks)) <= 1:
         yield from map(tars.extract_class, tasks)
         return
@@ -159,63 +157,63 @@ def _results(tasks: list[tars.ClassTask], workers: int) -> Generator[int, None, 
             yield future.result()
     except BrokenProcessPool as error:
         raise RunError(
-            "a worker was killed, perhaps for want of memory; the same command goes on where it "
-            "stopped (--workers=1 takes least memory)"
+            "a worker was killed, perhaps because memory ran out; run the same command to continue "
+            "(--workers=1 takes the least memory)"
         ) from error
-    finally:  # what is being extracted is finished, so that nothing writes when we are gone
+    finally:  # waits for running tasks, so that nothing is written after we return
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    os._exit(FAILED)
 
 
 def check_folders(folder: Path, out: Path, release: Release) -> None:
-    """Counts the images in the folders and looks whether known images are in the right one.
+    """Counts the images in each folder, and checks that known images are in the right class.
 
     Raises:
-      RunError: other numbers, or an image in the wrong class.
+      RunError: a wrong count, or an image in the wrong class.
     """
     train = {wnid: _count(out / "train" / wnid) for wnid in release.classes}
     val = {wnid: _count(out / "val" / wnid) for wnid in release.classes}
     log.info("%s: %s images of %d classes", out / "train", f"{sum(train.values()):,}", len(train))
     log.info("%s: %s images of %d classes", out / "val", f"{sum(val.values()):,}", len(val))
-    right = {wnid: release.val_labels.count(wnid) for wnid in release.classes}
-    _compare(out / "val", val, right)
+    expected = {wnid: release.val_labels.count(wnid) for wnid in release.classes}
+    _compare(out / "val", val, expected)
     if sum(train.values()) != release.train_images:
         path = folder / release.train.name
         inner = tars.class_tars(str(path), release.classes)
         with open(path, "rb") as file:
-            right = {w: len(tars.train_images(file, w, inner[w])) for w in release.classes}
-        _compare(out / "train", train, right)
+            expected = {w: len(tars.train_images(file, w, inner[w])) for w in release.classes}
+        _compare(out / "train", train, expected)
         raise RunError(
-            f"{path} holds {sum(train.values()):,} images, not {release.train_images:,}: it is "
-            "damaged or not the original, download it again"
+            f"{path} contains {sum(train.values()):,} images, not {release.train_images:,}: it is "
+            "damaged or not the original; download it again"
         )
     for name, wnid in release.known.items():
         if not (out / "val" / wnid / name).is_file():
-            raise RunError(f"{name} should be of the class {wnid}, and is not in {out / 'val'}")
+            raise RunError(f"{name} is missing from its class folder {out / 'val' / wnid}")
 
 
-def _count(place: Path) -> int:
-    with os.scandir(place) as files:
+def _count(folder: Path) -> int:
+    with os.scandir(folder) as files:
         return sum(item.name.endswith(".JPEG") for item in files)
 
 
-def _compare(place: Path, found: dict[str, int], right: dict[str, int]) -> None:
-    wrong = [wnid for wnid in right if found[wnid] != right[wnid]]
+def _compare(folder: Path, counts: dict[str, int], expected: dict[str, int]) -> None:
+    wrong = [wnid for wnid in expected if counts[wnid] != expected[wnid]]
     if wrong:
         first = wrong[0]
         raise RunError(
-            f"{len(wrong)} folders in {place} have the wrong number of images: "
-            f"{', '.join(wrong[:5])} ({first}: {found[first]:,} instead of {right[first]:,}); "
-            "remove them and give the same command again"
+            f"{len(wrong)} folders in {folder} have the wrong number of images: "
+            f"{', '.join(wrong[:5])} ({first}: {counts[first]:,} instead of {expected[first]:,}); "
+            "remove them and run the same command again"
         )

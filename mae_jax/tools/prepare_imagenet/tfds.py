@@ -1,4 +1,4 @@
-"""ImageNet from its two tar files to a TFDS data set, stored as ArrayRecord."""
+"""Converts the two ImageNet tar files to a TFDS dataset, stored as ArrayRecord."""
 
 import logging
 from pathlib import Path
@@ -10,33 +10,32 @@ from mae_jax.tools.prepare_imagenet.release import Release, check_disk
 log = logging.getLogger(__name__)
 
 NAME = "imagenet2012"
-# TFDS first writes all examples of a split to a thousand files, then sorts one after the other into
-# the final files and deletes it: the disk never holds much more than everything once.
+# TFDS writes all examples of a split to a thousand temporary files, then sorts each into the final
+# files and deletes it, so the disk never contains much more than one copy.
 _DISK_FACTOR = 1.1
 
 
 def make_tfds(folder: Path, out: Path, release: Release, *, dry_run: bool = False) -> None:
-    """Prepares imagenet2012 in the TFDS data directory `out`, unless it is there.
+    """Prepares imagenet2012 in the TFDS data directory `out`, unless it exists.
 
-    TFDS begins again from the first image after an interruption; what is under the final name is
-    whole.
+    After an interruption TFDS starts from scratch. A dataset with the final name is complete.
 
     Raises:
-      RunError: too little disk, or other numbers of images than there should be.
+      RunError: too little disk space, or a wrong number of images.
     """
     if not dry_run:
         builder = _builder(out)
         if not builder.data_path.exists():
             _prepare(builder, folder, out, release)
         else:
-            log.info("%s is there: nothing to prepare", builder.data_path)
+            log.info("%s exists: nothing to prepare", builder.data_path)
         _check(builder, release)
         return
     done = sorted((out / NAME).glob("*/dataset_info.json"))
     if done:
-        log.info("%s is there: nothing to prepare", done[-1].parent)
+        log.info("%s exists: nothing to prepare", done[-1].parent)
         return
-    log.info("%s: to be prepared from the tar files in %s", out / NAME, folder)
+    log.info("%s would be prepared from the tar files in %s", out / NAME, folder)
     check_disk(out, needed=_needed(release), files=0)
 
 
@@ -55,20 +54,20 @@ def _builder(out: Path) -> Any:
 def _prepare(builder: Any, folder: Path, out: Path, release: Release) -> None:
     import tensorflow_datasets as tfds
 
-    for left in sorted((out / NAME).glob("*incomplete*")):
-        log.warning("%s was left by a run that was interrupted: it can be removed", left)
+    for leftover in sorted((out / NAME).glob("*incomplete*")):
+        log.warning("%s was left by an interrupted command; you can remove it", leftover)
     check_disk(out, needed=_needed(release), files=0)
     config = tfds.download.DownloadConfig(manual_dir=str(folder.absolute()))
     builder.download_and_prepare(download_config=config)
 
 
 def _check(builder: Any, release: Release) -> None:
-    right = {"train": release.train_images, "validation": len(release.val_labels)}
-    for split, number in right.items():
+    expected = {"train": release.train_images, "validation": len(release.val_labels)}
+    for split, number in expected.items():
         found = builder.info.splits[split].num_examples if split in builder.info.splits else 0
         log.info("%s: %s images in %s", builder.data_path, f"{found:,}", split)
         if found != number:
             raise RunError(
                 f"{builder.data_path} has {found:,} images in {split}, not {number:,}: remove it "
-                "and give the same command again (--verify_md5 finds damaged tar files)"
+                "and run the same command again (--verify_md5 detects damaged tar files)"
             )

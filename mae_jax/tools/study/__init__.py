@@ -1,5 +1,5 @@
-"""Studies: the same recipe with one thing changed at a time, and a table and plot of what came out.
+"""Studies: runs of one recipe with one thing changed at a time, compared in a table and a plot.
 
-`plan` says which runs there are, `run` makes them one after another, `report` compares them. The
-command is `mae_jax.tools.study`.
+`plan` lists the runs, `run` runs them one after another, and `report` compares them. The command is
+`mae_jax.tools.study`.
 """

@@ -1,4 +1,4 @@
-"""Runs a table of the paper: pre-trains, probes and fine-tunes each of its rows.
+"""Runs a study: pre-trains, probes and fine-tunes each row of a table.
 
 Examples:
   python -m mae_jax.tools.study --study=configs/ablations/mask_ratio.py
@@ -7,18 +7,18 @@ Examples:
       --linprobe=configs/linprobe/cifar10.py:laptop --rows=0.25,0.5,0.75 \\
       --config.data.root=DIR --pretrain.epochs=8
 
-To continue after any interruption, run the same command again: rows that are
-done are skipped, and a half-finished one continues. Studies in one workdir
-share the runs they have in common. STUDY.md, STUDY.csv and STUDY.png are
-written into the workdir after every row.
+Every table of the paper is a study file in configs/ablations. After each row,
+STUDY.md, STUDY.csv and STUDY.png in the workdir are updated. To continue after
+an interruption, run the same command again: finished runs are skipped and an
+unfinished one is resumed. Studies in the same workdir share identical runs.
 
---config.KEY=VALUE changes a key in all stages, --STAGE.KEY=VALUE in one.
---stages= (empty) only pre-trains. On many machines, or in the tasks of a Slurm
-array, --cell=I runs only row I, counted from 0. --dry_run prints the commands.
+--config.KEY=VALUE changes a key in all stages, --STAGE.KEY=VALUE in one of
+pretrain, linprobe and finetune. --stages= (empty) only pre-trains. To spread
+the rows over machines or a Slurm array, run only row I with --cell=I.
 
-Exit status: 0 all done, 1 a run failed, 2 invalid input, 70 a run hung and the
-watchdog ended it (--config.watchdog.abort=True), 75 stopped by a signal. After
-70 and 75, run the same command to continue.
+Exit status: 0 all done, 1 a run failed, 2 invalid input, 70 a run hung and was
+ended by the watchdog (--config.watchdog.abort=True), 75 stopped by a signal.
+After 70 and 75, run the same command to continue.
 """
 
 import argparse
@@ -27,12 +27,11 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from mae_jax.runtime import disk, filesystem, workdir
-from mae_jax.runtime.cli import run_command, setup_logging
+from mae_jax.runtime.cli import make_parser, run_command, setup_logging
 from mae_jax.runtime.errors import HUNG, STOPPED, RunError, UsageError
 from mae_jax.tasks import figures
 from mae_jax.tools.study import plan, report, run
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = plan.load(args.study)
     folder = workdir.resolve(args.workdir)
     if filesystem.in_bucket(folder):
-        raise UsageError(f"--workdir={folder}: a study keeps its logs and tables on a disk")
+        raise UsageError(f"--workdir={folder}: a study needs a local folder, not a bucket")
     stages = _stages(args.stages)
     cells = plan.cells(
         plan.choose(study, _words(args.rows)),
@@ -63,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for stage in cell.stages:
                 print(shlex.join(run.command(stage)))
         return 0
-    done = _done(cells)  # or refused: at once
+    done = _done(cells)  # raises if a finished run had another configuration
     log.info("%d of %d runs are done", sum(done.values()), len(done))
-    with run.Stop().listening() as stop:
+    with run.Stop().handle_signals() as stop:
         return _run(study, cells, mine, folder, stop)
 
 
@@ -80,14 +79,14 @@ def _run(
     table = ""
     for cell in mine:
         status = run.run_cell(cell, f"[{cells.index(cell) + 1}/{len(cells)}]", stop)
-        if stop.heard or status == STOPPED:
+        if stop.requested or status == STOPPED:
             return STOPPED
         if status:
             failed[cell.row] = status
         table = write(study, cells, folder)
     print(table)
     if hung := [row for row, status in failed.items() if status == HUNG]:
-        log.error("rows that hung: %s; the same command continues", ", ".join(hung))
+        log.error("rows that hung: %s; run the same command to continue", ", ".join(hung))
         return HUNG
     if failed:
         raise RunError(f"rows that failed: {', '.join(failed)}; the others are done")
@@ -95,11 +94,12 @@ def _run(
 
 
 def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
-    """Writes table and plot of what is done so far; returns the table."""
+    """Writes the table and plot of the finished runs; returns the table."""
     text, written = "", None
-    # Tasks of an array write the same files: over a newer table, if another row was done meanwhile.
+    # Tasks of an array write the same files. Repeat if another task finished a row while we wrote,
+    # or an older table could replace a newer one.
     while (done := _done(cells)) != written:
-        with disk.told(folder):
+        with disk.translate_errors(folder):
             text, written = _write(study, report.rows(study, cells, done), folder), done
     return text
 
@@ -107,15 +107,11 @@ def write(study: plan.Study, cells: Sequence[plan.Cell], folder: str) -> str:
 def _write(study: plan.Study, table: Sequence[dict[str, Any]], folder: str) -> str:
     text = report.markdown(study.title, table)
     os.makedirs(folder, exist_ok=True)
-    # Each file is replaced whole.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as here:
-        path = os.path.join(here, study.name)
-        for end, content in ((".md", text), (".csv", report.comma_separated(table))):
-            with open(path + end, "w", encoding="utf-8") as file:
-                file.write(content)
-        figures.save_png(path + ".png", figures.panels(study.title, *report.series(study, table)))
-        for name in os.listdir(here):
-            os.replace(os.path.join(here, name), os.path.join(folder, name))
+    path = os.path.join(folder, study.name)
+    image = figures.panels(study.title, *report.series(study, table))
+    figures.save_png(path + ".png", image, shared=True)
+    for extension, content in ((".md", text), (".csv", report.comma_separated(table))):
+        filesystem.write(path + extension, content.encode(), shared=True)
     return text
 
 
@@ -131,7 +127,7 @@ def _stages(text: str) -> list[str]:
     later = [stage for stage in plan.STAGES if stage != "pretrain"]
     for stage in _words(text):
         if stage not in later:
-            raise UsageError(f"--stages={text}: {stage} is none of {', '.join(later)}")
+            raise UsageError(f"--stages={text}: {stage} is not one of {', '.join(later)}")
     return ["pretrain", *(stage for stage in later if stage in _words(text))]
 
 
@@ -142,8 +138,8 @@ def _overrides(words: Sequence[str], stages: Sequence[str]) -> dict[str, list[st
         match = re.fullmatch(r"--(\w+)\.([^=]+=.*)", word)
         if match is None or match[1] not in ("config", *plan.STAGES):
             raise UsageError(
-                f"unknown argument {word!r}: settings are --config.KEY=VALUE or --STAGE.KEY=VALUE "
-                f"with one of {', '.join(plan.STAGES)}"
+                f"unknown argument {word!r}: override keys with --config.KEY=VALUE or "
+                f"--STAGE.KEY=VALUE, where STAGE is one of {', '.join(plan.STAGES)}"
             )
         for stage in stages:
             if match[1] in ("config", stage):
@@ -152,24 +148,20 @@ def _overrides(words: Sequence[str], stages: Sequence[str]) -> dict[str, list[st
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_jax.tools.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--study", type=filesystem.expand, required=True, help="a file of configs/ablations"
-    )
-    parser.add_argument("--workdir", default="runs/studies", help="folder of studies (%(default)s)")
-    parser.add_argument("--rows", default="", help="A,B,...: these rows alone")
-    parser.add_argument("--stages", default="linprobe,finetune", help="after pre-training")
+    parser = make_parser("tools.study", __doc__, allow_abbrev=False)
+    add = parser.add_argument
+    study = "study file, such as those in configs/ablations"
+    add("--study", type=filesystem.expand, required=True, metavar="FILE", help=study)
+    workdir_help = "folder for runs and tables (default: %(default)s)"
+    add("--workdir", default="runs/studies", metavar="DIR", help=workdir_help)
+    add("--rows", default="", metavar="A,B,...", help="run only these rows (default: all)")
+    stages = "stages after pre-training (default: %(default)s)"
+    add("--stages", default="linprobe,finetune", metavar="A,B,...", help=stages)
     for stage, recipe in plan.STAGES.items():
-        parser.add_argument(
-            f"--{stage}", metavar="RECIPE", help=f"default: the study's, or {recipe}"
-        )
-    parser.add_argument("--cell", type=int, help="run this row alone, counted from 0")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
+        default = f"recipe of this stage (default: the study's, or {recipe})"
+        add(f"--{stage}", metavar="RECIPE", help=default)
+    add("--cell", type=int, metavar="I", help="run only row I, counted from 0")
+    add("--dry_run", action="store_true", help="print the commands without running them")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Which runs a study needs: its rows, and the stages of each.
+"""The runs of a study: its rows, and the stages of each.
 
-A study is a file of configs/ablations: `ROWS` names what each row changes in a pre-training recipe,
-`KEY` (where there is one) the key whose value is the row's name, `PAPER` what the paper prints,
-`RECIPES` other recipes of the stages than ours.
+A study is a Python file such as those in configs/ablations. `ROWS` lists what each row changes in a
+pre-training recipe, `KEY` (optional) is the key whose value names the row, `PAPER` (optional) has
+the paper's numbers, and `RECIPES` (optional) replaces the default recipes of the stages.
 """
 
 import ast
@@ -27,20 +27,20 @@ STAGES = {
     "finetune": "configs/finetune/vit_l.py:ablation",
 }
 Recipe = str | dict[str, str]
-# What of the model all stages share: the encoder.
+# Keys of the encoder, which all stages share.
 _ENCODER = re.compile(r"model\.(size|image_size|patch_size|channels|embed_dim|depth|num_heads|mlp)")
 
 
 class Study(NamedTuple):
-    """What a file declares.
+    """A study file.
 
     Attributes:
-      name: of the file.
-      title: first line of its documentation.
-      key: key whose value the rows are named after; "" where rows change several.
-      rows: what each row changes: name -> key -> value.
-      paper: what the paper prints: stage -> row -> accuracy in percent.
-      recipes: stage -> the paper's recipe, or one for each row.
+      name: file name without its suffix.
+      title: first line of the docstring.
+      key: config key whose value names the rows; "" if rows change several keys.
+      rows: changes of each row: name -> key -> value.
+      paper: the paper's numbers: stage -> row -> accuracy in percent.
+      recipes: stage -> recipe, or one recipe per row.
     """
 
     name: str
@@ -57,9 +57,9 @@ class Stage(NamedTuple):
     Attributes:
       name: pretrain, linprobe or finetune.
       folder: its workdir.
-      words: arguments of `mae_jax.main`, the workdir left out.
-      config: what they mean.
-      base: those of the pre-training that it begins with; None for pre-training itself.
+      words: arguments of `mae_jax.main` except --workdir.
+      config: the configuration that they give.
+      base: configuration of the pre-training run it starts from; None for pre-training itself.
     """
 
     name: str
@@ -70,28 +70,28 @@ class Stage(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One row: its stages, in their order."""
+    """One row and its stages, in order."""
 
     row: str
     stages: list[Stage]
 
 
 def load(path: str, flag: str = "--study") -> Study:
-    """The study that a file declares: one where the path says, or else one that ships with mae_jax.
+    """Loads a study file from its path or, if it does not exist, from those shipped with mae_jax.
 
     Raises:
-      UsageError: there is no such file, it declares none, or a row's key or value is impossible.
+      UsageError: there is no such file, it has no ROWS, or a row has an invalid key or value.
     """
     found = recipe_file.find(path, flag)
     recipe_file.provide_configs(found)
     try:
         declared = runpy.run_path(found)
-    except Exception as error:  # it is somebody's program, and may fail in any way
+    except Exception as error:  # user code may raise anything
         raise UsageError(f"{flag}={path}: {type(error).__name__}: {error}") from error
     rows = declared.get("ROWS")
     if not isinstance(rows, dict) or {type(changes) for changes in rows.values()} != {dict}:
         raise UsageError(
-            f"{flag}={path} has no ROWS: a dict of names and of what they change, as in "
+            f"{flag}={path} has no ROWS: a dict from row names to config changes, as in "
             "configs/ablations/mask_ratio.py"
         )
     for changes in rows.values():
@@ -105,7 +105,7 @@ def load(path: str, flag: str = "--study") -> Study:
 
 
 def choose(study: Study, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The rows of that name, or of that value of the study's key; all for none wanted.
+    """Selects rows by name or by value of the study's key; all rows if `wanted` is empty.
 
     Raises:
       UsageError: there is no such row.
@@ -113,7 +113,7 @@ def choose(study: Study, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
     chosen = {}
     for name in wanted or study.rows:
         if name not in study.rows and not study.key:
-            raise UsageError(f"--rows={name} is none of {', '.join(study.rows)}")
+            raise UsageError(f"--rows={name} is not one of {', '.join(study.rows)}")
         chosen[name] = study.rows[name] if name in study.rows else {study.key: _value(name)}
     return chosen
 
@@ -132,22 +132,22 @@ def cells(
     overrides: dict[str, list[str]],
     workdir: str,
 ) -> list[Cell]:
-    """All runs of a study, each checked.
+    """All runs of a study, with validated configurations.
 
-    A folder is named after what differs from the recipe (`base` where nothing does), so that the
-    studies of one workdir share the runs they have in common. Rows change pre-training; what
-    pre-training has no key for, they change in fine-tuning.
+    A folder is named after its changes to the recipe (`base` if there are none), so that studies in
+    the same workdir share identical runs. A row changes pre-training; keys that pre-training does
+    not have change fine-tuning instead.
 
     Args:
       rows: from `choose`.
-      recipes: stage -> recipe, or one for each row; the first is that of `pretrain`.
-      overrides: stage -> further arguments, `--config.key=value`.
+      recipes: stage -> recipe, or one recipe per row; starts with `pretrain`.
+      overrides: stage -> additional arguments `--config.key=value`.
       workdir: folder of the studies.
 
     Raises:
-      UsageError: an argument or a row is impossible.
+      UsageError: an argument or a row is invalid.
     """
-    found = []
+    planned = []
     for row, changes in rows.items():
         of_row = {s: r if isinstance(r, str) else r[row] for s, r in recipes.items()}
         base = flatten(_parse(of_row["pretrain"], overrides["pretrain"]))
@@ -171,32 +171,32 @@ def cells(
             first = cell.stages[0].config if cell.stages else None
             _check_same_encoder(first, config, f"row {row}, {stage}: ")
             cell.stages.append(Stage(stage, os.path.join(folder, name), command, config, first))
-        found.append(cell)
-    return found
+        planned.append(cell)
+    return planned
 
 
 def _check_same_encoder(first: Any, config: Any, where: str) -> None:
-    """Refuses a stage with another encoder than pre-training; images may have another size."""
+    """Rejects a stage whose encoder differs from pre-training's, except in its image size."""
     if first is None:
         return
     trained, wanted = flatten(first), flatten(config)
     for key in filter(_ENCODER.match, wanted):
         old, new = trained[key], wanted[key]
-        by_size = 0 in (old, new)  # then `model.size` tells
+        by_size = 0 in (old, new)  # 0: given by `model.size`, which is compared too
         if key != "model.image_size" and old != new and not by_size:
             raise UsageError(
-                f"{where}--config.{key}={new}, but pre-training has {old}: choose a recipe of the "
-                "same encoder, or set it for all stages"
+                f"{where}--config.{key}={new}, but pre-training has {old}: choose a recipe with "
+                "the same encoder, or set the key for all stages"
             )
 
 
 def _plain(value: Any) -> Any:
-    """As `flatten` has values."""
+    """The value as `flatten` returns it."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _label(changes: dict[str, Any]) -> str:
-    """A folder's name for what is changed; "" for nothing."""
+    """Folder name for these changes; "" if there are none."""
     text = ",".join(f"{key}={value}" for key, value in sorted(changes.items()))
     return re.sub(r"[^\w.=,+-]+", "-", text)
 
@@ -208,4 +208,4 @@ def _parse(recipe: str, words: list[str], where: str = "") -> Any:
     try:
         return command_line.parse(words, values)
     except UsageError as error:
-        raise UsageError(f"{where}{error}") from error
+        raise UsageError(*(f"{where}{problem}" for problem in error.args)) from error

@@ -1,4 +1,4 @@
-"""What came out of a study: a table (Markdown, CSV) and a plot, beside the paper's numbers."""
+"""Results of a study next to the paper's numbers, as a table (Markdown, CSV) and a plot."""
 
 import contextlib
 import csv
@@ -9,7 +9,7 @@ from typing import Any
 from mae_jax.tools.study.plan import Cell, Study
 from mae_jax.train import metric_writer
 
-# Of each stage: column -> (split, name) of metrics.jsonl; accuracies in percent.
+# For each stage: column -> (split, name) of metrics.jsonl; accuracies in percent.
 COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     "pretrain": {
         "loss": ("eval", "loss"),
@@ -24,25 +24,25 @@ PAPER = {"linprobe": "linear probe", "finetune": "fine-tuned"}  # stage -> colum
 
 
 def measured(stage: str, folder: str) -> dict[str, float]:
-    """The newest held-out numbers of a stage's run, by column; {} before there are any."""
+    """The latest evaluation results of a run by column; {} if there are none yet."""
     newest: dict[str, dict[str, Any]] = {}
     with contextlib.suppress(FileNotFoundError):
         newest = {values["split"]: values for values in metric_writer.read(folder)}
-    found = {}
+    results = {}
     for column, (split, name) in COLUMNS[stage].items():
         if split in newest:
             value = newest[split][name]
-            found[column] = 100 * value if name == "top1" else value
-    return found
+            results[column] = 100 * value if name == "top1" else value
+    return results
 
 
 def rows(study: Study, cells: Sequence[Cell], done: Mapping[str, bool]) -> list[dict[str, Any]]:
-    """One dict for each row: its name, what was measured, what the paper prints.
+    """One dict per row: its name, our results, and the paper's.
 
     Args:
-      study: what was studied.
+      study: the study.
       cells: its runs.
-      done: folder of a stage -> whether it ran to its end; others are left out.
+      done: folder of a stage -> whether its run is finished; unfinished runs are left out.
     """
     table = []
     for cell in cells:
@@ -58,13 +58,13 @@ def rows(study: Study, cells: Sequence[Cell], done: Mapping[str, bool]) -> list[
 
 
 def columns(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All columns that some row has: the row's name, what was measured, the paper's."""
+    """The columns of all rows: the row's name, our results, then the paper's."""
     names = list(dict.fromkeys(name for row in table for name in row))
     return sorted(names, key=lambda name: name.startswith("paper"))
 
 
 def markdown(title: str, table: Sequence[Mapping[str, Any]]) -> str:
-    """The table for people."""
+    """The table in Markdown."""
     names = columns(table)
     lines = [f"## {title}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in table:
@@ -73,7 +73,7 @@ def markdown(title: str, table: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comma_separated(table: Sequence[Mapping[str, Any]]) -> str:
-    """The same for programs."""
+    """The table as CSV."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns(table), lineterminator="\n")
     writer.writeheader()
@@ -84,7 +84,7 @@ def comma_separated(table: Sequence[Mapping[str, Any]]) -> str:
 def series(
     study: Study, table: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], dict[str, dict[str, list[float | None]]]]:
-    """Names of the rows, and panel -> curve -> values, for `plots.panels`."""
+    """Names of the rows, and panel -> curve -> values, for `figures.panels`."""
     names = [str(row[study.key or "row"]) for row in table]
     shown: dict[str, dict[str, list[float | None]]] = {}
     for column in columns(table)[1:]:

@@ -1,4 +1,4 @@
-"""Makes the runs of a study, each in a process of its own, and continues where one was stopped."""
+"""Runs the stages of a study, each in a separate process, and resumes unfinished ones."""
 
 import contextlib
 import json
@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from mae_jax.config import diff as config_lib
-from mae_jax.config import recipe_file
+from mae_jax.config import diff, recipe_file
 from mae_jax.runtime.errors import STOPPED, UsageError
 from mae_jax.runtime.filesystem import write_json
 from mae_jax.runtime.preemption import SIGNALS
@@ -21,135 +20,135 @@ from mae_jax.tools.study.plan import Cell, Stage
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (*SIGNALS, signal.SIGHUP)  # SIGHUP: the terminal is gone
-LOG, NOTE = "log.txt", "study.json"  # in a stage's folder: what it printed; that it is done
+_SIGNALS = (*SIGNALS, signal.SIGHUP)  # SIGHUP: the terminal was closed
+LOG, RECORD = "log.txt", "study.json"  # in a stage's folder: its output; whether it is done
 
 
 def command(stage: Stage) -> list[str]:
-    """What runs a stage."""
+    """The command that runs a stage."""
     return [sys.executable, "-m", "mae_jax.main", *stage.words, f"--workdir={stage.folder}"]
 
 
 class Stop:
-    """Hears signals during a whole study, and hands them on to the run under way.
+    """Handles signals during a study, and forwards them to the current run.
 
     Attributes:
-      heard: whether one came.
+      requested: whether a signal arrived.
     """
 
     def __init__(self) -> None:
-        self.heard = False
+        self.requested = False
         self._process: subprocess.Popen[bytes] | None = None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """Within it no signal ends the study by itself; the main thread must call this."""
-        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+    def handle_signals(self) -> Iterator["Stop"]:
+        """Within this context signals do not kill the study; only for the main thread."""
+        previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def wait_for(self, process: "subprocess.Popen[bytes]") -> int:
-        """Exit status of a run, when it has ended."""
+        """Waits for a run to end; returns its exit status."""
         self._process = process
-        if self.heard:  # while it was being started
+        if self.requested:  # while the run was being started
             process.send_signal(signal.SIGTERM)
         status = process.wait()
         self._process = None
         return status
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self.heard = True
-        if self._process is not None:  # runs know no SIGHUP
+        self.requested = True
+        if self._process is not None:  # runs do not handle SIGHUP
             self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 def is_done(stage: Stage) -> bool:
-    """Whether a stage has run to its end, with these settings, its own and its pre-training's.
+    """Whether a stage finished with this configuration, and its pre-training with its own.
 
     Raises:
-      UsageError: it did so with others.
+      UsageError: it finished with a different one.
     """
-    note = _note(stage)
-    if not note.get("done"):
+    record = _read_record(stage)
+    if not record.get("done"):
         return False
-    changed = config_lib.changes(note["config"], stage.config.to_dict())
+    changed = diff.changes(record["config"], stage.config.to_dict())
     if stage.base is not None:
-        first = config_lib.changes(note["pretrain"], stage.base.to_dict())
-        changed += [f"pretrain.{line}" for line in first]
+        base = diff.changes(record["pretrain"], stage.base.to_dict())
+        changed += [f"pretrain.{line}" for line in base]
     if changed:
         raise UsageError(
-            f"{stage.folder} is done, with another configuration ({'; '.join(changed)}): give "
+            f"{stage.folder} is done, with another configuration ({'; '.join(changed)}): choose "
             f"another --workdir, or remove {os.path.dirname(stage.folder)}"
         )
     return True
 
 
 def run_cell(cell: Cell, where: str, stop: Stop) -> int:
-    """Runs those stages of a cell that are not done yet, until one fails or a signal comes.
+    """Runs the unfinished stages of a cell, until one fails or a signal arrives.
 
     Returns:
-      Exit status: 0 all done, 75 stopped by a signal, anything else that of the run that failed
+      Exit status: 0 all done, 75 stopped by a signal, otherwise the status of the run that failed
       (70: it hung).
     """
     for stage in cell.stages:
-        here = f"{where} {cell.row}, {stage.name}"
+        label = f"{where} {cell.row}, {stage.name}"
         if is_done(stage):
-            log.info("%s was done before: %s", here, _found(stage))
+            log.info("%s was done before: %s", label, _results(stage))
             continue
-        status = _run(stage, here, stop)
-        if stop.heard or status == STOPPED:  # or somebody stopped that run alone
-            log.info("stopped; the same command continues")
+        status = _run(stage, label, stop)
+        if stop.requested or status == STOPPED:  # STOPPED: only the run was stopped
+            log.info("stopped; run the same command to continue")
             return STOPPED
         if status:
             return status
     return 0
 
 
-def _run(stage: Stage, where: str, stop: Stop) -> int:
-    """Runs a stage; its exit status."""
+def _run(stage: Stage, label: str, stop: Stop) -> int:
+    """Runs a stage; returns its exit status."""
     path = os.path.join(stage.folder, LOG)
-    log.info("%s begins: %s", where, path)
-    began, before = time.monotonic(), _note(stage).get("seconds", 0.0)
+    log.info("%s starts: %s", label, path)
+    start, earlier = time.monotonic(), _read_record(stage).get("seconds", 0.0)
     os.makedirs(stage.folder, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         status = stop.wait_for(_start(command(stage), file))
-    note = {
+    record = {
         "done": status == 0,
-        "seconds": round(before + time.monotonic() - began, 1),  # all sessions together
+        "seconds": round(earlier + time.monotonic() - start, 1),  # of all sessions
         "command": stage.words,
         "config": stage.config.to_dict(),
         "pretrain": stage.base and stage.base.to_dict(),
     }
-    write_json(os.path.join(stage.folder, NOTE), note)
+    write_json(os.path.join(stage.folder, RECORD), record)
     if status == 0:
-        log.info("%s done in %.0f s: %s", where, note["seconds"], _found(stage))
-    elif not stop.heard and status != STOPPED:
-        log.error("%s failed with status %d: %s (%s)", where, status, _last_line(stage), LOG)
+        log.info("%s done in %.0f s: %s", label, record["seconds"], _results(stage))
+    elif not stop.requested and status != STOPPED:
+        log.error("%s failed with status %d: %s (%s)", label, status, _last_line(stage), path)
     return status
 
 
 def _start(words: Sequence[str], output: IO[str]) -> "subprocess.Popen[bytes]":
-    # A new Python finds an installed package, but a clone only on its path.
+    # An installed package is found anyway; a clone must be on the path.
     path = os.pathsep.join(filter(None, (recipe_file.ROOT, os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path}
-    # In a session of its own, so that a Ctrl-C reaches it once, through us.
+    # In a new session, so that Ctrl-C reaches the run only once, through us.
     return subprocess.Popen(
         words, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
 
 
-def _note(stage: Stage) -> dict[str, Any]:
-    path = os.path.join(stage.folder, NOTE)
+def _read_record(stage: Stage) -> dict[str, Any]:
+    path = os.path.join(stage.folder, RECORD)
     if not os.path.exists(path):
         return {}
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
-def _found(stage: Stage) -> str:
+def _results(stage: Stage) -> str:
     return ", ".join(f"{k} {v:.4g}" for k, v in report.measured(stage.name, stage.folder).items())
 
 

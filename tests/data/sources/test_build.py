@@ -1,4 +1,4 @@
-"""What `data.source` names, and what is done with it."""
+"""The registry of sources, and the sources built from it."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Gray:
         return self._count
 
     def read(self, indices):
-        return [Record(np.full((8, 8, 3), 128, np.uint8), -1) for _ in indices]
+        return [Record(np.full((8, 8, 3), 128, np.uint8), {}) for _ in indices]
 
     def describe(self, index):
         return f"{self.name}#{index}"

@@ -49,7 +49,7 @@ def cached(source, kind, gb=1.0):
 
 
 @pytest.mark.parametrize("kind", ["encoded", "decoded"])
-@pytest.mark.parametrize("gb", [1.0, 10_000 / 2**30])  # all of it, and a part
+@pytest.mark.parametrize("gb", [1.0, 10_000 / 2**30])  # all records, and some
 def test_batches_are_the_same_and_kept_examples_are_read_once(pictures, kind, gb):
     expected, _ = batches(pictures)
     counting = Counting(pictures.data)
@@ -72,7 +72,7 @@ def test_decoded_pixels_are_decoded_once(pictures):
     assert first is second
 
 
-def test_it_stops_growing_at_the_limit_and_says_so_once(caplog):
+def test_it_stops_growing_at_the_limit_and_logs_that_once(caplog):
     source = Cached(
         Counting([bytes(1000)] * 10), Budget(3500 + 3 * OVERHEAD), change=lambda record: record
     )

@@ -8,32 +8,10 @@ from etils import epath
 from PIL import Image
 
 from mae_jax.data import make_sources
-from mae_jax.data.sources.file_list import EXTENSIONS
+from mae_jax.data.sources.scan import EXTENSIONS
 from mae_jax.data.transforms import decode
 from mae_jax.runtime.errors import UsageError
-from tests.data.helpers import jpeg, picture
-
-JPEG = jpeg(picture(0, 8, 8))
-
-
-def sources(root, workdir=None, **config):
-    return make_sources(
-        {"source": "folder", "root": str(root), **config},
-        image_size=(8, 8),
-        channels=3,
-        workdir=str(workdir) if workdir else None,
-    )
-
-
-def write(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(JPEG)
-
-
-def paths(source, root):
-    return [os.path.relpath(source.describe(i), root) for i in range(len(source))]
+from tests.data.helpers import JPEG, paths, sources, write
 
 
 def test_class_folders_and_splits(image_folder):
@@ -165,7 +143,7 @@ def test_csv_lists_with_names_and_an_evaluation_list(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["", "-1"])
-def test_a_list_with_missing_labels_is_unlabelled(tmp_path, caplog, label):
+def test_a_list_with_missing_labels_is_unlabeled(tmp_path, caplog, label):
     write(tmp_path, "1.jpg", "2.jpg")
     (tmp_path / "list.csv").write_text(f"path,label\n1.jpg,0\n2.jpg,{label}\n")
     train, _ = sources(tmp_path / "list.csv")
@@ -245,7 +223,7 @@ def test_a_restart_tells_renamed_files_and_new_labels(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(lines))
     sources(tmp_path / "list.csv", tmp_path / "run")
     write(tmp_path, "0.jpg")
-    more = [*lines, "0.jpg,aardvark"]  # other numbers for the same classes: no change
+    more = [*lines, "0.jpg,aardvark"]  # the same classes with other numbers: no change
     (tmp_path / "list.csv").write_text("\n".join(more))
     assert len(sources(tmp_path / "list.csv", tmp_path / "run").train) == 3
     (tmp_path / "list.csv").write_text("\n".join(lines).replace("2.jpg,zebra", "2.jpg,ant"))
@@ -261,7 +239,7 @@ def test_a_restart_tells_renamed_files_and_new_labels(tmp_path):
 def test_labels_out_of_range_stop_the_start(tmp_path, label):
     write(tmp_path, "1.jpg", "2.jpg")
     (tmp_path / "list.csv").write_text(f"path,label\n1.jpg,0\n2.jpg,{label}\n")
-    with pytest.raises(UsageError, match=f"list.csv holds the label {label}; use 0, 1"):
+    with pytest.raises(UsageError, match=f"list.csv contains the label {label}; use 0, 1"):
         sources(tmp_path / "list.csv")
 
 

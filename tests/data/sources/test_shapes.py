@@ -1,4 +1,4 @@
-"""The drawn data set: what a scene promises, and that only the outline tells its class."""
+"""The drawn data set: properties of a scene; only the outline determines its class."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def _same(one: Scene, other: Scene) -> bool:
 
 
 def _keep(monkeypatch: pytest.MonkeyPatch, *, behind: bool, front: bool) -> None:
-    """Leave out of every scene the objects behind the main one, or those in front of it."""
+    """Removes the objects behind the main one, or in front of it, from every scene."""
     plan = shapes_drawing._plan
 
     def kept(*args):
@@ -41,7 +41,7 @@ def _halved(image: np.ndarray) -> np.ndarray:
 
 
 def _variance_ratio(values: np.ndarray, labels: np.ndarray) -> float:
-    """One-way analysis of variance: about 1 where the values [n] know nothing of the labels [n]."""
+    """One-way analysis of variance: about 1 if the values [n] are independent of the labels [n]."""
     groups = [values[labels == label] for label in range(len(CLASSES))]
     between = sum(len(group) * (group.mean() - values.mean()) ** 2 for group in groups)
     within = sum(((group - group.mean()) ** 2).sum() for group in groups)
@@ -49,7 +49,7 @@ def _variance_ratio(values: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _outline_facts(mask: np.ndarray) -> np.ndarray:
-    """Facts of a mask that moving, turning and scaling leave alone, float64 [13]."""
+    """Features of a mask that are invariant to moving, rotating and scaling, float64 [13]."""
     points = np.argwhere(mask)
     y, x = (points - points.mean(axis=0)).T
     radius, angle = np.hypot(y, x), np.arctan2(y, x)
@@ -68,7 +68,7 @@ def _linear_accuracy(features: np.ndarray, labels: np.ndarray, decay: float) -> 
     return np.mean((features[train:] @ weights).argmax(axis=1) == labels[train:])
 
 
-def test_a_scene_depends_on_seed_and_index_alone() -> None:
+def test_a_scene_depends_only_on_seed_and_index() -> None:
     first = draw(7, image_size=(32, 32), seed=3)
     np.random.seed(0)
     state = np.random.get_state()[1].copy()
@@ -78,9 +78,9 @@ def test_a_scene_depends_on_seed_and_index_alone() -> None:
     assert not np.array_equal(first.image, draw(7, image_size=(32, 32), seed=4).image)
 
 
-def test_no_two_indices_share_a_picture(scenes: list[Scene]) -> None:
+def test_no_two_indices_share_an_image(scenes: list[Scene]) -> None:
     assert len({scene.image.tobytes() for scene in scenes}) == len(scenes)
-    assert len({scene.image[0, 0].tobytes() for scene in scenes}) > 1500  # not even a colour
+    assert len({scene.image[0, 0].tobytes() for scene in scenes}) > 1500  # not even a color
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -94,16 +94,16 @@ def test_types_and_shapes(channels: int) -> None:
         assert scene.masks.shape == (count, 24, 40) and scene.masks.dtype == bool
 
 
-def test_channel_counts_show_one_picture() -> None:
+def test_channel_counts_show_one_image() -> None:
     for index in range(20):
-        colour = draw(index, image_size=(32, 32))
-        grey = draw(index, image_size=(32, 32), channels=1)
+        color = draw(index, image_size=(32, 32))
+        gray = draw(index, image_size=(32, 32), channels=1)
         five = draw(index, image_size=(32, 32), channels=5)
-        assert _same(colour._replace(image=grey.image), grey)
-        luminance = colour.image @ np.array([0.299, 0.587, 0.114])
-        assert np.abs(luminance - grey.image[..., 0]).max() <= 1.5
-        # The five hues lie evenly on the colour circle, so their mean is that of the primaries.
-        assert np.abs(five.image.mean(axis=2) - colour.image.mean(axis=2)).max() <= 1.5
+        assert _same(color._replace(image=gray.image), gray)
+        luminance = color.image @ np.array([0.299, 0.587, 0.114])
+        assert np.abs(luminance - gray.image[..., 0]).max() <= 1.5
+        # The five hues lie evenly on the color circle, so their mean is that of the primaries.
+        assert np.abs(five.image.mean(axis=2) - color.image.mean(axis=2)).max() <= 1.5
         assert five.image.std(axis=2).max() > 5
 
 
@@ -123,7 +123,7 @@ def test_a_longer_side_spreads_the_objects_but_keeps_their_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _keep(monkeypatch, behind=False, front=False)
-    centres = []
+    centers = []
     for index in range(60):
         square, wide, tall = (
             draw(index, image_size=size) for size in ((48, 48), (48, 96), (96, 48))
@@ -131,8 +131,8 @@ def test_a_longer_side_spreads_the_objects_but_keeps_their_size(
         for other in (wide, tall):
             assert other.label == square.label
             assert abs(other.masks.sum() - square.masks.sum()) <= 0.12 * square.masks.sum()
-        centres.append([wide.boxes[0, 1::2].mean() / 96, tall.boxes[0, ::2].mean() / 96])
-    assert np.all(np.min(centres, axis=0) < 0.25) and np.all(np.max(centres, axis=0) > 0.75)
+        centers.append([wide.boxes[0, 1::2].mean() / 96, tall.boxes[0, ::2].mean() / 96])
+    assert np.all(np.min(centers, axis=0) < 0.25) and np.all(np.max(centers, axis=0) > 0.75)
 
 
 def test_labels_boxes_and_masks_agree(scenes: list[Scene]) -> None:
@@ -149,7 +149,7 @@ def test_labels_boxes_and_masks_agree(scenes: list[Scene]) -> None:
     assert {2, 3, 4} <= counts <= {1, 2, 3, 4, 5}
 
 
-def test_masks_end_where_the_picture_changes() -> None:
+def test_masks_end_where_the_image_changes() -> None:
     edges, rest = [], []
     for index in range(100):
         scene = draw(index, image_size=(64, 64))
@@ -158,10 +158,10 @@ def test_masks_end_where_the_picture_changes() -> None:
         edges.append(steps[ends].mean())
         rest.append(steps[~ends].mean())
     assert np.mean(edges) > 8 * np.mean(rest)
-    assert min(edges) > 30  # of 255 levels: no object melts into what is around it
+    assert min(edges) > 30  # of 255 levels: no object blends into its surroundings
 
 
-def test_most_of_the_main_object_is_in_sight(
+def test_most_of_the_main_object_is_visible(
     scenes: list[Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _keep(monkeypatch, behind=False, front=False)
@@ -170,7 +170,7 @@ def test_most_of_the_main_object_is_in_sight(
     shares = np.array([scene.masks[0].sum() / mask.sum() for scene, mask in pairs])
     assert shares.min() >= 0.6
     assert shares.max() == 1 and np.mean(shares < 0.95) > 0.3  # and many are partly covered
-    # The frame does not cut it: a side of a cut figure would lie along the picture's edge.
+    # The frame does not cut it: a side of a cut figure would lie along the image's edge.
     assert not any(mask[0].sum() > 6 or mask[:, 0].sum() > 6 for mask in alone)
 
 
@@ -193,7 +193,7 @@ def test_classes_are_balanced(labels: np.ndarray) -> None:
     assert share.min() > 0.75 and share.max() < 1.25
 
 
-def test_colour_and_place_know_nothing_of_the_class(
+def test_color_and_position_are_independent_of_the_class(
     scenes: list[Scene], labels: np.ndarray
 ) -> None:
     facts = [
@@ -215,14 +215,14 @@ def test_pixels_are_no_linear_clue_to_the_class(scenes: list[Scene], labels: np.
     assert _linear_accuracy(pixels, labels, decay=1000.0) < 0.2
 
 
-def test_outlines_tell_the_class() -> None:
+def test_outlines_determine_the_class() -> None:
     some = [draw(index, image_size=(48, 48)) for index in range(1000)]
     facts = np.array([_outline_facts(scene.masks[0]) for scene in some])
     found = np.array([scene.label for scene in some])
     assert _linear_accuracy(facts, found, decay=0.1) > 0.8
 
 
-def test_the_smallest_pictures_still_show_the_main_object() -> None:
+def test_the_smallest_images_still_show_the_main_object() -> None:
     for index in range(300):
         scene = draw(index, image_size=(8, 8))
         assert scene.classes[0] == scene.label
@@ -231,6 +231,6 @@ def test_the_smallest_pictures_still_show_the_main_object() -> None:
 
 
 @pytest.mark.parametrize(("size", "channels"), [((7, 64), 3), ((64, 0), 3), ((64, 64), 0)])
-def test_pictures_too_small_to_draw_are_refused(size: tuple[int, int], channels: int) -> None:
+def test_images_too_small_to_draw_are_refused(size: tuple[int, int], channels: int) -> None:
     with pytest.raises(UsageError, match="shapes: "):
         draw(0, image_size=size, channels=channels)

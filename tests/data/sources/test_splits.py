@@ -4,23 +4,12 @@ import os
 
 import pytest
 
-from mae_jax.data import make_sources
 from mae_jax.runtime.errors import UsageError
-
-
-def sources(root, workdir=None, **config):
-    return make_sources(
-        {"source": "folder", "root": str(root), **config},
-        image_size=(8, 8),
-        channels=3,
-        workdir=str(workdir) if workdir else None,
-    )
+from tests.data.helpers import sources, write
 
 
 def fill(root, *folders):
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
-        (root / folder / "1.jpg").write_bytes(folder.encode())
+    write(root, *(f"{folder}/1.jpg" for folder in folders))
 
 
 def splits(root, **config):
@@ -53,17 +42,17 @@ def test_names_of_splits(tmp_path, folders, wanted):
 
 
 @pytest.mark.parametrize("names", [["bus", "car", "Train"], ["a", "dev", "test"], ["test", "x"]])
-def test_a_class_may_be_called_like_a_split(tmp_path, caplog, names):
+def test_a_class_may_be_named_like_a_split(tmp_path, caplog, names):
     fill(tmp_path, *names)
     train, evaluation = sources(tmp_path)
     assert train.classes == sorted(names) and evaluation is None
-    assert "taken for a class" in caplog.text
+    assert "treated as a class" in caplog.text
 
 
-def test_folders_beside_a_split_are_named(tmp_path, caplog):
+def test_folders_next_to_a_split_are_logged(tmp_path, caplog):
     fill(tmp_path, "train/a", "bus", "car", "test/a")
     assert splits(tmp_path) == ["train", "test"]
-    assert f"{tmp_path}: not used, beside the folder train: bus, car" in caplog.text
+    assert f"{tmp_path}: not used, next to the folder train: bus, car" in caplog.text
 
 
 @pytest.mark.parametrize("config", [{}, {"split": ""}])
@@ -74,8 +63,8 @@ def test_held_out_images_do_not_become_classes(tmp_path, config):
         sources(tmp_path, **config)
 
 
-def test_one_folder_called_like_a_split_may_hold_the_images(tmp_path):
-    fill(tmp_path, "train/train")  # how unlabelled images are laid out for torchvision
+def test_a_single_folder_named_like_a_split_may_contain_the_images(tmp_path):
+    fill(tmp_path, "train/train")  # torchvision's layout of unlabeled images
     assert splits(tmp_path) == ["train", None]
 
 

@@ -21,10 +21,10 @@ def image(split, i):
 
 
 class TinyPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A few labelled JPEGs in two splits."""
+    """A few labeled JPEGs in two splits."""
 
     VERSION = tfds.core.Version("1.2.0")
-    code_path = None  # TFDS would look for checksums beside this file
+    code_path = None  # TFDS would look for checksums next to this file
 
     def _info(self):
         return self.dataset_info_from_configs(
@@ -200,9 +200,9 @@ def test_labels_that_are_no_class_are_bad_images(data_dir):
 def test_another_process_may_remove_the_index_of_a_start(data_dirs, tmp_path, monkeypatch):
     folder = data_dirs["tfrecord"] / "tiny_pictures" / "1.2.0"
     path = str(min(folder.glob("*train*")))
-    with pytest.raises(UsageError, match="holds") as caught:
+    with pytest.raises(UsageError, match="contains") as caught:
         TFRecordReader([Part(path, skip=0, take=1, in_file=0)], cache=None)
-    number = int(str(caught.value).split("holds ")[1].split()[0])
+    number = int(str(caught.value).split("contains ")[1].split()[0])
     cache = epath.Path(tmp_path / "data" / "records_train.npz")
     monkeypatch.setattr(type(cache), "exists", lambda path: True)  # a moment ago
     assert len(TFRecordReader([Part(path, skip=0, take=1, in_file=number)], cache=cache)) == 1

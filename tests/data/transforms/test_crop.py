@@ -134,7 +134,7 @@ def test_one_draw_is_cut_to_the_image(height, width):
 
 
 @pytest.mark.parametrize("target", [(224, 112), (64, 160), (32, 32)])
-def test_evaluation_equals_pillow_resize_and_centre_crop(target):
+def test_evaluation_equals_pillow_resize_and_center_crop(target):
     image = picture(3, 181, 240)
     ours = crop.view_transform(DataOptions(), image_size=target, train=False)(image, NO_DRAWS)
     h, w = crop.eval_size(181, 240, target)

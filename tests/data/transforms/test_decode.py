@@ -1,4 +1,4 @@
-"""Every kind of file gives the pixels that Pillow gives, whatever its name says."""
+"""Files of every format have the same pixels as with Pillow, whatever their names."""
 
 import io
 import struct
@@ -40,27 +40,27 @@ def by_pillow(data, mode):
     return array if array.ndim == 3 else array[..., None]
 
 
-COLOUR = Image.fromarray(RGB)
-ALPHA = COLOUR.copy()
+COLOR = Image.fromarray(RGB)
+ALPHA = COLOR.copy()
 ALPHA.putalpha(Image.fromarray(RGB[..., 0]))
 FILES = {
     "jpeg": jpeg(RGB),
     "progressive jpeg": jpeg(RGB, progressive=True),
-    "grey jpeg": encode(COLOUR.convert("L"), "JPEG"),
-    "cmyk jpeg": encode(COLOUR.convert("CMYK"), "JPEG"),
+    "gray jpeg": encode(COLOR.convert("L"), "JPEG"),
+    "cmyk jpeg": encode(COLOR.convert("CMYK"), "JPEG"),
     "turned jpeg": turned("JPEG", 6),
     "mirrored jpeg": turned("JPEG", 2),
-    "png": encode(COLOUR, "PNG"),
-    "grey png": encode(COLOUR.convert("L"), "PNG"),
-    "palette png": encode(COLOUR.convert("P"), "PNG"),
-    "one bit png": encode(COLOUR.convert("1"), "PNG"),
+    "png": encode(COLOR, "PNG"),
+    "gray png": encode(COLOR.convert("L"), "PNG"),
+    "palette png": encode(COLOR.convert("P"), "PNG"),
+    "one bit png": encode(COLOR.convert("1"), "PNG"),
     "alpha png": encode(ALPHA, "PNG"),
-    "grey alpha png": encode(ALPHA.convert("LA"), "PNG"),
-    "webp": encode(COLOUR, "WEBP"),
-    "avif": encode(COLOUR, "AVIF"),
-    "bmp": encode(COLOUR, "BMP"),
-    "tiff": encode(COLOUR, "TIFF"),
-    "1x1": encode(COLOUR.crop((0, 0, 1, 1)), "PNG"),
+    "gray alpha png": encode(ALPHA.convert("LA"), "PNG"),
+    "webp": encode(COLOR, "WEBP"),
+    "avif": encode(COLOR, "AVIF"),
+    "bmp": encode(COLOR, "BMP"),
+    "tiff": encode(COLOR, "TIFF"),
+    "1x1": encode(COLOR.crop((0, 0, 1, 1)), "PNG"),
 }
 
 
@@ -72,7 +72,7 @@ def test_files_decode_as_pillow_converts_them(kind, channels, mode):
     assert np.array_equal(out, by_pillow(FILES[kind], mode))
 
 
-def test_only_complete_upright_colour_jpegs_take_the_short_way():
+def test_only_complete_upright_color_jpegs_take_the_fast_path():
     plain = {kind for kind in FILES if is_plain_jpeg(FILES[kind], exif_transpose=True)}
     assert plain == {"jpeg", "progressive jpeg"}
     assert is_plain_jpeg(turned("JPEG", 1), exif_transpose=True)
@@ -83,7 +83,7 @@ def test_only_complete_upright_colour_jpegs_take_the_short_way():
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_the_short_way_gives_pillows_pixels(subsampling, progressive):
+def test_the_fast_path_returns_pillows_pixels(subsampling, progressive):
     data = jpeg(picture(2, 61, 83), subsampling=subsampling, progressive=progressive)
     assert is_plain_jpeg(data, exif_transpose=True)
     assert np.array_equal(decode(data), by_pillow(data, "RGB"))
@@ -100,7 +100,7 @@ def test_a_damaged_exif_block_goes_to_pillow():
 
 
 def asymmetric(number):
-    """Files of the same image with this orientation: of every decoder that turns."""
+    """Files of the same image with this orientation, for every decoder that rotates."""
     exif = {ORIENTATION: number}
     sixteen = RGB.astype(np.uint16) * 257
     tags = {"extratags": [(ORIENTATION, 3, 1, number, True)]}
@@ -111,14 +111,14 @@ def asymmetric(number):
         "webp": turned("WEBP", number, lossless=True),
         "tiff": turned("TIFF", number),
         "deflated tiff": turned("TIFF", number, compression="tiff_adobe_deflate"),
-        "palette tiff": encode(COLOUR.convert("P"), "TIFF", tiffinfo=exif),
+        "palette tiff": encode(COLOR.convert("P"), "TIFF", tiffinfo=exif),
         "five bands": tiff(
             RGB[..., [0, 1, 2, 0, 1]], photometric="minisblack", planarconfig="contig", **tags
         ),
         "16-bit tiff": tiff(sixteen, photometric="rgb", **tags),
         "16-bit png": deep_png(sixteen, png_chunk(b"eXIf", exif_bytes(number))),
         "xmp in 16-bit png": deep_png(sixteen, text),
-        "xmp in webp": encode(COLOUR, "WEBP", lossless=True, xmp=xmp),
+        "xmp in webp": encode(COLOR, "WEBP", lossless=True, xmp=xmp),
         "xmp in tiff": tiff(RGB, photometric="rgb", extratags=[(700, 1, len(xmp), xmp, True)]),
     }
 
@@ -149,7 +149,7 @@ XMP = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="%d"/>'
 
 
 def test_orientation_of_a_jpeg_is_pillow_s(monkeypatch):
-    """However it is written, and whether or not simplejpeg is installed."""
+    """In any encoding, with or without simplejpeg."""
     long = exif_bytes(6).replace(b"\x01\x12\0\x03\0\0\0\x01\0\x06", b"\x01\x12\0\x04\0\0\0\x01\0\0")
     long = long[: long.index(b"\x01\x12\0\x04") + 8] + struct.pack(">I", 6) + bytes(4)
     cases = {
@@ -181,7 +181,7 @@ def png_with(*chunks, last=False):
 def avif_with_broken_exif():
     exif = Image.Exif()
     exif[0x010E] = "text"
-    data = encode(COLOUR, "AVIF", exif=exif)
+    data = encode(COLOR, "AVIF", exif=exif)
     return data.replace(b"Exif\0\0MM", b"Exif\0\0XX")
 
 
@@ -189,7 +189,7 @@ BROKEN_METADATA = {
     "exif of a jpeg": (jpeg_with(b"Exif\0\0" + BROKEN), "jpeg"),
     "exif of a png": (png_with(png_chunk(b"eXIf", BROKEN)), "png"),
     "exif at the end of a png": (png_with(png_chunk(b"eXIf", BROKEN), last=True), "png"),
-    "exif of a webp": (encode(COLOUR, "WEBP", exif=b"Exif\0\0" + BROKEN), "webp"),
+    "exif of a webp": (encode(COLOR, "WEBP", exif=b"Exif\0\0" + BROKEN), "webp"),
     "exif of an avif": (avif_with_broken_exif(), "avif"),
     "exif of a 16-bit png": (
         deep_png(RGB.astype(np.uint16) * 257, png_chunk(b"eXIf", BROKEN)),
@@ -287,8 +287,8 @@ def test_values_of_a_pgm_reach_up_to_its_own_white(bands):
 
 
 def deeper(form, *changes):
-    """A file of Pillow's whose header, here and there, says another depth."""
-    data = bytearray(encode(COLOUR, form))
+    """A file written by Pillow, with another bit depth in some places of its header."""
+    data = bytearray(encode(COLOR, form))
     for mark, offset, values in changes:
         place = data.index(mark) + offset
         data[place : place + len(values)] = values
@@ -335,8 +335,8 @@ def test_four_bands_are_kept_where_four_channels_are_asked_for():
     [
         (b"", 3, "empty"),
         (b"hello, not an image", 3, "not an image"),
-        (npy(np.zeros((5, 5, 4), np.uint8)), 3, r"4 channels .* --config.model.channels=4"),
-        (FILES["png"], 5, r"3 channels .* --config.model.channels=3"),
+        (npy(np.zeros((5, 5, 4), np.uint8)), 3, r"4 channels, .* --config.model.channels=4"),
+        (FILES["png"], 5, r"3 channels, .* --config.model.channels=3"),
         (npy(np.zeros((5, 5, 3), np.uint16)), 3, "uint16 values: set --config.data.dtype=float32"),
         (npy(np.zeros((5, 5, 3, 1), np.uint8)), 3, r"shape \(5, 5, 3, 1\)"),
         (npy(np.zeros((0, 5, 3), np.uint8)), 3, r"shape \(0, 5, 3\)"),

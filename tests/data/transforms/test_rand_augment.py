@@ -1,4 +1,4 @@
-"""RandAugment and colour jitter: what is drawn, and every operation against plain NumPy."""
+"""RandAugment and color jitter: what is drawn, and every operation against plain NumPy."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance
 from mae_jax.data.options import DataOptions
 from mae_jax.data.sampler import TrainSampler
 from mae_jax.data.transforms import rand_augment
-from mae_jax.data.transforms.rand_augment import How
+from mae_jax.data.transforms.rand_augment import Strength
 from tests.data.helpers import picture
 
 IMAGE = picture(5, 48, 64)
@@ -15,10 +15,10 @@ LEVELS = (0.0, 0.33, 0.9, 1.0)
 
 
 def apply(name, level, sign=1, image=IMAGE):
-    return np.asarray(rand_augment.OPERATIONS[name](Image.fromarray(image), How(level, sign)))
+    return np.asarray(rand_augment.OPERATIONS[name](Image.fromarray(image), Strength(level, sign)))
 
 
-def grey(image):
+def gray(image):
     """Luma as Pillow's conversion to L rounds it."""
     r, g, b = (image[..., i].astype(np.int64) for i in range(3))
     return (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
@@ -47,8 +47,8 @@ def test_bits_and_thresholds(level):
 @pytest.mark.parametrize("level", LEVELS)
 def test_enhancements_blend_with_the_right_factor(level, sign):
     factor = 1 + sign * 0.9 * level
-    luma = grey(IMAGE)[..., None].repeat(3, 2)
-    mean = np.full_like(IMAGE, int(grey(IMAGE).mean() + 0.5))
+    luma = gray(IMAGE)[..., None].repeat(3, 2)
+    mean = np.full_like(IMAGE, int(gray(IMAGE).mean() + 0.5))
     for name, plain in (
         ("ColorIncreasing", luma),
         ("ContrastIncreasing", mean),
@@ -78,9 +78,9 @@ def test_autocontrast_and_equalize_stretch_each_channel():
 
 
 def shift(image, rows, columns):
-    """The image moved by whole pixels, filled with the fill colour."""
+    """The image moved by whole pixels, filled with the fill color."""
     out = np.empty_like(image)
-    out[:] = How(0).fill
+    out[:] = Strength(0).fill
     h, w = image.shape[:2]
     source = image[max(rows, 0) : h + min(rows, 0), max(columns, 0) : w + min(columns, 0)]
     top, left = max(-rows, 0), max(-columns, 0)
@@ -97,7 +97,7 @@ def test_geometry_moves_the_right_way_by_the_right_amount(sign):
     level = 9 / 0.45 / 48
     moved = apply("TranslateYRel", level, sign)
     np.testing.assert_allclose(moved[11:-11], shift(IMAGE, 9 * sign, 0)[11:-11], atol=1)
-    # Sheared by 0.25, row y (its centre) moves by 0.25 * (y + 0.5): whole pixels at y + 0.5 = 4 n.
+    # Sheared by 0.25, row y (its center) moves by 0.25 * (y + 0.5): whole pixels at y + 0.5 = 4 n.
     smooth = np.linspace(0, 240, 64)[None, :, None] * np.ones((48, 1, 3))
     smooth = smooth.round().astype(np.uint8)
     sheared = apply("ShearX", 0.25 / 0.3, sign, smooth).astype(float)
@@ -105,9 +105,9 @@ def test_geometry_moves_the_right_way_by_the_right_amount(sign):
         by = sign * 0.25 * (row + 0.5) * 240 / 63
         middle = np.s_[16:48]
         np.testing.assert_allclose(sheared[row, middle], smooth[row, middle] + by, atol=1.6)
-    # Turned to the left by 30 degrees: at (x, y) from the centre lies what was at x cos - y sin.
+    # Turned to the left by 30 degrees: (x, y) from the center shows what was at x cos - y sin.
     turned = apply("Rotate", 1.0, sign, smooth)
-    assert tuple(turned[0, 0]) == How(0).fill
+    assert tuple(turned[0, 0]) == Strength(0).fill
     y, x = np.mgrid[16:32, 22:42] + 0.5 - np.array([24, 32])[:, None, None]
     angle = np.deg2rad(30 * sign)
     at = x * np.cos(angle) - y * np.sin(angle) + 31.5
@@ -162,10 +162,10 @@ def test_jitter_applies_three_factors_in_every_order():
 
 
 def test_the_stream_of_draws_decides_and_nothing_else():
-    grey = DataOptions(randaug_magnitude=10.0, randaug_std=0.0, mean=(0.5, 0.5, 0.5))
+    gray = DataOptions(randaug_magnitude=10.0, randaug_std=0.0, mean=(0.5, 0.5, 0.5))
     which = (list(rand_augment.OPERATIONS).index("Rotate") + 0.5) / 15
     draws = np.array([0.0] * rand_augment.JITTER_DRAWS + [which, 0.0, 0.5, 0.0, 0.0, 0.9, 0.0, 0.0])
-    assert tuple(rand_augment.after_crop(grey)(IMAGE, draws)[0, 0]) == (128, 128, 128)
+    assert tuple(rand_augment.after_crop(gray)(IMAGE, draws)[0, 0]) == (128, 128, 128)
     options = DataOptions(randaug_magnitude=9.0, color_jitter=0.4)
     change = rand_augment.after_crop(options)
     assert rand_augment.after_crop(DataOptions()) is None

@@ -1,4 +1,4 @@
-"""Resized pixels are Pillow's, or nearly so where a faster library makes them."""
+"""Resized pixels equal Pillow's, or nearly so with a faster library."""
 
 import numpy as np
 import pytest

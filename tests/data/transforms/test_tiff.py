@@ -1,4 +1,4 @@
-"""TIFF files give the samples that were stored in them, as NumPy and tifffile have them."""
+"""TIFF files are read as stored, compared with NumPy and tifffile."""
 
 import io
 import resource
@@ -62,7 +62,7 @@ def packed(piece, compression):
 
 
 def pieces(image, tiled):
-    """Strips or tiles [h, w, S] of an image, tiles at the edge filled up with zeros."""
+    """Strips or tiles [h, w, S] of an image, tiles at the edge padded with zeros."""
     if not tiled:
         yield from (image[top : top + ROWS] for top in range(0, HEIGHT, ROWS))
         return
@@ -76,7 +76,7 @@ def pieces(image, tiled):
 def written(
     image, *, order="<", planar=False, tiled=False, compression="", predictor=False, **options
 ):
-    """A TIFF of samples [h, w, S], written by tifffile but for the compression."""
+    """A TIFF of samples [h, w, S], written by tifffile, except for the compression."""
     number = image.shape[2]
     shape = image if number > 1 else image[..., 0]
     shape = np.moveaxis(image, -1, 0) if planar else shape
@@ -144,7 +144,7 @@ def test_samples_are_read_as_stored(name):
         eight = image if image.dtype == np.uint8 else np.rint(image / 257)
         assert np.array_equal(decode(data, number, "uint8"), eight)
     else:
-        with pytest.raises(ImageError, match=f"holds {image.dtype} values: .*float32"):
+        with pytest.raises(ImageError, match=f"contains {image.dtype} values: .*float32"):
             decode(data, number, "uint8")
 
 
@@ -175,9 +175,9 @@ def test_gray_whose_zero_is_white_is_inverted(bits, compression):
 
 
 def test_bands_of_data_are_not_taken_for_colors():
-    with pytest.raises(ImageError, match=r"5 channels .* --config.model.channels=5"):
+    with pytest.raises(ImageError, match=r"5 channels, .* --config.model.channels=5"):
         decode(written(bands(5), **GRAY), 3)
-    with pytest.raises(ImageError, match=r"2 channels .* --config.model.channels=2"):
+    with pytest.raises(ImageError, match=r"2 channels, .* --config.model.channels=2"):
         decode(written(bands(2), **GRAY), 4)
 
 

@@ -239,7 +239,7 @@ def test_other_data_in_the_same_workdir_are_refused(trained):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"target__components": 49}, "components=49 is more than the 48 numbers of a patch of 4x4"),
+        ({"target__components": 49}, "components=49 is more than the 48 values of a patch of 4x4"),
         ({"target__normalize": True}, "set --config.target.normalize=False"),
     ],
 )
@@ -297,7 +297,7 @@ def test_the_tools_know_it(trained, tmp_path, capsys):
         assert again.kind == "vit" and not again.target
     for format in ("timm", "hf_vit"):
         convert.save(convert.load(str(trained)), str(tmp_path / format), format=format)
-    with pytest.raises(UsageError, match="only the encoder is of use"):
+    with pytest.raises(UsageError, match="only the encoder can be adapted"):
         surgery.with_channels(convert.load(str(trained)), 1, "mean")
 
 

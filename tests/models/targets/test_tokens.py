@@ -247,7 +247,7 @@ def test_a_tokenizer_is_read_from_one_step(tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_is_no_autoencoder(path):
-    with pytest.raises(UsageError, match="holds a tokenizer and no autoencoder"):
+    with pytest.raises(UsageError, match="is a tokenizer, not an autoencoder"):
         convert.load(path)
 
 

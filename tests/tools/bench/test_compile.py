@@ -1,4 +1,4 @@
-"""What the compiler says about a step, and that the devices send each other what they should."""
+"""Analysis of compiled steps: memory, and what the devices send each other."""
 
 import collections
 import functools
@@ -71,7 +71,7 @@ def test_splitting_saves_memory():
     assert split < whole
 
 
-def test_what_takes_the_place_of_an_argument_counts_once():
+def test_outputs_that_reuse_an_argument_count_once():
     plan = types.SimpleNamespace(
         argument_size_in_bytes=1000,
         temp_size_in_bytes=300,
@@ -111,8 +111,8 @@ def test_collectives_are_read_from_the_text():
     }
 
 
-def test_command_compiles_for_devices_that_are_not_there(capfd):
-    # In this process JAX has started with its own number of devices: the tests' four.
+def test_command_compiles_for_devices_that_do_not_exist(capfd):
+    # JAX has already started in this process, with the four devices of the tests.
     flags = tiny_configs.flags(batch_size=8, mesh__fsdp=2)
     assert bench.main(["compile", *flags, "--devices=4"]) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])

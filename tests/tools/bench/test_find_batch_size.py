@@ -12,17 +12,16 @@ from tests.helpers import tiny_configs
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("limit", [10**9, 16 * 10**9, 80 * 10**9])
 def test_largest_batch_is_found_in_few_compilations(limit, multiple):
-    asked = []
+    tried = []
 
     def bytes_at(batch):
         assert batch % multiple == 0
-        asked.append(batch)
-        return (
-            700 * 10**6 + 30 * 10**6 * batch // multiple + 10**6 * (batch % 7)
-        )  # not quite a line
+        tried.append(batch)
+        noise = 10**6 * (batch % 7)  # not quite linear
+        return 700 * 10**6 + 30 * 10**6 * batch // multiple + noise
 
     batch = find_batch_size.largest_batch(bytes_at, limit=limit, multiple=multiple)
-    assert len(asked) <= 8
+    assert len(tried) <= 8
     best = max(n for n in range(0, 3000 * multiple, multiple) if bytes_at(n) <= limit)
     assert 0.95 * best - multiple <= batch <= best
 
@@ -31,7 +30,7 @@ def test_nothing_fits():
     assert find_batch_size.largest_batch(lambda batch: 10 + batch, limit=5, multiple=4) == 0
 
 
-def test_the_batch_is_a_multiple_of_devices_and_parts(monkeypatch):
+def test_the_batch_is_a_multiple_of_devices_and_accumulation_steps(monkeypatch):
     def compile_step(config, task, mesh):
         plan = types.SimpleNamespace(
             argument_size_in_bytes=10**6,
@@ -47,9 +46,8 @@ def test_the_batch_is_a_multiple_of_devices_and_parts(monkeypatch):
     )
     config = tiny_configs.config(grad_accum=2, batch_size=16)
     config.data.source = "shapes"
-    assert (
-        find_batch_size.find_batch(config) == 416
-    )  # 104 or 105 rows for each of 4 devices; twice 52
+    batch = find_batch_size.find_batch(config)
+    assert batch == 416  # 104 or 105 rows for each of 4 devices; twice 52
     assert config.batch_size == 16
     monkeypatch.setattr(find_batch_size, "memory_limit", lambda: 10**6)
     with pytest.raises(UsageError, match="not even a batch of 8 fits"):

@@ -1,4 +1,4 @@
-"""Speed of the input pipeline: what is measured, and against what."""
+"""Benchmark of the input pipeline: its stages and its baseline."""
 
 import json
 
@@ -47,30 +47,30 @@ def test_bench_data_compares_with_pillow(tmp_path, capsys):
 
 def test_every_stage_is_timed_by_clock_and_by_processor(folder, capsys):
     assert bench.main(["data", *tiny_configs.flags(**settings(folder)), "--repeats=2"]) == 0
-    *people, last = capsys.readouterr().out.splitlines()
+    *table, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
     assert list(result)[:6] == [*STAGES, "ours"]
     for stage in STAGES:
         assert list(result[stage]) == RATES and min(result[stage].values()) > 0
     assert result["ours"] == result["batch"] and "speed_up" not in result
-    header, *rows = people[-3:]
+    header, *rows = table[-3:]
     assert header.split() == [*STAGES, "ours"]
     assert [row.split()[0] for row in rows] == RATES
 
 
-def test_a_stage_does_its_own_part_alone(folder, monkeypatch):
+def test_a_stage_does_only_its_own_part(folder, monkeypatch):
     monkeypatch.setattr(input_pipeline, "IMAGES", 16)
     task = TASKS["pretrain"](tiny_configs.config(**settings(folder)), "")
-    works = input_pipeline.Stages(task).works()
-    (read, count), (decode, _), (augment, _) = (work(1) for work in works.values())
+    workloads = input_pipeline.Stages(task).workloads()
+    (read, count), (decode, _), (augment, _) = (prepare(1) for prepare in workloads.values())
     assert count == 16
     encoded = [record.data for (record,) in read()]
-    pixels, images = decode(), augment()
+    pixels, rows = decode(), augment()
     assert all(isinstance(data, bytes) and data[:2] == b"\xff\xd8" for data in encoded)
     assert {image.shape for image in pixels} == {(30, 50, 3)}
-    assert {image.shape for image in images} == {(*task.data.image_size, 3)}
-    again, _ = works["read"](2)
-    assert [record.data for (record,) in again()] != encoded  # another turn, other images
+    assert {row["image"].shape for row in rows} == {(*task.data.image_size, 3)}
+    again, _ = workloads["read"](2)
+    assert [record.data for (record,) in again()] != encoded  # another round, other images
 
 
 def test_pillow_needs_image_files():

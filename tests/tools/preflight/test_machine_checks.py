@@ -1,4 +1,4 @@
-"""What is looked at of a machine, with the faults it is for."""
+"""Checks of the machines, each with the fault that it detects."""
 
 import builtins
 import collections
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from mae_jax.distributed import sharding
-from mae_jax.runtime import environment
+from mae_jax.runtime import disk, environment
 from mae_jax.tools.preflight import machine_checks
 from mae_jax.tools.preflight.run import FAILED, OK, WARNING
 
@@ -23,10 +23,10 @@ def test_an_accelerator_that_jax_does_not_see(monkeypatch):
     )
     row = machine_checks.devices()
     assert row.mark == WARNING and "nvidia" in row.advice
-    assert row.seen == f"{jax.device_count()} x cpu, {jax.local_device_count()} of this process"
+    assert row.seen == f"{jax.device_count()} x cpu, {jax.local_device_count()} in this process"
 
 
-def test_versions_are_those_that_a_run_writes_down(monkeypatch):
+def test_versions_are_those_that_a_run_records(monkeypatch):
     monkeypatch.setattr(environment, "versions", lambda: {"python": "3.11", "jax": "0.1"})
     monkeypatch.setattr(environment, "git_revision", lambda: "abc+changes")
     assert machine_checks.versions() == (
@@ -41,25 +41,25 @@ def test_versions_are_those_that_a_run_writes_down(monkeypatch):
 def three_gigabytes(monkeypatch):
     """Free on every disk."""
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: usage(10**9, 0, 3 * 10**9))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(10**9, 0, 3 * 10**9))
     monkeypatch.setattr(machine_checks, "_file_system", lambda _: "ext4")
 
 
-def test_too_little_room(tmp_path, three_gigabytes):
-    row = machine_checks.room(str(tmp_path / "not" / "there"), 10**9, keep=3)
+def test_too_little_disk_space(tmp_path, three_gigabytes):
+    row = machine_checks.disk_space(str(tmp_path / "not" / "there"), 10**9, keep=3)
     assert row.mark == FAILED and "4 more checkpoints take 4.0 GB" in row.seen
     assert row.seen.startswith("3.0 GB free (ext4), ")
     assert "--config.checkpoint.keep" in row.advice
-    assert machine_checks.room(str(tmp_path), 10**9, keep=2).mark == OK
+    assert machine_checks.disk_space(str(tmp_path), 10**9, keep=2).mark == OK
     assert (
-        machine_checks.room(str(tmp_path), 10**9, keep=3, there=3).mark == OK
-    )  # a run that goes on
+        machine_checks.disk_space(str(tmp_path), 10**9, keep=3, existing=3).mark == OK
+    )  # a run that continues
 
 
 def test_a_disk_that_is_memory(tmp_path, three_gigabytes, monkeypatch):
     monkeypatch.setattr(machine_checks, "_file_system", lambda _: "tmpfs")
-    row = machine_checks.room(str(tmp_path), 1, keep=1)
-    assert row.mark == WARNING and "gone with this machine" in row.advice
+    row = machine_checks.disk_space(str(tmp_path), 1, keep=1)
+    assert row.mark == WARNING and "lost with the machine" in row.advice
 
 
 MOUNTS = """\
@@ -88,18 +88,18 @@ def test_the_file_system_of_a_folder(monkeypatch, folder, kind):
     assert machine_checks._file_system(folder) == kind
 
 
-def test_where_mounts_are_not_told(tmp_path, monkeypatch):
+def test_mounts_that_are_unknown(tmp_path, monkeypatch):
     def missing(*_, **__):
         raise FileNotFoundError
 
     monkeypatch.setattr(builtins, "open", missing)
-    row = machine_checks.room(str(tmp_path), 1, keep=1)
+    row = machine_checks.disk_space(str(tmp_path), 1, keep=1)
     assert row.mark == OK and "GB free, 2 more" in row.seen
 
 
 @pytest.mark.parametrize("free, mark", [(5e9, OK), (3e9, WARNING)])
 def test_memory_of_the_host(monkeypatch, free, mark):
-    monkeypatch.setattr(machine_checks, "available_memory", lambda: int(free))
+    monkeypatch.setattr(machine_checks.host, "available_memory", lambda: int(free))
     row = machine_checks.host_memory()
     assert row.mark == mark and f"{free / 1e9:.1f} GB of memory free" in row.seen
     assert mark == OK or "data.cache" in row.advice
@@ -116,14 +116,14 @@ def test_clocks(monkeypatch, apart, mark):
 def test_a_sum_over_all_devices():
     mesh = sharding.make_mesh(data=2, fsdp=2)
     row = machine_checks.all_reduce(mesh)
-    assert row.mark == OK and "4 MB in " in row.seen and "GB/s a device" in row.seen
-    alone = sharding.make_mesh(devices=jax.devices()[:1])
-    assert machine_checks.all_reduce(alone) == (OK, "all-reduce", "one device", "")
+    assert row.mark == OK and "4 MB in " in row.seen and "GB/s per device" in row.seen
+    single = sharding.make_mesh(devices=jax.devices()[:1])
+    assert machine_checks.all_reduce(single) == (OK, "all-reduce", "one device", "")
 
 
 @pytest.mark.parametrize("place", [(0, 0), (3, -1)])
 def test_a_sum_that_is_wrong(monkeypatch, place):
-    """In whatever one number."""
+    """In any single number."""
     right = machine_checks._numbered
     monkeypatch.setattr(machine_checks, "_numbered", lambda *words: right(*words).at[place].add(1))
     row = machine_checks.all_reduce(sharding.make_mesh())
@@ -131,7 +131,7 @@ def test_a_sum_that_is_wrong(monkeypatch, place):
 
 
 def test_a_device_that_is_left_out_of_the_sum(monkeypatch):
-    """Each has a number of its own, so that one that counts twice for another is seen."""
+    """Every device adds a different number, so counting one twice instead of another shows."""
     right = machine_checks._numbered
     monkeypatch.setattr(
         machine_checks, "_numbered", lambda *words: jnp.roll(right(*words), 1, 0).at[0].set(1)
@@ -150,5 +150,5 @@ def test_memory_of_the_fullest_device(peaks, mark):
     assert mark == OK or "performance.md" in row.advice
 
 
-def test_devices_that_do_not_tell_have_no_row():
+def test_devices_without_memory_statistics_have_no_row():
     assert machine_checks.device_memory([SimpleNamespace(memory_stats=lambda: None)]) == []

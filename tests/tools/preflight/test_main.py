@@ -1,4 +1,4 @@
-"""The command, in one process and in two real ones."""
+"""The preflight command, in one process and in two real ones."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from mae_jax.tools.preflight import __main__ as preflight
 from tests.helpers import tiny_configs
 from tests.helpers.processes import run_two
 
-# Its arguments: coordinator, index, where process 1 fails ("" for nowhere), flags.
+# Arguments: coordinator, index, where process 1 fails ("" for nowhere), flags.
 TWO = """
 import sys, time
 import jax
@@ -23,21 +23,21 @@ if index == "1" and fails == "step":
 if index == "1" and fails == "reading":
     run_checks.timed = fail
 if index == "1" and fails == "program":
-    run_checks.reading = None
+    run_checks.read_data = None
 sys.exit(main([*words, f"--coordinator={address}", "--num_processes=2", f"--process_id={index}"]))
 """
 
 
 def run_both(tmp_path, *more, fails=""):
-    """(status, output, errors) of both; jax's heartbeat, 100 s later, would abort them."""
+    """(status, output, errors) of both processes; if one hung, JAX would abort it after 100 s."""
     words = [fails, *tiny_configs.flags(), f"--workdir={tmp_path}/w"]
     return run_two(TWO, [words, [*words, *more]])
 
 
-def test_help_says_what_it_is_for_and_the_flags(capsys):
+def test_help_describes_the_command_and_its_flags(capsys):
     assert preflight.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("Checks, before an expensive run") and "--allow_config_change " in said
+    text = capsys.readouterr().out
+    assert text.startswith("Checks before an expensive run") and "--allow_config_change " in text
 
 
 def test_two_processes(tmp_path):
@@ -62,11 +62,11 @@ def test_what_may_be_changed_is_the_same_everywhere(tmp_path):
 @pytest.mark.parametrize(
     "fails, row", [("step", "✗ step"), ("reading", "✗ data"), ("program", None)]
 )
-def test_one_that_fails_leaves_the_other_in_no_collective(tmp_path, fails, row):
+def test_one_that_fails_leaves_no_other_waiting_in_a_collective(tmp_path, fails, row):
     first, second = run_both(tmp_path, fails=fails)
     assert first[0] == 1 and second[0] == 1, (first, second)
     assert row is None or f"process 1: {row}" in second[1]
-    if fails == "reading":  # both come to the end of what they read, and stop together
+    if fails == "reading":  # both finish reading, and stop together
         assert "process 0: ✓ data" in first[1] and "step" not in first[1].split("✓ data")[1]
     else:
         assert "process 1 (" in first[2] and "failed: " in first[2]

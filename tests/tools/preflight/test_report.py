@@ -1,4 +1,4 @@
-"""Rows of several processes."""
+"""Reports of several processes."""
 
 import jax
 import pytest
@@ -11,34 +11,34 @@ GOOD, ODD, BAD = Row(OK, "a", "x"), Row(WARNING, "b", "y", "mend it"), Row(FAILE
 
 
 @pytest.fixture
-def told():
+def shown():
     return []
 
 
-def test_a_failure_is_not_forgotten(told):
-    report = Report(told.append)
-    assert report.add(GOOD, ODD) and report.fine
-    assert not report.add(ODD, BAD) and not report.fine
-    assert report.add(GOOD) and not report.fine
-    assert told == [GOOD, ODD, ODD, BAD, GOOD]
+def test_a_failure_is_not_forgotten(shown):
+    report = Report(shown.append)
+    assert report.add(GOOD, ODD) and report.passed
+    assert not report.add(ODD, BAD) and not report.passed
+    assert report.add(GOOD) and not report.passed
+    assert shown == [GOOD, ODD, ODD, BAD, GOOD]
 
 
-def test_a_failure_on_another_process_counts(told, monkeypatch):
+def test_a_failure_on_another_process_counts(shown, monkeypatch):
     monkeypatch.setattr(collectives, "all_gather", lambda mine: [mine, True])
-    report = Report(told.append)
-    assert not report.add(GOOD) and not report.fine
+    report = Report(shown.append)
+    assert not report.add(GOOD) and not report.passed
 
 
-def test_where_the_others_cannot_be_asked_it_is_raised(told, monkeypatch):
-    report = Report(told.append)
-    assert not report.add_shared(BAD)  # alone: nobody waits
+def test_a_shared_failure_is_raised_without_asking_the_others(shown, monkeypatch):
+    report = Report(shown.append)
+    assert not report.add_shared(BAD)  # a single process
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(collectives, "all_gather", lambda _: pytest.fail("asked"))
     with pytest.raises(RunError, match="^c: z$"):
         report.add_shared(BAD)
-    assert told == [BAD, BAD]
+    assert shown == [BAD, BAD]
 
 
-def test_lines_for_a_person():
+def test_human_readable_lines():
     assert GOOD.lines() == ["✓ a           x"]
     assert ODD.lines() == ["! b           y", " " * 14 + "-> mend it"]

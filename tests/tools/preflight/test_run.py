@@ -10,15 +10,15 @@ from mae_jax.tools.preflight.run import FAILED, OK
 from tests.helpers import tiny_configs
 
 
-def look(config, folder):
+def preflight(config, folder):
     rows = []
     return run.run(config, str(folder), rows.append), {row.name: row for row in rows}
 
 
-def test_nothing_is_wrong_and_nothing_stays(tmp_path):
+def test_everything_passes_and_nothing_is_left_behind(tmp_path):
     config = tiny_configs.config(grad_accum=1, mesh__fsdp=2)
-    fine, rows = look(config, tmp_path / "runs" / "w")
-    assert fine and {row.mark for row in rows.values()} == {OK}
+    passed, rows = preflight(config, tmp_path / "runs" / "w")
+    assert passed and {row.mark for row in rows.values()} == {OK}
     assert list(rows) == [
         *("devices", "versions", "processes", "recipe", "disk", "host", "clocks", "all-reduce"),
         *("start", "data", "step"),
@@ -34,18 +34,18 @@ def test_nothing_is_wrong_and_nothing_stays(tmp_path):
 
 
 def test_the_workdir_of_a_run_stays_as_it_was(tmp_path):
-    """The list of images, too, that an earlier start has kept."""
+    """Including the list of images that an earlier start saved."""
     (tmp_path / "data").mkdir()
     for name in ("metrics.jsonl", "data/listing_train.jsonl"):
         (tmp_path / name).write_text("{}\n")
-    assert look(tiny_configs.config(), tmp_path)[0]
+    assert preflight(tiny_configs.config(), tmp_path)[0]
     assert sorted(os.listdir(tmp_path)) == ["data", "metrics.jsonl"]
     assert os.listdir(tmp_path / "data") == ["listing_train.jsonl"]
 
 
 def test_a_workdir_in_a_bucket_is_left_empty(gcs):
-    fine, rows = look(tiny_configs.config(), "gs://bucket/run")
-    assert fine and rows["disk"].seen.startswith("a bucket; each checkpoint takes")
+    passed, rows = preflight(tiny_configs.config(), "gs://bucket/run")
+    assert passed and rows["disk"].seen.startswith("a bucket; each checkpoint takes")
     assert gcs.names("bucket") == []
 
 
@@ -57,16 +57,16 @@ def test_a_workdir_in_a_bucket_is_left_empty(gcs):
         ({"mask__ratio": 0.999}, "mask.ratio"),
     ],
 )
-def test_what_main_would_refuse(tmp_path, changes, message):
-    fine, rows = look(tiny_configs.config(**changes), tmp_path / "w")
-    assert not fine and rows["start"].mark == FAILED and message in rows["start"].seen
+def test_input_that_main_would_reject(tmp_path, changes, message):
+    passed, rows = preflight(tiny_configs.config(**changes), tmp_path / "w")
+    assert not passed and rows["start"].mark == FAILED and message in rows["start"].seen
     assert "step" not in rows
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    fine, rows = look(tiny_configs.config(), tmp_path / "file")
-    assert not fine and "--workdir" in rows["start"].seen
+    passed, rows = preflight(tiny_configs.config(), tmp_path / "file")
+    assert not passed and "--workdir" in rows["start"].seen
 
 
 def bad(name):
@@ -76,40 +76,42 @@ def bad(name):
 @pytest.mark.parametrize(
     "module, function, name, ends",
     [
-        (machine_checks, "room", "disk", False),
+        (machine_checks, "disk_space", "disk", False),
         (machine_checks, "host_memory", "host", False),
         (machine_checks, "clocks", "clocks", False),
         (machine_checks, "all_reduce", "all-reduce", False),
         (run_checks, "start", "start", True),
-        (run_checks, "reading", "data", True),
-        (run_checks, "stepping", "step", False),
+        (run_checks, "read_data", "data", True),
+        (run_checks, "train_steps", "step", False),
         (machine_checks, "device_memory", "memory", False),
     ],
 )
-def test_each_row_decides(tmp_path, monkeypatch, module, function, name, ends):
-    """One that failed makes the whole fail, whatever comes after it."""
+def test_any_failed_row_fails_the_preflight(tmp_path, monkeypatch, module, function, name, ends):
+    """Whatever comes after it."""
     row = bad(name)()
-    result = {"device_memory": [row], "start": (None, row), "reading": (None, row)}
+    result = {"device_memory": [row], "start": (None, row), "read_data": (None, row)}
     monkeypatch.setattr(module, function, lambda *_, **__: result.get(function, row))
-    if function != "stepping":
-        monkeypatch.setattr(run_checks, "stepping", lambda *_: run.Row(OK, "step", ""))
-    fine, rows = look(tiny_configs.config(), tmp_path / "w")
-    assert not fine and rows[name] == row
+    if function != "train_steps":
+        monkeypatch.setattr(run_checks, "train_steps", lambda *_: run.Row(OK, "step", ""))
+    passed, rows = preflight(tiny_configs.config(), tmp_path / "w")
+    assert not passed and rows[name] == row
     assert ends == ("step" not in rows)
 
 
-def test_checkpoints_that_stay_for_ever_need_room(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(machine_checks, "room", lambda *words: asked.append(words) or bad("disk")())
+def test_permanent_checkpoints_need_disk_space(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        machine_checks, "disk_space", lambda *words: calls.append(words) or bad("disk")()
+    )
     monkeypatch.setattr(run_checks, "start", lambda *_, **__: (None, bad("start")()))
-    look(tiny_configs.config(checkpoint__keep=2, checkpoint__keep_every=5), tmp_path / "w")
-    ((folder, size, keep, there),) = asked
+    preflight(tiny_configs.config(checkpoint__keep=2, checkpoint__keep_every=5), tmp_path / "w")
+    ((folder, size, keep, existing),) = calls
     assert folder == str(tmp_path / "w") and size > 10**4
-    assert keep == 2 + 20 // 5 and there == 0
+    assert keep == 2 + 20 // 5 and existing == 0
 
 
 def test_a_task_that_trains_nothing(tmp_path):
     config = tiny_configs.classify_config("knn", init_from="", steps=0)
-    fine, rows = look(config, tmp_path / "w")
-    assert fine and "step" not in rows
+    passed, rows = preflight(config, tmp_path / "w")
+    assert passed and "step" not in rows
     assert "96 images of 12 classes" in rows["data"].seen and "not read" in rows["data"].seen

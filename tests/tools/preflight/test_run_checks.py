@@ -1,4 +1,4 @@
-"""What is looked at of a run, with the faults it is for."""
+"""Checks of the run, each with the fault that it detects."""
 
 import os
 import shutil
@@ -9,8 +9,6 @@ import pytest
 
 from mae_jax.distributed import sharding
 from mae_jax.runtime import workdir, workdir_lock
-from mae_jax.runtime.errors import UsageError
-from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.tools.preflight import run as preflight
 from mae_jax.tools.preflight import run_checks
@@ -46,10 +44,11 @@ def files(folder):
     }
 
 
-def start(folder, *, kind=Pretrain, allow=False, config=None, **changes):
-    """The row, and the step to begin with; nothing in the folder changes."""
+def start(folder, *, allow=False, config=None, **changes):
+    """The row, and the step the run would start from; nothing in the folder changes."""
     config, before = config or tiny_configs.config(**CONFIG | changes), files(folder)
-    task, mesh = kind(config, str(folder)), sharding.make_mesh(**config.mesh)
+    task = run_checks.make_task(config, str(folder), allow_config_change=allow)
+    mesh = sharding.make_mesh(**config.mesh)
     abstract = abstract_state(task, mesh)
     state, row = run_checks.start(task, config, str(folder), abstract, allow_config_change=allow)
     assert files(folder) == before
@@ -60,17 +59,17 @@ def test_from_scratch(tmp_path):
     assert start(tmp_path) == ((OK, "start", "from scratch", ""), 0)
 
 
-def test_a_run_that_goes_on(run):
+def test_a_run_that_continues(run):
     shutil.rmtree(run / "checkpoints" / "6")
     assert start(run) == ((OK, "start", "continuing after step 4 of 6", ""), 4)
 
 
-def test_a_run_that_is_done(run):
+def test_a_finished_run(run):
     row, step = start(run)
-    assert row.mark == WARNING and step == 6 and "nothing is left" in row.advice
+    assert row.mark == WARNING and step == 6 and "the run is finished" in row.advice
 
 
-def test_what_a_killed_run_has_left_stays_for_the_next_one(run):
+def test_leftovers_of_a_killed_run_stay_for_the_next_one(run):
     left = run / "checkpoints" / "8.orbax-checkpoint-tmp"
     (left / "state").mkdir(parents=True)
     assert start(run)[1] == 6
@@ -116,7 +115,7 @@ def test_weights(run, tmp_path):
     assert step == 0 and row.mark == OK
     assert row.seen == f"weights from {run}: {total} of {total} arrays"
     tune = tiny_configs.classify_config(init_from=str(run))
-    row, _ = start(tmp_path / "new", kind=Classify, config=tune)
+    row, _ = start(tmp_path / "new", config=tune)
     assert row.mark == OK and row.seen == f"weights from {run}: 16 of 20 arrays"
 
 
@@ -125,8 +124,10 @@ def test_weights_that_do_not_fit_or_are_not_there(run, tmp_path):
     row, step = start(tmp_path / "new", init_from=str(run), model__depth=2)
     assert row.mark == FAILED and step is None
     assert "missing" in row.seen and "blocks_1/attn/qkv/kernel" in row.seen
-    with pytest.raises(UsageError, match="no checkpoint under"):  # the recipe's row
-        start(tmp_path / "new", init_from=str(tmp_path / "nowhere"))
+    for nowhere in (tmp_path / "nowhere", tmp_path / "nowhere.pth"):
+        row, _ = start(tmp_path / "new", init_from=str(nowhere))
+        assert row.mark == FAILED and f"--config.init_from={nowhere} (by default" in row.seen
+        assert "no checkpoint under" in row.seen or "no file" in row.seen
     damage(run, 6)
     row, _ = start(tmp_path / "new", init_from=str(run))
     assert row.mark == FAILED and "is damaged" in row.seen
@@ -142,7 +143,7 @@ def test_a_state_that_does_not_fit_the_device(tmp_path, monkeypatch):
     assert row.seen == "RESOURCE_EXHAUSTED: 9 GB" and "performance.md" in row.advice
 
 
-def test_the_steps_begin_where_the_run_would(run, capsys):
+def test_the_steps_start_where_the_run_would(run, capsys):
     shutil.rmtree(run / "checkpoints" / "6")
     before, rows = files(run), []
     assert preflight.run(tiny_configs.config(**CONFIG), str(run), rows.append)
@@ -174,11 +175,11 @@ class Batches:
 
 
 def test_data_that_cannot_be_read():
-    batch, row = run_checks.reading(Batches(1, left=3), 8, "9 images")
+    batch, row = run_checks.read_data(Batches(1, left=3), 8, "9 images")
     assert batch is None and row.mark == FAILED and row.seen == "9 images: the disk is gone"
-    batch, row = run_checks.reading(Batches(1, left=9, bad=2), 8, "9 images")
-    assert batch == 1 and row.mark == WARNING and "2 of these images bad" in row.seen
-    batch, row = run_checks.reading(Batches(1, left=9), 8, "9 images")
+    batch, row = run_checks.read_data(Batches(1, left=9, bad=2), 8, "9 images")
+    assert batch == 1 and row.mark == WARNING and "2 of these images cannot be read" in row.seen
+    batch, row = run_checks.read_data(Batches(1, left=9), 8, "9 images")
     assert batch == 1 and row.mark == OK and row.seen.startswith("9 images; ")
     assert "images/s on this host" in row.seen
 
@@ -190,7 +191,7 @@ def step(config, *, break_batch=lambda batch: batch, num_steps=None):
     batch = next(batches)
     batches.close()
     state = create_state(task, abstract)
-    return run_checks.stepping(task, config, mesh, abstract, state, break_batch(batch))
+    return run_checks.train_steps(task, config, mesh, abstract, state, break_batch(batch))
 
 
 def test_a_loss_that_is_not_finite():
@@ -199,7 +200,7 @@ def test_a_loss_that_is_not_finite():
 
 
 def test_an_update_that_is_not_finite(monkeypatch):
-    """Only one, and not of the last step."""
+    """Only one, and not the last."""
     right, taken = run_checks.make_train_step, []
 
     def wrong(*words, **more):

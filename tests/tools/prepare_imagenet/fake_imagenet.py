@@ -1,4 +1,4 @@
-"""A made-up release of ImageNet: tiny pictures in tar files that are built like the real ones."""
+"""A synthetic release of ImageNet: tiny images in tar files with the structure of the real ones."""
 
 import io
 import tarfile
@@ -10,10 +10,10 @@ from mae_jax.tools.prepare_imagenet.release import Release, Tar
 
 # The classes of the first five real validation images, so that TFDS's own labels fit too.
 LABELS = ("n01751748", "n09193705", "n02105855", "n04263257", "n03125729")
-PNG = "n02105855_2933.JPEG"  # so in the real release
+PNG = "n02105855_2933.JPEG"  # a PNG in the real release, too
 
 
-def picture(seed, kind="JPEG"):
+def image(seed, kind="JPEG"):
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
@@ -34,7 +34,7 @@ def tar_of(files):
     return out.getvalue()
 
 
-def pictures(*, classes=LABELS, per_class=3, per_class_val=1):
+def images(*, classes=LABELS, per_class=3, per_class_val=1):
     """The images of training, {class: {name: bytes}}, and of validation, {name: bytes}."""
     train, seed = {}, 0
     for wnid in classes:
@@ -43,19 +43,19 @@ def pictures(*, classes=LABELS, per_class=3, per_class_val=1):
             names[0] = PNG
         train[wnid] = {}
         for name in names:
-            train[wnid][name] = picture(seed, "PNG" if name == PNG else "JPEG")
+            train[wnid][name] = image(seed, "PNG" if name == PNG else "JPEG")
             seed += 1
     val = {
-        f"ILSVRC2012_val_{i + 1:08d}.JPEG": picture(10_000 + i)
+        f"ILSVRC2012_val_{i + 1:08d}.JPEG": image(10_000 + i)
         for i in range(len(classes) * per_class_val)
     }
     return train, val
 
 
 def write(folder, train, val, *, classes=LABELS, train_images=None, inner=None, known=None):
-    """Writes both tar files, and tells what a correct release would have.
+    """Writes both tar files; returns the `Release` they should match.
 
-    inner: {class: bytes} instead of the class's real tar file.
+    inner: {class: bytes} that replace the tar files of classes.
     """
     folder.mkdir(exist_ok=True)
     tars = {f"{wnid}.tar": (inner or {}).get(wnid) or tar_of(train[wnid]) for wnid in train}

@@ -1,4 +1,4 @@
-"""ImageNet's tar files to folders and to TFDS, on a made-up release with tiny pictures."""
+"""ImageNet's tar files to folders and to TFDS, on a synthetic release with tiny images."""
 
 import collections
 import io
@@ -23,7 +23,7 @@ from tests.tools.prepare_imagenet import fake_imagenet as fake
 
 @pytest.fixture
 def made(tmp_path):
-    train, val = fake.pictures()
+    train, val = fake.images()
     return train, val, fake.write(tmp_path / "tars", train, val)
 
 
@@ -42,7 +42,7 @@ def contents(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-def test_the_real_release_is_the_known_one():
+def test_the_real_release_is_consistent():
     real = imagenet_release.imagenet_2012()
     assert len(real.classes) == 1000 and list(real.classes) == sorted(real.classes)
     assert set(collections.Counter(real.val_labels).values()) == {50}
@@ -122,7 +122,7 @@ from tests.tools.prepare_imagenet.test_folders import slow_extract
 
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
-    train, val = fake.pictures()
+    train, val = fake.images()
     release = fake.release(folder / "tars", train, val)
     tars.extract_class = slow_extract
     folders.make_folders(folder / "tars", folder / "out", release, workers=int(sys.argv[2]))
@@ -130,7 +130,7 @@ if __name__ == "__main__":
 
 
 def slow_extract(task, real=tars.extract_class):
-    """Stops for a minute with the first validation class half done."""
+    """Pauses for a minute when the first validation class is half done."""
     if task.inner is None:
         os.makedirs(task.scratch)
         with open(os.path.join(task.scratch, "half"), "w") as file:
@@ -176,7 +176,7 @@ def test_killed_and_started_again(tmp_path, made, workers):
 
 def test_two_at_once_are_refused(tmp_path, made):
     with (
-        folders._alone(tmp_path / "out"),
+        folders._locked_scratch(tmp_path / "out"),
         pytest.raises(UsageError, match="another process is extracting"),
     ):
         make(tmp_path, made[2])
@@ -194,15 +194,15 @@ def test_missing_and_wrong_size(tmp_path, made):
     ):
         imagenet_release.check_tars(folder, release)
     os.truncate(path, size + 512)
-    with pytest.raises(UsageError, match="not the original, download it again"):
+    with pytest.raises(UsageError, match="not the original; download it again"):
         imagenet_release.check_tars(folder, release)
     path.unlink()
-    with pytest.raises(UsageError, match=rf"{path} is not there: a file of {size:,} bytes"):
+    with pytest.raises(UsageError, match=rf"{path} does not exist: get this file of {size:,} byte"):
         imagenet_release.check_tars(folder, release)
 
 
 def test_md5(tmp_path, made):
-    with pytest.raises(RunError, match="right size, but its md5 sum is .*, not 000"):
+    with pytest.raises(RunError, match="right size, but its MD5 sum is .*, not 000"):
         imagenet_release.check_tars(tmp_path / "tars", made[2], verify_md5=True)
 
 
@@ -217,12 +217,12 @@ def link(name, target="/etc/passwd"):
     + ["a/n01751748_5.JPEG", "n09193705_5.JPEG", "n01751748_٣.JPEG", "n01751748_9.JPEG"],
 )  # fmt: skip
 def test_other_names_are_refused(tmp_path, name):
-    train, val = fake.pictures()
+    train, val = fake.images()
     wnid = fake.LABELS[0]
-    content = link(name) if name.endswith("_9.JPEG") else fake.picture(1)  # a name like others
+    content = link(name) if name.endswith("_9.JPEG") else fake.image(1)  # a name like others
     bad = fake.tar_of(train[wnid] | {name: content})
     release = fake.write(tmp_path / "tars", train, val, inner={wnid: bad})
-    with pytest.raises(RunError, match=r"n01751748\.tar in .*holds") as error:
+    with pytest.raises(RunError, match=r"n01751748\.tar in .*contains") as error:
         make(tmp_path, release)
     assert repr(name) in str(error.value)
     assert not (tmp_path / "out" / "train" / wnid).exists()
@@ -233,29 +233,27 @@ def test_other_names_are_refused(tmp_path, name):
     "name", ["../ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000006.JPEG"]
 )
 def test_other_validation_names_are_refused(tmp_path, name):
-    train, val = fake.pictures()
+    train, val = fake.images()
     release = fake.write(tmp_path / "tars", train, val | {name: b""})
     release = release._replace(val_labels=release.val_labels[:5])
-    with pytest.raises(RunError, match="none of the 5 images") as error:
+    with pytest.raises(RunError, match="not one of the 5 images") as error:
         make(tmp_path, release)
     assert repr(name) in str(error.value)
 
 
 def test_a_missing_class_and_a_strange_one(tmp_path):
-    train, val = fake.pictures()
+    train, val = fake.images()
     release = fake.write(tmp_path / "tars", dict(list(train.items())[1:]), val)
-    with pytest.raises(RunError, match="no tar files of 1 classes, for example n01751748"):
+    with pytest.raises(RunError, match="lacks the tar files of 1 classes, for example n01751748"):
         make(tmp_path, release)
     (tmp_path / "out" / "train" / "n00000000").mkdir(parents=True)
-    with pytest.raises(UsageError, match="n00000000, which is no class"):
+    with pytest.raises(UsageError, match="n00000000, which is not an ImageNet class"):
         make(tmp_path, release)
 
 
-@pytest.mark.parametrize(
-    "damage", ["cut at a file", "cut in a file", "zeroed header", "no picture"]
-)
+@pytest.mark.parametrize("damage", ["cut at a file", "cut in a file", "zeroed header", "no image"])
 def test_damaged_class(tmp_path, damage):
-    train, val = fake.pictures()
+    train, val = fake.images()
     wnid = fake.LABELS[0]
     good = fake.tar_of(train[wnid])
     second = tars.Entry("", *positions(good)[1])
@@ -268,7 +266,7 @@ def test_damaged_class(tmp_path, damage):
     else:
         bad = good[: second.offset] + b"\0" * second.size + good[second.offset + second.size :]
     release = fake.write(tmp_path / "tars", train, val, inner={wnid: bad})
-    with pytest.raises(RunError, match="cut short|damaged|neither JPEG nor PNG"):
+    with pytest.raises(RunError, match="truncated|damaged|neither JPEG nor PNG"):
         make(tmp_path, release)
     assert not (tmp_path / "out" / "train" / wnid).exists()
 
@@ -283,11 +281,11 @@ def test_too_little_disk(tmp_path, made, monkeypatch):
     release = made[2]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, release.train.size))
     with pytest.raises(
-        RunError, match=r"too little disk: .* MB are needed in .*, .* are free: make"
+        RunError, match=r"too little disk space: .* needs .* MB, .* are free: free another"
     ):
         make(tmp_path, release)
     assert not contents(tmp_path / "out")
-    # What is done already needs no room.
+    # Finished classes need no more space.
     monkeypatch.undo()
     make(tmp_path, release)
     shutil.rmtree(tmp_path / "out" / "train" / fake.LABELS[1])
@@ -301,7 +299,7 @@ def test_wrong_counts(tmp_path, made):
     train, val, release = made
     make(tmp_path, release)
     out = tmp_path / "out"
-    with pytest.raises(RunError, match="holds 15 images, not 16"):
+    with pytest.raises(RunError, match="contains 15 images, not 16"):
         make(tmp_path, release._replace(train_images=16))
     (out / "train" / fake.LABELS[1] / next(iter(train[fake.LABELS[1]]))).unlink()
     with pytest.raises(RunError, match=r"n09193705: 2 instead of 3\); remove them"):
@@ -315,15 +313,15 @@ def test_wrong_counts(tmp_path, made):
 
 def test_known_image_in_the_wrong_class(tmp_path, made):
     name = "ILSVRC2012_val_00000001.JPEG"
-    with pytest.raises(RunError, match=f"{name} should be of the class n09193705"):
+    with pytest.raises(RunError, match=f"{name} is missing from its class folder .*/val/n09193705"):
         make(tmp_path, made[2]._replace(known={name: "n09193705"}))
 
 
 def test_tfds(tmp_path, caplog):
-    """TFDS's own builder, on the made-up tar files under their real names, read by our source."""
+    """The builder of TFDS, on synthetic tar files with the real names, read by our source."""
     from mae_jax.data.sources.tfds import make_tfds_sources
 
-    train, val = fake.pictures()
+    train, val = fake.images()
     folder, out = tmp_path / "tars", tmp_path / "out"
     fake.write(folder, train, val)
     names = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")

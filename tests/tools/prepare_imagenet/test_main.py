@@ -1,4 +1,4 @@
-"""The command and its script: flags, exit statuses, and what they print."""
+"""The command and its script: flags, exit statuses and output."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.tools.prepare_imagenet import fake_imagenet as fake
 
 @pytest.fixture
 def release(tmp_path):
-    return fake.write(tmp_path / "tars", *fake.pictures())
+    return fake.write(tmp_path / "tars", *fake.images())
 
 
 def command(tmp_path, release, *flags):
@@ -23,7 +23,7 @@ def command(tmp_path, release, *flags):
     return run_command(lambda: prepare_imagenet.main(flags, release))
 
 
-def test_done_with_the_flags_to_train_with(tmp_path, release, capsys):
+def test_success_prints_the_flags_to_train_with(tmp_path, release, capsys):
     assert command(tmp_path, release) == 0
     out, err = capsys.readouterr()
     assert f"--config.data.source=folder --config.data.root={tmp_path / 'out'}\n" in out
@@ -36,7 +36,7 @@ def test_dry_run_does_nothing(tmp_path, release, capsys, kind):
     assert os.listdir(tmp_path) == ["tars"]
     out, err = capsys.readouterr()
     assert not out
-    assert " MB needed in " in err and "--dry_run: nothing was done" in err
+    assert " MB needed in " in err and "--dry_run: nothing was written" in err
     if kind == "folders":
         assert f"{tmp_path / 'out' / 'train'}: 5 classes to extract" in err
 
@@ -47,7 +47,7 @@ def test_bad_input(tmp_path, release, capsys):
     (tmp_path / "tars" / "val.tar").unlink()
     assert command(tmp_path, release) == 2
     assert capsys.readouterr().err.startswith(
-        f"error: {tmp_path / 'tars' / 'val.tar'} is not there"
+        f"error: {tmp_path / 'tars' / 'val.tar'} does not exist"
     )
     assert os.listdir(tmp_path) == ["tars"]
 
@@ -57,20 +57,20 @@ def test_failures(tmp_path, release, capsys, monkeypatch):
         usage = shutil.disk_usage(tmp_path)._replace(free=1)
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         assert command(tmp_path, release) == 1
-    assert "error: too little disk" in capsys.readouterr().err
+    assert "error: too little disk space" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", lambda *a: (_ for _ in ()).throw(OSError(28, "disk full")))
         assert command(tmp_path, release) == 1
-    assert "disk full; what is finished stays" in capsys.readouterr().err
+    assert "disk full; finished classes are kept" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command(tmp_path, release) == 130
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert "stopped; run the same command to continue" in capsys.readouterr().err
     assert command(tmp_path, release) == 0
 
 
 def test_the_script(tmp_path):
-    """With the real release, whose files are not there."""
+    """With the real release, whose files do not exist."""
     script = os.path.join(REPO, "launch", "prepare_imagenet.sh")
 
     def start(*flags):
@@ -87,7 +87,8 @@ def test_the_script(tmp_path):
     refused = start("--tars=a folder", "--out=out")
     assert refused.returncode == 2
     assert refused.stderr.startswith(
-        "error: a folder/ILSVRC2012_img_train.tar is not there: a file of 147,897,477,120 bytes"
+        "error: a folder/ILSVRC2012_img_train.tar does not exist: get this file of "
+        "147,897,477,120 bytes"
     )
     assert start("--tars=a").returncode == 2
     assert not os.listdir(tmp_path)

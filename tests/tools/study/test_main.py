@@ -23,7 +23,7 @@ def start(workdir, *more):
     )
 
 
-def test_a_study_that_is_stopped_goes_on_and_gives_the_same_table(tmp_path):
+def test_a_stopped_study_continues_and_gives_the_same_table(tmp_path):
     whole = start(tmp_path / "whole")
     assert whole.wait() == 0, whole.stderr
     table = (tmp_path / "whole" / "mask_ratio.csv").read_text()
@@ -40,7 +40,7 @@ def test_a_study_that_is_stopped_goes_on_and_gives_the_same_table(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate()
     assert process.returncode == 75, messages
-    assert "the same command continues" in messages
+    assert "run the same command to continue" in messages
     assert not (workdir / "mask_ratio.csv").read_text().splitlines()[2].startswith("0.75,0.")
 
     again = start(workdir)
@@ -53,10 +53,10 @@ def test_a_study_that_is_stopped_goes_on_and_gives_the_same_table(tmp_path):
     other = start(workdir, "--config.seed=1")
     _, messages = other.communicate()
     assert other.returncode == 2
-    assert "is done, with another configuration (seed: 0 -> 1): give another --work" in messages
+    assert "is done, with another configuration (seed: 0 -> 1): choose another --work" in messages
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
+def test_a_failed_run_is_reported_and_the_others_continue(tmp_path):
     in_the_way = tmp_path / "mask.ratio=0.5" / "pretrain" / "config.json"
     in_the_way.mkdir(parents=True)
     process = start(tmp_path)
@@ -68,35 +68,35 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path):
 @pytest.mark.parametrize(
     "statuses, ended", [([70, 0], 70), ([0, 70], 70), ([70, 1], 70), ([75], 75)]
 )
-def test_what_hung_or_was_stopped_alone_is_told_to_who_starts_it_again(
+def test_hung_and_stopped_runs_decide_the_exit_status(
     tmp_path, monkeypatch, capsys, statuses, ended
 ):
-    """Each run ends with the next status; a row that hung does not keep the next from its turn."""
+    """Each run exits with the next status; after a row that hung the next one still runs."""
     left = iter(statuses)
     monkeypatch.setattr(run, "command", lambda _: [sys.executable, "-c", f"exit({next(left)})"])
     monkeypatch.setattr(study, "write", lambda *_: "table")
     assert study.main([*tiny_configs.STUDY, f"--workdir={tmp_path}"]) == ended
     assert not list(left)
     hung = [row for row, status in zip(("0.5", "0.75"), statuses, strict=False) if status == 70]
-    said = f"rows that hung: {', '.join(hung)}; the same command continues"
+    message = f"rows that hung: {', '.join(hung)}; run the same command to continue"
     err = capsys.readouterr().err
-    assert (said in err) == bool(hung)
-    assert ("stopped; the same command continues" in err) == (ended == 75)
+    assert (message in err) == bool(hung)
+    assert ("stopped; run the same command to continue" in err) == (ended == 75)
 
 
-def test_a_row_that_another_task_did_meanwhile_is_in_the_table(tmp_path, monkeypatch):
-    """Row 0 is done while the plot of row 1 is drawn: its task may have written before that."""
+def test_a_row_that_another_task_finishes_while_writing_is_in_the_table(tmp_path, monkeypatch):
+    """Row 0 finishes while the plot of row 1 is drawn, and may have written its table earlier."""
     drawn = []
     monkeypatch.setattr(run, "run_cell", lambda *_: 0)
     monkeypatch.setattr(run, "is_done", lambda stage: bool(drawn) and "0.5" in stage.folder)
     monkeypatch.setattr(report, "measured", lambda *_: {"loss": 0.25})
-    monkeypatch.setattr(figures, "save_png", lambda *_: drawn.append(1))
+    monkeypatch.setattr(figures, "save_png", lambda *_, **__: drawn.append(1))
     assert study.main([*tiny_configs.STUDY, f"--workdir={tmp_path}", "--cell=1"]) == 0
     assert "\n0.5,0.25," in (tmp_path / "mask_ratio.csv").read_text()
     assert len(drawn) == 2
 
 
-def test_the_commands_can_be_looked_at_and_split(tmp_path, capsys):
+def test_the_commands_can_be_printed_and_split(tmp_path, capsys):
     words = [*tiny_configs.STUDY, f"--workdir={tmp_path}", "--dry_run"]
     assert study.main(words) == 0
     both = capsys.readouterr().out.splitlines()
@@ -110,13 +110,13 @@ def test_the_commands_can_be_looked_at_and_split(tmp_path, capsys):
     "word, message",
     [
         ("--cell=2", "has rows 0 to 1"),
-        ("--stages=pretrain", "pretrain is none of linprobe, finetune"),
+        ("--stages=pretrain", "pretrain is not one of linprobe, finetune"),
         ("--probe.epochs=2", "unknown argument '--probe.epochs=2'"),
         ("--pretrain.mask.rato=2", "did you mean --config.mask.ratio"),
         ("--rows=two", "must be a number"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path, word, message):
+def test_mistakes_are_reported_before_anything_runs(tmp_path, word, message):
     with pytest.raises(UsageError, match=message):
         study.main([*tiny_configs.STUDY, f"--workdir={tmp_path}", word])
     assert not list(tmp_path.iterdir())

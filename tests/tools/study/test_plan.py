@@ -1,4 +1,4 @@
-"""Which runs a study makes."""
+"""The runs of a study."""
 
 import os
 
@@ -35,7 +35,7 @@ def test_a_row_that_changes_nothing_is_shared_by_all_studies():
     assert folders(base) == [[f"mask.ratio=0.75/{stage}" for stage in RECIPES]]
 
 
-def test_later_stages_begin_with_the_pretrained_encoder_and_share_its_shape():
+def test_later_stages_start_from_the_pretrained_encoder_and_share_its_shape():
     changes = {"model.patch_size": (8, 8), "model.decoder_depth": 1, "mask.ratio": 0.5}
     (cell,) = cells({"a": changes}, finetune=["--config.epochs=7"])
     first, probe, fine = cell.stages
@@ -93,7 +93,7 @@ def test_studies_are_files_that_declare_rows(tmp_path):
         "0.5": {"mask.ratio": 0.5},
         "0.55": {"mask.ratio": 0.55},
     }
-    with pytest.raises(UsageError, match="--rows=0.5 is none of with, without"):
+    with pytest.raises(UsageError, match="--rows=0.5 is not one of with, without"):
         plan.choose(plan.load("configs/ablations/mask_token.py"), ["0.5"])
     with pytest.raises(UsageError, match="--study=configs/ablations/none.py: No such file"):
         plan.load("configs/ablations/none.py")
@@ -105,7 +105,7 @@ def test_studies_are_files_that_declare_rows(tmp_path):
         plan.load(str(broken))
 
 
-def test_keys_of_earlier_versions_work_and_find_the_runs_they_named(tmp_path):
+def test_keys_of_earlier_versions_work_and_find_their_runs(tmp_path):
     (tmp_path / "mine.py").write_text('ROWS = {"a": {"picture_every": 7}, "b": {"epochs": 24.0}}')
     study = plan.load(str(tmp_path / "mine.py"))
     recipes = {"pretrain": "configs/cifar10.py:laptop"}
@@ -119,5 +119,5 @@ def test_keys_of_earlier_versions_work_and_find_the_runs_they_named(tmp_path):
     config = one.stages[0].config
     assert config.figure_every == 7 and config.data.on_device
     (tmp_path / "mine.py").write_text('ROWS = {"a": {"picture_every": -7}}')
-    with pytest.raises(UsageError, match="figure_every=-7 must be a whole number"):
+    with pytest.raises(UsageError, match="figure_every=-7 must be an integer"):
         plan.load(str(tmp_path / "mine.py"))

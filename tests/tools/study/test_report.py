@@ -60,4 +60,4 @@ def test_a_plot_has_a_panel_for_each_kind_of_number(tmp_path):
         image = figures.panels("Ratio", rows, shown)
         assert image.dtype == np.uint8 and image.shape[1] > 2.5 * image.shape[0]
         thirds = np.array_split(image, 3, axis=1)
-        assert all((np.ptp(part.astype(int), axis=2) > 60).any() for part in thirds)  # coloured
+        assert all((np.ptp(part.astype(int), axis=2) > 60).any() for part in thirds)  # in color

@@ -1,4 +1,4 @@
-"""What a study does with signals and with what it did before."""
+"""How a study handles signals and finished runs."""
 
 import os
 import signal
@@ -21,14 +21,14 @@ def stage(folder, name="pretrain", base=None, **config):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_study_stops_though_its_run_ended_well(tmp_path, monkeypatch, number):
+def test_a_study_stops_even_if_its_run_succeeded(tmp_path, monkeypatch, number):
     code = DEAF.replace("signal.SIGTERM", "signal.SIGINT") if number == signal.SIGINT else DEAF
     monkeypatch.setattr(run, "command", lambda stage: [sys.executable, "-c", code])
     cell = Cell("a", [stage(tmp_path, a=1), stage(tmp_path, "linprobe", a=1)])
     threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
-    with run.Stop().listening() as stop:
+    with run.Stop().handle_signals() as stop:
         assert run.run_cell(cell, "", stop) == 75
-    assert stop.heard
+    assert stop.requested
     assert run.is_done(cell.stages[0])
     assert not os.path.exists(cell.stages[1].folder)
 
@@ -37,18 +37,18 @@ def test_a_signal_while_a_run_is_being_started_reaches_it():
     code = DEAF.replace("exit(0)", "exit(3)").replace(
         "time.sleep", "print(1, flush=True); time.sleep"
     )
-    with run.Stop().listening() as stop:
+    with run.Stop().handle_signals() as stop:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert process.stdout and process.stdout.readline()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait_for(process) == 3
 
 
-def test_what_began_with_another_pretraining_is_not_done(tmp_path, monkeypatch):
+def test_a_stage_of_another_pretraining_is_not_done(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "command", lambda stage: [sys.executable, "-c", ""])
     first = stage(tmp_path, epochs=1.0)
     probe = stage(tmp_path, "linprobe", base=first.config, a=1)
-    with run.Stop().listening() as stop:
+    with run.Stop().handle_signals() as stop:
         assert run.run_cell(Cell("a", [first, probe]), "", stop) == 0
     assert run.is_done(probe)
     longer = stage(tmp_path, epochs=2.0)

@@ -1,9 +1,9 @@
-"""The masked autoencoder step by step as the paper tells it, without any short cut.
+"""The masked autoencoder step by step as in the paper, without any shortcut.
 
 Embed all patches, add positions, shuffle, drop, encode, append mask tokens, unshuffle, add
-positions, decode and predict everything, average over the masked patches: plain jax.numpy with
-JAX's own gradients, on the same parameters. It shares no code with the model; the tests compare
-the model with it, and the benchmark races the two.
+positions, decode, predict all patches, average over the masked ones: plain jax.numpy and JAX
+gradients, on the same parameters. It shares no code with the model. Tests compare the model with
+it, and the benchmark compares their speed.
 """
 
 from typing import Any
@@ -32,9 +32,9 @@ def position_table(dim: int, grid: tuple[int, int]) -> jax.Array:
 
 def _norm(p: Any, x: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    std = jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return (centred / std * p["scale"] + p["bias"]).astype(x.dtype)
+    centered = wide - wide.mean(-1, keepdims=True)
+    std = jnp.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
+    return (centered / std * p["scale"] + p["bias"]).astype(x.dtype)
 
 
 def _linear(p: Any, x: jax.Array) -> jax.Array:
@@ -69,19 +69,19 @@ def forward(
     model: MaskedAutoencoder,
     ratio: float,
     normalize: bool,
-    every: bool = False,
+    loss_on_all: bool = False,
     dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The paper's loss, and what it is made of.
+    """The paper's loss, with the prediction and mask.
 
     Args:
-      params: of `model`, whose sizes are used and nothing else.
-      images: normalised float32 [B, H, W, C].
-      noise: [B, L]; the patches of lowest noise stay.
-      model: the autoencoder that is imitated.
-      ratio: share of the patches that is removed.
-      normalize: patches of the target by their own mean and deviation.
-      every: loss on visible patches too.
+      params: of `model`.
+      images: normalized float32 [B, H, W, C].
+      noise: [B, L]; the patches with the lowest noise stay visible.
+      model: the autoencoder; only its sizes are used.
+      ratio: fraction of patches that are removed.
+      normalize: normalize each target patch by its own mean and standard deviation.
+      loss_on_all: compute the loss on visible patches too.
       dtype: of the arithmetic; norms, softmax and loss are float32.
 
     Returns:
@@ -125,9 +125,9 @@ def forward(
     target = images.reshape(b, gh, ph, gw, pw, -1).transpose(0, 1, 3, 2, 4, 5)
     target = target.reshape(b, length, -1)
     if normalize:
-        centred = target - target.mean(-1, keepdims=True)
-        variance = (centred**2).sum(-1, keepdims=True) / (target.shape[-1] - 1)
-        target = centred / jnp.sqrt(variance + 1e-6)
-    weights = jnp.ones_like(mask) if every else mask
+        centered = target - target.mean(-1, keepdims=True)
+        variance = (centered**2).sum(-1, keepdims=True) / (target.shape[-1] - 1)
+        target = centered / jnp.sqrt(variance + 1e-6)
+    weights = jnp.ones_like(mask) if loss_on_all else mask
     loss = (((pred - target) ** 2).mean(-1) * weights).sum() / weights.sum()
     return loss, pred, mask

@@ -1,12 +1,12 @@
-r"""A PyTorch train step of the masked autoencoder, written from the paper to be raced against.
+r"""A PyTorch train step of the masked autoencoder, written from the paper as a baseline for speed.
 
     python -m mae_jax.tools.bench.baselines.torch_mae '{"batch_size": 8, ...}'
 
 Embeds, shuffles and decodes in the paper's order, with what a tuned PyTorch run would use: fused
-`scaled_dot_product_attention`, autocast to bfloat16, fused AdamW and, if asked, `torch.compile`.
-It runs in a process of its own, so that neither program holds memory or threads that the other
-would want: one JSON line on stdout when it is ready, one for each line on stdin, which asks for a
-step, and one at the end of stdin.
+`scaled_dot_product_attention`, autocast to bfloat16, fused AdamW and optionally `torch.compile`.
+It runs in a separate process, so that the two programs do not compete for memory or threads. It
+prints one JSON line when it is ready, one per step, which a line on stdin requests, and one at the
+end of stdin.
 """
 
 import json
@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-import torch  # pyright: ignore[reportMissingImports] - not a requirement: only this program needs it
+import torch  # pyright: ignore[reportMissingImports] - not a requirement; used only here
 
 
 def build_mae(sizes: dict[str, Any]) -> Any:
@@ -53,7 +53,7 @@ def build_mae(sizes: dict[str, Any]) -> Any:
 
             self.patch_embed = nn.Conv2d(channels, dim, (ph, pw), (ph, pw))
             self.cls_token, self.mask_token = token(1, dim), token(1, narrow)
-            # Constants; their values make no difference to the speed.
+            # Constants, whose values do not affect the speed.
             self.register_buffer("pos_embed", 0.02 * torch.randn(1, length + 1, dim))
             self.register_buffer("decoder_pos_embed", 0.02 * torch.randn(1, length + 1, narrow))
             self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.45))
@@ -102,7 +102,7 @@ def build_mae(sizes: dict[str, Any]) -> Any:
 
 
 class TorchStep:
-    """One optimiser step on a batch that lies on the device."""
+    """One optimizer step on a batch that is already on the device."""
 
     def __init__(self, sizes: dict[str, Any]):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,7 +122,7 @@ class TorchStep:
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         with torch.autocast(**self.autocast):
             loss = self.loss(self.images)
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,10 +130,10 @@ class TorchStep:
         self.optimizer.step()
         if self.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def peak_memory_mb(self) -> int:
-        """Of the GPU's allocator; on CPU of the whole process."""
+        """Of the GPU allocator; on CPU, of the whole process."""
         if self.device == "cuda":
             return round(torch.cuda.max_memory_allocated() / 2**20)
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
@@ -141,10 +141,10 @@ class TorchStep:
 
 def main() -> None:
     """Answers each line of stdin with one line of JSON; see the module's docstring."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     step = TorchStep(json.loads(sys.argv[1]))
     step()
-    ready = {"compile_s": time.perf_counter() - began, "version": torch.__version__}
+    ready = {"compile_s": time.perf_counter() - start, "version": torch.__version__}
     print(json.dumps(ready), flush=True)
     for _ in sys.stdin:
         print(json.dumps({"seconds": step()}), flush=True)

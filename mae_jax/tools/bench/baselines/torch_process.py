@@ -1,4 +1,4 @@
-"""The PyTorch baseline as a step that can be timed in turn with ours."""
+"""Runs the PyTorch baseline in a process, as a step that can be timed like ours."""
 
 import importlib.util
 import json
@@ -13,27 +13,27 @@ from mae_jax.runtime.errors import UsageError
 
 
 class TorchProcess:
-    """A process that runs `mae_jax.tools.bench.baselines.torch_mae` and does one step when asked.
+    """A process that runs `mae_jax.tools.bench.baselines.torch_mae`, one step per call.
 
     Args:
-      task: pre-training, whose sizes the baseline takes.
+      task: the pre-training task, whose sizes the baseline uses.
       config: its configuration.
-      python: interpreter that has torch; "" for the one that is running.
+      python: Python interpreter that has torch; "" for the current one.
       compiled: use `torch.compile`.
 
     Attributes:
-      compile_s: seconds until the first step was done.
-      memory_mb: peak, known after `close`.
+      compile_s: seconds until the first step finished.
+      memory_mb: peak memory, known after `close`.
 
     Raises:
-      UsageError: there is no torch, or the baseline failed.
+      UsageError: torch is not installed, or the baseline failed.
     """
 
     def __init__(self, task: Any, config: Any, python: str, compiled: bool):
         if not python and importlib.util.find_spec("torch") is None:
             raise UsageError(
-                "the PyTorch baseline needs torch: name an interpreter that has it with "
-                "--torch_python=, or take --against=plain"
+                "the PyTorch baseline needs torch: pass a Python interpreter that has it as "
+                "--torch_python=, or use --against=plain"
             )
         sizes = task.fields | {
             "batch_size": config.batch_size,
@@ -53,13 +53,13 @@ class TorchProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Waiting threads of OpenMP would otherwise spin while our step is timed.
+            # Otherwise idle OpenMP threads would spin while our step is timed.
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"},
         )
         self.compile_s = self._answer()["compile_s"]
 
     def __call__(self) -> float:
-        """Seconds of one step, by the clock of that process."""
+        """Seconds of one step, measured in that process."""
         assert self._process.stdin is not None
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
@@ -77,6 +77,6 @@ class TorchProcess:
         line = self._process.stdout.readline()
         if not line:
             raise UsageError(
-                f"the PyTorch baseline ended with status {self._process.wait()}, see above"
+                f"the PyTorch baseline exited with status {self._process.wait()}, see above"
             )
         return json.loads(line)
