@@ -100,8 +100,8 @@ def _classify(path: CheckpointPath, error: Exception) -> Exception:
     except OSError as os_error:
         corruption, first = None, os_error
     return corruption or UsageError(
-        f"{path.folder} cannot be read ({type(first).__name__}: {error_text(first)}): this does not "
-        "prove that it is damaged, so it is left unchanged"
+        f"{path.folder} cannot be read ({type(first).__name__}: {error_text(first)}): this does "
+        "not prove that it is damaged, so it is left unchanged"
     )
 
 
