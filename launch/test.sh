@@ -10,6 +10,7 @@ set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=setup.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh" # this file may be a symlink
+case ${1:-} in -h | --help) show_help "$root/launch/test.sh" && exit ;; esac
 setup dev
 setup_environment
 cd "$root"

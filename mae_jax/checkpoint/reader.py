@@ -63,7 +63,7 @@ class Verified(NamedTuple):
     compared: bool
 
 
-def line(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The text of an error on one line, without tensorstore's details."""
     return one_line(_DETAILS.sub("", str(error)) or type(error).__name__)
 
@@ -100,8 +100,8 @@ def _classify(path: CheckpointPath, error: Exception) -> Exception:
     except OSError as os_error:
         corruption, first = None, os_error
     return corruption or UsageError(
-        f"{path.folder} cannot be read ({type(first).__name__}: {one_line(first)}): this does not "
-        "prove that it is damaged, so it is left unchanged"
+        f"{path.folder} cannot be read ({type(first).__name__}: {error_text(first)}): this does "
+        "not prove that it is damaged, so it is left unchanged"
     )
 
 
@@ -112,7 +112,7 @@ def _corruption(
     if isinstance(error, CorruptCheckpointError):
         return error
     if damage.is_proof(error, folder):
-        return CorruptCheckpointError(folder, one_line(first))
+        return CorruptCheckpointError(folder, error_text(first))
     changed = damage.changed_files(folder)
     return CorruptCheckpointError(folder, checksums.abbreviate(changed)) if changed else None
 

@@ -120,7 +120,7 @@ class StepWriter:
         except UsageError as error:
             raise SaveFailed(
                 f"checkpoint {self.step} is written but could not be read back; it is kept, and so "
-                f"are all older ones: {reader.one_line(error)}"
+                f"are all older ones: {reader.error_text(error)}"
             ) from error
         then()  # first, since it frees disk space
         damage.record_small_files(self._path.folder)

@@ -98,5 +98,5 @@ def test_one_step_of_every_row(name, row, config, tmp_path, tokenizer):
     batches.close()
     assert np.isfinite(values["loss"]) and values["skipped"] == 0
     assert values["grad_norm"] > 0
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
-    assert any(jax.tree.leaves(moved))
+    same = jax.tree.map(np.array_equal, before, jax.device_get(state.params))
+    assert not all(jax.tree.leaves(same))

@@ -30,6 +30,13 @@ def test_help_is_the_comment_at_the_top(machine):
     assert not machine.venv.exists()
 
 
+@pytest.mark.parametrize("script", ["test.sh", "bench.sh"])
+def test_help_of_other_scripts_installs_nothing(machine, script):
+    status, out, _ = machine.run("--help", script=script)
+    assert status == 0 and f"  launch/{script} " in out
+    assert not machine.venv.exists() and not machine.calls()
+
+
 def test_preflight_takes_the_same_flags(machine):
     (line,) = dry_run(machine, "--config=c.py", "--preflight")
     assert line.endswith("-m mae_jax.tools.preflight --config=c.py")

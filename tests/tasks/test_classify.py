@@ -280,7 +280,7 @@ def test_parts_and_sharding_give_the_update_of_the_big_batch():
         # Adam's first step hides the size of a gradient; its first moment shows it.
         moments = (x.opt_state[1].mu for x in (whole, state))
         for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
-            bound = 5e-6 * max(float(jnp.abs(a).max()), 1e-4)
+            bound = 5e-6 * max(float(np.abs(a).max()), 1e-4)
             np.testing.assert_allclose(a, b, rtol=0, atol=bound)
 
 

@@ -136,7 +136,7 @@ def test_accumulation_and_sharding_give_the_update_of_the_big_batch(tmp_path):
         # Adam's first step hides the size of a gradient; its first moment shows it.
         moments = (x.opt_state[1].mu for x in (whole, state))
         for a, b in zip(*map(jax.tree.leaves, moments), strict=True):
-            bound = 2e-6 * max(float(jnp.abs(a).max()), 1e-4)
+            bound = 2e-6 * max(float(np.abs(a).max()), 1e-4)
             np.testing.assert_allclose(a, b, rtol=0, atol=bound)
         kernel = state.params["blocks_0"]["mlp"]["fc1"]["kernel"]
         shards = {shard.data.size for shard in kernel.addressable_shards}
