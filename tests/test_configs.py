@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mae_jax.config.schema import INHERIT
 from mae_jax.distributed import sharding
 from mae_jax.optim.schedules import absolute_lr
 from mae_jax.tasks import TASKS
 from mae_jax.train.state import abstract_state
 from mae_jax.train.step import make_train_step
 from tests.helpers.processes import REPO
+from tests.parity.official import path as parity_file
 
 RECIPES = glob.glob(os.path.join(REPO, "configs", "**", "*.py"), recursive=True)
 NOT_RECIPES = ("configs/common.py", "configs/ablations/rows.py")
@@ -32,7 +34,8 @@ def test_recipe_builds_and_its_step_traces(name, tmp_path):
     config.model.depth = config.model.depth or 4  # identical blocks, and each takes time to trace
     if config.model.get("num_classes"):
         config.model.num_classes = 12
-    config.init_from = ""
+    inherits = config.model.size == INHERIT
+    config.init_from = parity_file("hf_tiny_v4names") if inherits else ""
     task = TASKS[config.task](config, str(tmp_path))
     mesh = sharding.make_mesh(**config.mesh)
     abstract = abstract_state(task, mesh)

@@ -43,7 +43,7 @@ def test_the_table_has_the_keys_of_the_recipes_and_no_others():
 def test_the_table_has_the_names_that_code_looks_up():
     for key, names in {
         "task": TASKS,
-        "model.size": vit.SIZES,
+        "model.size": [*vit.SIZES, schema.INHERIT],
         "model.attention": layers.ATTENTION,
         "model.remat": layers.REMAT,
         "mask.kind": masking.MASKS,
@@ -66,16 +66,16 @@ def test_the_documentation_has_the_table():
 @pytest.mark.parametrize(
     "key, bad",
     [
-        ("batch_size", [0, -1, 2**24 + 1, 10**30, 1.0, True, None, "3", (1,), math.nan]),
+        ("batch_size", [-2, 2**24 + 1, 10**30, 1.0, True, None, "3", (1,), math.nan]),
         ("steps", [-1, 2**31, False]),
         ("seed", [-1, 2**32]),
-        ("epochs", [-1.0, math.nan, math.inf, -math.inf, 1e300, "1", True, None, (1.0,)]),
+        ("epochs", [-2.0, math.nan, math.inf, -math.inf, 1e300, "1", True, None, (1.0,)]),
         ("optim.b1", [1.0, -0.1, 1, math.nan]),
         ("mask.ratio", [1.0, -0.1, math.inf]),
         ("model.mlp_ratio", [0.0, -1.0]),
         ("model.size", ["", "XL", "l", None, 3, ("L",)]),
         ("model.image_size", [(), (1, 2, 3), (0, 1), (1.0, 2.0), ("a", "b"), "ab", (True, 1), -1]),
-        ("data.mean", [(), 0.5, (math.nan,) * 3, ("a",) * 3, ((1.0,),), None]),
+        ("data.mean", [0.5, (math.nan,) * 3, ("a",) * 3, ((1.0,),), None]),
         ("data.std", [(0.0, 1.0, 1.0), (-1.0,), (1e300,)]),
         ("data.crop_scale", [(0.0, 1.0), (0.5, 0.2), (0.5,), (0.2, 1.1), (0.1, 0.2, 0.3)]),
         ("data.hflip", [0, 1, "True", None]),
