@@ -286,7 +286,7 @@ def test_the_tools_know_it(trained, tmp_path, capsys):
         for x, y in zip(inference.load(out).reconstruct(images), expected, strict=True):
             np.testing.assert_array_equal(x, y)
     for name in ("file.safetensors", "hf"):
-        with pytest.raises(UsageError, match="no place for a target of 6 PCA coefficients"):
+        with pytest.raises(UsageError, match="does not support a target of 6 PCA coefficients"):
             convert.save(convert.load(str(trained)), str(tmp_path / name),
                          format="hf" if name == "hf" else "")  # fmt: skip
         assert not os.path.exists(tmp_path / name)

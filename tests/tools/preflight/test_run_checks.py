@@ -126,7 +126,7 @@ def test_weights_that_do_not_fit_or_are_not_there(run, tmp_path):
     assert "missing" in row.seen and "blocks_1/attn/qkv/kernel" in row.seen
     for nowhere in (tmp_path / "nowhere", tmp_path / "nowhere.pth"):
         row, _ = start(tmp_path / "new", init_from=str(nowhere))
-        assert row.mark == FAILED and f"--config.init_from={nowhere} (by default" in row.seen
+        assert row.mark == FAILED and f"--config.init_from={nowhere} (default: " in row.seen
         assert "no checkpoint under" in row.seen or "no file" in row.seen
     damage(run, 6)
     row, _ = start(tmp_path / "new", init_from=str(run))
