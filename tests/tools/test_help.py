@@ -61,7 +61,7 @@ def test_help_of_a_tool_lists_its_flags_and_two_examples(name, capsys, monkeypat
 def test_help_of_main_lists_recipes_and_where_their_keys_are_documented(tmp_path):
     text = printed("-m", "mae_jax.main", "--help", cwd=tmp_path)
     check(text, "main")
-    assert re.search(r"configs/finetune/ +cifar10, demo, vit_b", text)
+    assert re.search(r"configs/finetune/ +cifar10, demo, folder, vit_b", text)
     assert "docs/configuration.md" in text and "python -m mae_jax.config.schema" in text
     assert printed("-m", "mae_jax.config.schema").startswith("| key |")
 
