@@ -62,7 +62,7 @@ def read(run: str) -> Best | None:
     try:
         record: Any = json.loads(filesystem.read(f"{run}/{FILE}"))
         return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 

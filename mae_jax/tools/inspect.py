@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "path",
         type=filesystem.expand,
         metavar="PATH",
-        help="a run (its newest step), one of its steps, or weights (docs/weights.md)",
+        help="a run (its newest step), RUN:best, one of its steps, or weights (docs/weights.md)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verify", action="store_true", help="check for damage instead")

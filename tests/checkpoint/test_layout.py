@@ -82,6 +82,12 @@ def test_the_best_step_is_found_by_name_and_never_deleted(place):
     assert best.read(path) is None
 
 
+def test_a_file_has_no_best_step(tmp_path):
+    (tmp_path / "model.npz").touch()
+    with pytest.raises(UsageError, match=r"no checkpoint under .*model\.npz"):
+        layout.find(f"{tmp_path}/model.npz:best")
+
+
 def test_a_folder_that_is_named_so_wins(place):
     path, folder = place
     make(folder, "1", "2")
