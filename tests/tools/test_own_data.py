@@ -41,6 +41,7 @@ def run(root, tmp_path_factory):
 
 def test_the_best_step_is_kept_by_accuracy(run, capsys):
     record = best.read(run)
+    assert record is not None
     lines = tiny_configs.metric_lines(run, "eval")[1:]
     accuracy = {line["step"]: line["top1"] for line in lines}
     first_best = max(accuracy, key=lambda step: (accuracy[step], -step))

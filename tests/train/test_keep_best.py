@@ -20,7 +20,7 @@ class Scripted(Regression):
     def __init__(self, values, num_steps=10, scores=("top1",)):
         super().__init__()
         self.values, self.num_steps = values, num_steps
-        self.evaluators = {"eval": Evaluator(2, self.top1, scores)}
+        self.evaluators: dict[str, Evaluator] = {"eval": Evaluator(2, self.top1, scores)}
 
     def top1(self, state, mesh, on_batch):
         on_batch()
@@ -104,7 +104,7 @@ def test_nothing_more_is_saved_if_it_is_off(tmp_path):
 )
 def test_a_metric_that_is_never_written_is_refused(tmp_path, metric, message):
     task = Scripted({}, scores=("top1", "loss"))
-    task.evaluators["knn"] = Evaluator(0, task.top1, ("top1",))
+    task.evaluators |= {"knn": Evaluator(0, task.top1, ("top1",))}
     with pytest.raises(UsageError, match=f"keep_best={metric}: .*{message}") as error:
         run(tmp_path, task, metric)
     assert len(str(error.value).splitlines()) == 1
