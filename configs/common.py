@@ -103,6 +103,7 @@ def pretrain() -> ml_collections.ConfigDict:
     config.checkpoint.every_minutes = 15.0  # 0: off
     config.checkpoint.keep = 3  # number of recent checkpoints to keep
     config.checkpoint.keep_every = 0  # keep multiples of this step permanently; 0: off
+    config.checkpoint.keep_best = ""  # metric by which the best is kept, such as eval/top1
     config.checkpoint.max_failures = 10  # consecutive failed saves that end the run
 
     config.nan_guard = ml_collections.ConfigDict()

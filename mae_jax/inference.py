@@ -33,7 +33,7 @@ def load(path: str, *, dtype: str = "auto", ema: bool = False) -> "Pretrained":
     """Loads a trained model.
 
     Args:
-      path: a run (its newest step), one of its steps, or weights in any format that
+      path: a run (its newest step), RUN:best, one of its steps, or weights in any format that
         `mae_jax.tools.convert` reads (docs/weights.md).
       dtype: of the arithmetic; "auto" is bfloat16 on accelerators and float32 on CPU.
       ema: load the averaged weights, if the run kept them.

@@ -37,6 +37,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     config.optim.layer_decay = 0.75
     config.data.source = "folder"
     config.data.crop_scale = (0.2, 1.0)  # small sets: less distortion than ImageNet's 0.08
+    config.checkpoint.keep_best = "eval/top1"  # RUN:best
     config.log_every = 10
     if setting == "quick":
         config.steps = 300

@@ -24,6 +24,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     config.model.num_classes = 0
     config.optim.base_lr = 1.0  # small batches: 0.1 of the paper is for updates of 16384 images
     config.data.source = "folder"
+    config.checkpoint.keep_best = "eval/top1"  # RUN:best
     config.log_every = 10
     if setting == "quick":
         config.steps = 300

@@ -15,7 +15,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mae_jax.checkpoint import checksums, damage, layout, reader
+from mae_jax.checkpoint import best, checksums, damage, layout, reader
+from mae_jax.checkpoint.best_tracker import METRICS, BestTracker
 from mae_jax.checkpoint.checksums import Record
 from mae_jax.checkpoint.layout import CheckpointPath
 from mae_jax.checkpoint.writer import SaveFailed, StepWriter
@@ -38,6 +39,7 @@ class Checkpointer:
       workdir: folder of the run.
       keep: number of newest checkpoints to keep.
       keep_every: checkpoints whose step is a multiple of this are kept permanently; 0 keeps none.
+      keep_best: metric (`split/name`) by which the best checkpoint is kept; "" for none.
       read_only: change nothing on disk.
 
     Raises:
@@ -45,10 +47,17 @@ class Checkpointer:
     """
 
     def __init__(
-        self, workdir: str, *, keep: int = 3, keep_every: int = 0, read_only: bool = False
+        self,
+        workdir: str,
+        *,
+        keep: int = 3,
+        keep_every: int = 0,
+        keep_best: str = "",
+        read_only: bool = False,
     ):
         self.run = layout.absolute(workdir)
         self._keep, self._keep_every, self._read_only = keep, keep_every, read_only
+        self._tracker = BestTracker(self.run, keep_best)
         self._writer: StepWriter | None = None
         self._error: SaveFailed | None = None
         self._attempts = 0
@@ -75,6 +84,10 @@ class Checkpointer:
         immediate or later, are reported by `pop_error` and `wait`; the step can then be saved
         again.
 
+        Args:
+          state: after a step.
+          metadata: JSON; `metrics` are the values of the step's evaluation by `split/name`.
+
         Raises:
           FloatingPointError: the state contains NaN or infinity; it is not written.
         """
@@ -97,7 +110,42 @@ class Checkpointer:
             )
         self._attempts += 1
         self._writer = StepWriter(self._path(step), parts, self._attempts)
-        self._writer.start(_save_args(parts, metadata, record), then=lambda: self._prune(step))
+        args = _save_args(parts, metadata, record)
+        new = best.candidate(self._tracker.metric, step, metadata.get(METRICS, {}))
+        self._tracker.pending = new
+        self._writer.start(args, then=lambda: self._saved(step, new))
+
+    def recover_best(self) -> None:
+        """Determines the best of the saved steps, after a restart.
+
+        Raises:
+          OSError: the checkpoints cannot be listed.
+        """
+        collectives.run_on_primary(self._tracker.recover)
+
+    def is_best(self, step: int, metrics: dict[str, float]) -> bool:
+        """Whether to save the state after this step because it is the best so far.
+
+        Process 0 decides. If the step is saved already, it is only recorded as the best one.
+
+        Args:
+          step: number of completed steps.
+          metrics: values by `split/name`.
+        """
+        if not self._tracker.metric:
+            return False
+
+        def decide() -> list[int]:
+            new = best.candidate(self._tracker.metric, step, metrics)
+            if new is None or not self._tracker.is_better(new):
+                return [0]
+            with contextlib.suppress(OSError):
+                if step in layout.steps(self.run):  # evaluated again after an interruption
+                    self._tracker.add(new)
+                    return [0]
+            return [1]
+
+        return bool(collectives.broadcast_ints(decide)[0])
 
     def pop_error(self) -> SaveFailed | None:
         """Returns the error of a failed save once, or None. Does not wait for a running save."""
@@ -167,8 +215,13 @@ class Checkpointer:
     def _path(self, step: int) -> CheckpointPath:
         return CheckpointPath(str(layout.folder_of(self.run, step)), self.run, step)
 
-    def _prune(self, step: int) -> None:
-        layout.prune(self.run, step, keep=self._keep, keep_every=self._keep_every)
+    def _saved(self, step: int, new: best.Best | None) -> None:
+        """Called on process 0 once a step is saved and intact."""
+        self._tracker.add(new)
+        protected = self._tracker.protected()
+        layout.prune(
+            self.run, step, keep=self._keep, keep_every=self._keep_every, protected=protected
+        )
 
     def _finish_save(self) -> None:
         """Waits for a running save; all processes agree on whether it succeeded."""
@@ -176,6 +229,7 @@ class Checkpointer:
         if writer is None:
             return
         writer.wait()
+        self._tracker.pending = None
         if any(collectives.all_gather(writer.error is not None)):
             other = SaveFailed(f"checkpoint {writer.step} is not saved: another process failed")
             self._error = writer.error or other

@@ -9,10 +9,12 @@ import logging
 import os
 import re
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 from etils import epath
 
+from mae_jax.checkpoint import best
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import UsageError
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 ITEMS = ("state", "metadata")
 CORRUPT = "corrupt-"
+BEST = ":best"  # follows a run's path
 _UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of an unfinished save
 _DELETING = "deleting-"
 _COMMITTED = "commit_success.txt"  # written last where renaming is not atomic
@@ -87,12 +90,15 @@ def find(path: str) -> CheckpointPath:
     """Finds a checkpoint.
 
     Args:
-      path: folder of a run (its newest step), of a step, or of weights.
+      path: folder of a run (its newest step), of a step, or of weights; or RUN:best, the best step
+        of a run (`checkpoint.keep_best`), unless that is the name of a folder.
 
     Raises:
       NoSuchStep: there is no such step.
-      UsageError: there is no checkpoint.
+      UsageError: there is no checkpoint, or no best one.
     """
+    if path.endswith(BEST) and not filesystem.exists(path):
+        return _find_best(path)
     folder = filesystem.path_of(absolute(path))
     if folder.parent.name == FOLDER and is_step(folder.name):
         checkpoint = CheckpointPath(str(folder), str(folder.parent.parent), int(folder.name))
@@ -112,6 +118,22 @@ def find(path: str) -> CheckpointPath:
             ".safetensors or .npz)"
         )
     return CheckpointPath(str(folder_of(run, saved[-1])), run, saved[-1])
+
+
+def _find_best(path: str) -> CheckpointPath:
+    folder = filesystem.path_of(absolute(path.removesuffix(BEST)))
+    run = str(folder.parent if folder.name == FOLDER else folder)
+    record = best.read(run)
+    if record is None:
+        find(run)  # raises if there is no checkpoint at all
+        raise UsageError(
+            f"{path}: {run} has no best step, which a run records only with "
+            "--config.checkpoint.keep_best (such as eval/top1), after an evaluation"
+        )
+    checkpoint = CheckpointPath(str(folder_of(run, record.step)), run, record.step)
+    if is_missing(checkpoint):
+        raise no_such_step(checkpoint)
+    return checkpoint
 
 
 def require_run(path: str, checkpoint: CheckpointPath) -> None:
@@ -155,7 +177,14 @@ def quarantine(run: str, step: int) -> str:
     return name
 
 
-def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
+def prune(
+    run: str,
+    newest: int,
+    *,
+    keep: int,
+    keep_every: int,
+    protected: Collection[int] = (),
+) -> None:
     """Deletes old steps.
 
     Args:
@@ -163,9 +192,10 @@ def prune(run: str, newest: int, *, keep: int, keep_every: int) -> None:
       newest: a step known to be intact; newer steps are kept.
       keep: number of steps to keep, `newest` included.
       keep_every: multiples of this are kept as well; 0 for none.
+      protected: steps to keep as well.
     """
     for step in [s for s in steps(run) if s <= newest][:-keep]:
-        if keep_every and step % keep_every == 0:
+        if step in protected or (keep_every and step % keep_every == 0):
             continue
         try:
             _discard(folder_of(run, step))

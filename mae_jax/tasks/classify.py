@@ -31,6 +31,11 @@ from mae_jax.tasks.training_plan import TrainingPlan
 from mae_jax.train import run_info
 from mae_jax.train.task import Batch, Evaluator, OnBatch, PretrainedParams, ignore_batch
 
+_TIMM_ONLY = (
+    "to timm, not to Hugging Face, whose ViT does not pool the mean of the patches "
+    "(--config.head.pool=cls exports to both)"
+)
+
 
 class Classify(ImageTask):
     """Trains a classifier; see `train.task.Task` for the interface.
@@ -92,7 +97,10 @@ class Classify(ImageTask):
         self.flops_per_image = (2 if config.trainable == "head" else 6) * vit.forward_macs(
             self.model
         )
-        self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
+        scores = ("top1", "top5", "loss")
+        if self.ema_decay:
+            scores += tuple(f"ema_{name}" for name in scores)
+        self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate, scores)}
         self._predictor = Predictor(self.model, self.classes, **self.pixels)
         self._predictions: tuple[int, Predictions] | None = None  # and their step
 
@@ -195,6 +203,7 @@ class Classify(ImageTask):
             "trained": run_info.parameter_counts(trained, decay, exempt),
             "frozen": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
             "start": config.init_from or "from scratch",
+            **({"export": _TIMM_ONLY} if config.head.pool == "mean" else {}),
             **super().summary(),
             "layer scales": f"{' '.join(f'{s:.3g}' for s in scales)} (embeddings, blocks, head)",
         }

@@ -65,9 +65,10 @@ class OnlineProbes:
         num_classes = len(self._data.train_source.classes or ())
         knn = functools.partial(probes.knn_scores, k=options.knn_k, num_classes=num_classes)
         probe = functools.partial(probes.logistic_regression, num_classes=num_classes)
+        evaluations = {"knn": (options.knn_every, knn), "probe": (options.probe_every, probe)}
         return {
-            "knn": Evaluator(options.knn_every, functools.partial(self._run, jax.jit(knn))),
-            "probe": Evaluator(options.probe_every, functools.partial(self._run, jax.jit(probe))),
+            name: Evaluator(every, functools.partial(self._run, jax.jit(scores)), ("top1",))
+            for name, (every, scores) in evaluations.items()
         }
 
     def _number_of_training_images(self) -> int:

@@ -68,7 +68,7 @@ class Pretrain(ImageTask):
         super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = train_flops(self.model, self.num_keep)
         probes = OnlineProbes(data, config.eval, self._encode)
-        self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
+        self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate, ("loss",))}
         self.evaluators |= probes.evaluators()
         self._eval_step: Any = None
         self._figure = figures.HeldOutFigure(

@@ -60,7 +60,7 @@ class Tokenizer(ImageTask):
         data.require_held_out()
         super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = 6 * dvae.forward_macs(self.model)
-        self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate)}
+        self.evaluators = {"eval": Evaluator(config.eval_every, self.evaluate, ("loss", "mse"))}
         self._eval_step: Any = None
         self._figure = figures.HeldOutFigure(
             lambda: data.first_held_out(config.figure_images), self._reconstruct

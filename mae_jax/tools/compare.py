@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mae_jax.checkpoint.best import lower_is_better
 from mae_jax.runtime import disk, filesystem
 from mae_jax.runtime.cli import make_parser, run_command, say
 from mae_jax.runtime.errors import UsageError
@@ -22,7 +23,6 @@ from mae_jax.tasks import figures
 from mae_jax.train import metric_writer
 
 PREFERRED = ("eval/top1", "knn/top1", "eval/loss")
-LOWER_IS_BETTER = ("loss",)
 
 
 class Curve(NamedTuple):
@@ -58,7 +58,7 @@ def _label(run: str) -> str:
 
 def table(metric: str, runs: dict[str, Curve]) -> str:
     """Markdown table: last and best value of each run, and the step of the best."""
-    best = min if metric.endswith(LOWER_IS_BETTER) else max
+    best = min if lower_is_better(metric) else max
     lines = [
         f"| run | steps | epochs | last {metric} | best | at step |",
         "|---|---|---|---|---|---|",

@@ -4,8 +4,9 @@ Examples:
   python -m mae_jax.tools.convert --from runs/vit_l --to vit_l_hf --format hf
   python -m mae_jax.tools.convert --from mae_pretrain_vit_base.pth --to vit_b
 
-X is a run, one of its steps, or a weights folder; a PyTorch, safetensors or
-NumPy file with any name; or a Hugging Face (ViTMAE, ViT) or timm folder. Y is a
+X is a run, RUN:best, one of its steps, or a weights folder; a PyTorch,
+safetensors or NumPy file with any name; or a Hugging Face (ViTMAE, ViT) or timm
+folder. Y is a
 file or folder that does not exist yet. Without --format, its extension selects
 the format: .safetensors and .pth mean `official`, .npz means `npz`, and a
 folder means `mae`.

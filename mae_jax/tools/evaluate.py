@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path: dict[str, Any] = {"type": filesystem.expand, "default": ""}
     folder: dict[str, Any] = path | {"metavar": "DIR"}
     add = parser.add_argument
-    checkpoint = "a run, one of its steps, or weights"
+    checkpoint = "a run, RUN:best, one of its steps, or weights"
     add("--checkpoint", **path, required=True, metavar="PATH", help=checkpoint)
     add("--out", **folder, required=True, help="folder to write the results to")
     images = "images to evaluate on, in one folder per class (default: the run's held-out images)"

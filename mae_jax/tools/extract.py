@@ -305,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser("tools.extract", __doc__)
     add = parser.add_argument
     path: dict[str, Any] = {"type": filesystem.expand, "required": True}
-    add("--checkpoint", **path, metavar="PATH", help="a run, one of its steps, or weights")
+    add("--checkpoint", **path, metavar="PATH", help="a run, RUN:best, a step, or weights")
     add("--images", **path, help="folder, list file, glob pattern or tfds:NAME/SPLIT")
     add("--out", **path, metavar="FILE", help=".npz or .parquet file to write")
     pool = "mean of the patch tokens, class token, or all patch tokens (default: %(default)s)"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax import convert
-from mae_jax.checkpoint import checksums, layout, reader
+from mae_jax.checkpoint import best, checksums, layout, reader
 from mae_jax.config.diff import flatten
 from mae_jax.convert import readers, surgery
 from mae_jax.ops import trees
@@ -53,8 +53,11 @@ def describe(path: str) -> dict[str, Any]:
 def _of_checkpoint(found: layout.CheckpointPath) -> dict[str, Any]:
     metadata = reader.load_metadata(found)
     if metadata.get("task") == "tokenizer":
-        return _tokenizer(found, metadata)
-    return _of_model(found.folder, convert.load(found.folder))
+        info = _tokenizer(found, metadata)
+    else:
+        info = _of_model(found.folder, convert.load(found.folder))
+    record = best.read(found.run) if found.run else None
+    return info | ({"best": record._asdict()} if record else {})
 
 
 def _of_model(where: str, model: convert.Weights) -> dict[str, Any]:
@@ -122,6 +125,8 @@ def _print_model(info: dict[str, Any]) -> None:
     say(f"  contents: {', '.join(info['contents'])}")
     for line in convert.LoadReport(**info["report"]).lines() if "report" in info else ():
         say(f"  {line}")
+    if "best" in info:
+        say(f"  best so far: {best.Best(**info['best'])}")
     metadata = dict(info["metadata"])
     config = metadata.pop("config", {})
     for key, value in flatten(metadata).items():
@@ -177,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "path",
         type=filesystem.expand,
         metavar="PATH",
-        help="a run (its newest step), one of its steps, or weights (docs/weights.md)",
+        help="a run (its newest step), RUN:best, one of its steps, or weights (docs/weights.md)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verify", action="store_true", help="check for damage instead")

@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("tools.predict", __doc__)
     path: dict[str, Any] = {"type": filesystem.expand, "required": True}
     add = parser.add_argument
-    add("--checkpoint", **path, metavar="PATH", help="a run, one of its steps, or weights")
+    add("--checkpoint", **path, metavar="PATH", help="a run, RUN:best, a step, or weights")
     images = "folder (with its subfolders), list file, image, or quoted glob pattern"
     add("--images", **path, metavar="PATH", help=images)
     add("--out", **path, metavar="DIR", help="folder to write the results to")

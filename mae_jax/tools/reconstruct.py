@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser("tools.reconstruct", __doc__)
     add = parser.add_argument
     path: dict[str, Any] = {"type": filesystem.expand}
-    checkpoint = "a run, one of its steps, or weights with a decoder"
+    checkpoint = "a run, RUN:best, one of its steps, or weights with a decoder"
     add("--checkpoint", **path, required=True, metavar="PATH", help=checkpoint)
     add("--images", **path, required=True, help="folder, list file, image file or glob pattern")
     add("--out", **path, required=True, metavar="IMAGE", help="image file to write, such as a .png")

@@ -1,18 +1,52 @@
 """Runs evaluations during training: when they are due, their metrics, figures, interruptions."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from mae_jax.checkpoint.best import lower_is_better
 from mae_jax.distributed import collectives
 from mae_jax.runtime import watchdog, workdir
+from mae_jax.runtime.errors import UsageError, require
 from mae_jax.runtime.preemption import Interrupted, StopRequest
 from mae_jax.train.metric_writer import MetricWriter
 from mae_jax.train.progress import Progress
 from mae_jax.train.task import Task
 from mae_jax.train.throughput import ThroughputMeter
+
+
+def check_keep_best(task: Task, metric: str) -> None:
+    """Checks that a task writes the metric of `checkpoint.keep_best`.
+
+    A task whose evaluators do not list their `scores` is checked at its first evaluation.
+
+    Raises:
+      UsageError: it does not, or the name does not tell which values are better.
+    """
+    if not metric:
+        return
+    flag = f"--config.checkpoint.keep_best={metric}"
+    off = "--config.checkpoint.keep_best= keeps none"
+    require(task.num_steps > 0, f"{flag}: this run trains nothing and saves nothing; {off}")
+    split, name = metric.split("/")
+    active = {key: each for key, each in task.evaluators.items() if each.every > 0}
+    require(
+        split in active or split not in task.evaluators,
+        f"{flag}: {split} is never evaluated; set --config."
+        f"{'eval_every' if split == 'eval' else f'eval.{split}_every'}, or {off}",
+    )
+    listed = [f"{key}/{score}" for key, each in active.items() for score in each.scores]
+    if split not in active or (active[split].scores and name not in active[split].scores):
+        choices = f"one of {', '.join(listed)}" if listed else "a metric of an evaluation"
+        raise UsageError(f"{flag}: this run has no such metric; it must be {choices} ({off})")
+    require(
+        lower_is_better(metric) is not None,
+        f"{flag}: the name does not tell whether higher is better; it must end in loss, error, "
+        "top1, accuracy, AP, mIoU or the like",
+    )
 
 
 class EvaluationRunner:
@@ -25,6 +59,7 @@ class EvaluationRunner:
       stop: polled after every evaluated batch.
       writer, progress: receive the results.
       meter: excludes the time that evaluations take.
+      is_best: function (step, metrics by split) -> whether the step is the best so far.
     """
 
     def __init__(
@@ -37,9 +72,11 @@ class EvaluationRunner:
         writer: MetricWriter,
         progress: Progress,
         meter: ThroughputMeter,
+        is_best: Callable[[int, dict[str, dict[str, float]]], bool] = lambda step, metrics: False,
     ):
         self._task, self._mesh, self._figure_every = task, mesh, figure_every
         self._stop, self._writer, self._progress, self._meter = stop, writer, progress, meter
+        self._is_best = is_best
 
     def due(self, step: int) -> bool:
         """Whether anything is to be evaluated or drawn after this step."""
@@ -65,6 +102,8 @@ class EvaluationRunner:
         if any(collectives.all_gather(self._task.reading_error is not None)):
             return False  # some images are missing from the metrics
         self._write_metrics(metrics, step)
+        if self._is_best(step, metrics):
+            self._progress.message(f"step {step} is the best so far: its checkpoint is kept")
         if image is not None:
             self._write_figure(image, step)
         self._meter.add_pause(time.perf_counter() - began)

@@ -21,7 +21,7 @@ from mae_jax.runtime import watchdog, workdir
 from mae_jax.runtime.errors import StorageUnavailable
 from mae_jax.runtime.preemption import StopRequest
 from mae_jax.train import reading_errors, run_info
-from mae_jax.train.evaluation_runner import EvaluationRunner
+from mae_jax.train.evaluation_runner import EvaluationRunner, check_keep_best
 from mae_jax.train.initial_state import Start, check_workdir, start_state
 from mae_jax.train.metric_writer import MetricWriter
 from mae_jax.train.nan_guard import NanGuard
@@ -66,10 +66,14 @@ def run(
       StorageUnavailable: the data could not be read for `data.storage_wait`; the state is saved.
     """
     mesh, stop = sharding.make_mesh(**config.mesh), stop or StopRequest()
+    check_keep_best(task, config.checkpoint.keep_best)
     # Background services are closed in reverse order.
     with contextlib.ExitStack() as closing:
         saver = checkpointer.Checkpointer(
-            folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
+            folder,
+            keep=config.checkpoint.keep,
+            keep_every=config.checkpoint.keep_every,
+            keep_best=config.checkpoint.keep_best,
         )
         closing.callback(saver.close)
         check_workdir(task, saver, allow_config_change)
@@ -77,6 +81,7 @@ def run(
         with watchdog.phase("restore", starting=True):
             start = start_state(task, config, folder, saver, abstract, allow_config_change)
         log.info("%s", start.summary)
+        saver.recover_best()
         if task.num_steps == 0 or int(start.state.step) < task.num_steps:
             # Not earlier: a start that is refused or has nothing to do must not change any file.
             run_info.log_and_write(folder, config, task.summary(), start.param_report)
@@ -142,7 +147,9 @@ def make_services(
     closing.callback(progress.close)
     meter = ThroughputMeter(batch_size=config.batch_size, flops_per_image=task.flops_per_image)
     guard = NanGuard(config.nan_guard.max_skips, folder, task.describe_batch)
-    saves = SavePolicy(saver, config.checkpoint, check_every=config.log_every, stop=stop)
+    saves = SavePolicy(
+        saver, config.checkpoint, check_every=config.log_every, stop=stop, first=first
+    )
     shown: dict[str, Any] = {"writer": writer, "progress": progress, "meter": meter}
     sizes = {"batch_size": config.batch_size, "steps_per_epoch": task.steps_per_epoch}
     return LoopServices(
@@ -153,7 +160,9 @@ def make_services(
         saves=saves,
         steps=StepMonitor(guard, progress, saves.newest),
         train_log=TrainLog(**shown, guard=guard, **sizes),
-        evaluation=EvaluationRunner(task, mesh, config.figure_every, stop=stop, **shown),
+        evaluation=EvaluationRunner(
+            task, mesh, config.figure_every, stop=stop, is_best=saves.add_evaluation, **shown
+        ),
         closing=closing,
         **shown,
     )

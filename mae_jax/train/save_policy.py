@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
+from mae_jax.checkpoint.best_tracker import METRICS
 from mae_jax.checkpoint.checkpointer import Checkpointer
 from mae_jax.checkpoint.writer import SaveFailed
 from mae_jax.distributed import collectives
-from mae_jax.runtime.errors import RunError
+from mae_jax.runtime.errors import RunError, require
 from mae_jax.runtime.preemption import StopRequest
 from mae_jax.train.state import TrainState
 
@@ -30,15 +31,50 @@ class SavePolicy:
       options: `config.checkpoint`.
       check_every: steps between two exchanges with the other processes.
       stop: whether the run was asked to stop.
+      first: step at which the run begins; its state is not saved again.
     """
 
-    def __init__(self, saver: Checkpointer, options: Any, *, check_every: int, stop: StopRequest):
+    def __init__(
+        self,
+        saver: Checkpointer,
+        options: Any,
+        *,
+        check_every: int,
+        stop: StopRequest,
+        first: int = 0,
+    ):
         self._saver, self._options, self._check_every = saver, options, check_every
-        self._stop = stop
+        self._stop, self._first = stop, first
         self._failures = 0  # in a row, since checkpoint `_newest`
         self._newest: int | None = None
         self._retry_at: float | None = None  # overrides the schedule
         self._saved_at = time.monotonic()
+        self._evaluated: tuple[int, dict[str, float]] = (0, {})  # step, metrics
+        self._best = 0  # step to save because it is the best so far
+
+    def add_evaluation(self, step: int, metrics: dict[str, dict[str, float]]) -> bool:
+        """Takes the metrics of a step, by split; must be called on every process.
+
+        Returns:
+          Whether the step will be saved because it is the best so far (`checkpoint.keep_best`).
+
+        Raises:
+          UsageError: the metric of `checkpoint.keep_best` does not exist.
+        """
+        split, _, name = self._options.keep_best.partition("/")
+        require(
+            split not in metrics or name in metrics[split],
+            f"--config.checkpoint.keep_best={split}/{name}: this run has no such metric; {split} "
+            f"has {', '.join(metrics.get(split, ()))}",
+        )
+        flat = {f"{s}/{n}": float(x) for s, values in metrics.items() for n, x in values.items()}
+        finite = {key: value for key, value in flat.items() if math.isfinite(value)}
+        self._evaluated = (step, finite)
+        if step == 0 or split not in metrics:
+            return False
+        best = self._saver.is_best(step, finite) and step > self._first
+        self._best = step if best else self._best
+        return best
 
     def should_save(self, step: int) -> bool:
         """Whether to save after this step; must be called at every step, on every process.
@@ -52,6 +88,8 @@ class SavePolicy:
             self._schedule_retry(error)
         if self._retry_at is not None:
             return may_communicate and self._has_passed(self._retry_at)
+        if step == self._best:
+            return True
         if any(n and step % n == 0 for n in (options.every_steps, options.keep_every)):
             return True
         if not options.every_minutes or not checking:
@@ -65,6 +103,9 @@ class SavePolicy:
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts a checkpoint. Errors are handled by a later `should_save` or `save_final`."""
         self._retry_at = None
+        step, metrics = self._evaluated
+        if step and step == int(state.step):
+            metadata = metadata | {METRICS: metrics}
         self._saver.save(state, metadata)
         self._saved_at = time.monotonic()
 

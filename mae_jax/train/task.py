@@ -31,10 +31,12 @@ class Evaluator(NamedTuple):
       every: steps between two evaluations; 0 disables it.
       run: function (state, mesh, on_batch) -> metrics by name, the same on every process. It must
         call `on_batch` after every batch; exceptions of `on_batch` end the evaluation.
+      scores: names of the metrics by which `checkpoint.keep_best` may choose; () if unknown.
     """
 
     every: int
     run: Callable[[Any, Mesh, OnBatch], dict[str, float]]
+    scores: tuple[str, ...] = ()
 
 
 class PretrainedParams(NamedTuple):

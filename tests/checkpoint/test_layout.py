@@ -5,7 +5,8 @@ import os
 import pytest
 from etils.epath import testing
 
-from mae_jax.checkpoint import layout
+from mae_jax.checkpoint import best, layout
+from mae_jax.checkpoint.best import Best
 from mae_jax.runtime.errors import UsageError
 
 
@@ -58,6 +59,41 @@ def test_steps_are_found_set_aside_and_deleted(place):
     assert layout.exists(path)  # it has saved something
     with pytest.raises(UsageError, match=r"\(corrupt-10, corrupt-11, corrupt-11-2 set aside"):
         layout.find(path)
+
+
+def test_the_best_step_is_found_by_name_and_never_deleted(place):
+    path, folder = place
+    with pytest.raises(UsageError, match=f"no checkpoint under {path}: "):
+        layout.find(f"{path}:best")
+    make(folder, "1", "2", "3", "4")
+    with pytest.raises(UsageError, match=r"run:best: .*no best step.*checkpoint\.keep_best"):
+        layout.find(f"{path}:best")
+    best.write(path, Best("eval/top1", 0.5, 2))
+    assert best.read(path) == ("eval/top1", 0.5, 2)
+    expected = (f"{path}/checkpoints/2", path, 2)
+    assert layout.find(f"{path}:best") == layout.find(f"{path}/checkpoints:best") == expected
+    layout.prune(path, 4, keep=1, keep_every=0, protected={2})
+    assert layout.steps(path) == [2, 4]
+    layout.quarantine(path, 2)
+    with pytest.raises(layout.NoSuchStep, match=r"2 does not exist.*steps of this run: 4\)"):
+        layout.find(f"{path}:best")
+    best.write(path, None)
+    best.write(path, None)
+    assert best.read(path) is None
+
+
+def test_a_file_has_no_best_step(tmp_path):
+    (tmp_path / "model.npz").touch()
+    with pytest.raises(UsageError, match=r"no checkpoint under .*model\.npz"):
+        layout.find(f"{tmp_path}/model.npz:best")
+
+
+def test_a_folder_that_is_named_so_wins(place):
+    path, folder = place
+    make(folder, "1", "2")
+    best.write(path, Best("eval/top1", 0.5, 1))
+    make(folder.parent / "run:best", "7")
+    assert layout.find(f"{path}:best") == (f"{path}:best/checkpoints/7", f"{path}:best", 7)
 
 
 def test_weights_are_no_step(place):

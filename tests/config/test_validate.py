@@ -83,6 +83,7 @@ def test_the_documentation_has_the_table():
         ("init_channels", ["", "select:", "select:1,", "select:-1", "meen"]),
         ("mesh.fsdp", [0, -2]),
         ("checkpoint.max_failures", [0]),
+        ("checkpoint.keep_best", ["top1", "eval/", "/top1", "a/b/c", "eval/top 1", None]),
         ("nan_guard.max_skips", [0]),
         ("watchdog.seconds", [-1.0, math.inf]),
     ],

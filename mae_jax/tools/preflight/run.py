@@ -81,5 +81,6 @@ def _disk_space(task: Any, config: Any, folder: str, abstract: Any) -> Row:
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     if filesystem.in_bucket(folder):
         return Row(OK, "disk", f"a bucket; each checkpoint takes {size / 1e9:,.1f} GB")
-    keep, existing = options.keep + permanent, len(layout.steps(folder))
+    keep = options.keep + permanent + bool(options.keep_best)
+    existing = len(layout.steps(folder))
     return machine_checks.disk_space(folder, size, keep, existing)

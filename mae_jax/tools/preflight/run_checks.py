@@ -19,6 +19,7 @@ from mae_jax.tasks import TASKS
 from mae_jax.tools.preflight.machine_checks import timed
 from mae_jax.tools.preflight.report import FAILED, OK, WARNING, Row
 from mae_jax.train import run_info
+from mae_jax.train.evaluation_runner import check_keep_best
 from mae_jax.train.initial_state import start_state
 from mae_jax.train.state import TrainState
 from mae_jax.train.step import make_train_step
@@ -43,6 +44,7 @@ def make_task(config: Any, folder: str, *, allow_config_change: bool) -> Any:
             # Without a checkpoint the task needs nothing from the workdir, and would overwrite
             # files of an earlier start, such as the list of images.
             task = TASKS[config.task](config, folder if layout.exists(folder) else "")
+            check_keep_best(task, config.checkpoint.keep_best)
             facts = run_info.consistency_facts(task, allow_config_change=allow_config_change)
         consistency.check_consistency(config, folder, facts)
     return task
