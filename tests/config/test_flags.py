@@ -94,12 +94,12 @@ def test_values_of_every_type_are_read():
             "--config.mask.kind=randm",
             "=randm is not one of random, block, grid, checkerboard or your own module:attribute",
         ),
-        ("--config.batch_size=many", "batch_size='many' must be an integer from 1 to 16777216"),
-        ("--config.batch_size=1e3", "batch_size='1e3' must be an integer"),
-        ("--config.batch_size=", "batch_size='' must be an integer"),
+        ("--config.batch_size=many", "batch_size='many' must be -1 or an integer from 0 to 16777216"),
+        ("--config.batch_size=1e3", "batch_size='1e3' must be -1 or an integer"),
+        ("--config.batch_size=", "batch_size='' must be -1 or an integer"),
         ("--config.batch_size", "Missing value for flag --config.batch_size"),
         ("--config.data.hflip=perhaps", "hflip='perhaps' must be True or False"),
-        ("--config.model.image_size=(1,x", "image_size='(1,x' must be 1 or 2 integers in"),
+        ("--config.model.image_size=(1,x", "image_size='(1,x' must be (0, 0) or 1 or 2 integers in"),
         ("--config.optim.b1=nan", "optim.b1=nan must be a number in [0, 1)"),
         ("--config.optim.b1=1e999", "optim.b1=inf must be a number in [0, 1)"),
         ("--config.model.size=" + "x" * 999, "x... (999 characters) is not one of Ti, S, B"),
@@ -153,10 +153,10 @@ def test_several_mistyped_keys_are_reported_together():
     assert first == "3 problems"
     for line, meant in zip(lines, ["data.root", "optim.base_lr", "batch_size"], strict=True):
         assert f"did you mean --config.{meant}?" in line
-    words = ["--config.optim.b1=2", "--config.mask.ratio=1", "--config.epochs=-1"]
+    words = ["--config.optim.b1=2", "--config.mask.ratio=1", "--config.epochs=-2"]
     with pytest.raises(UsageError) as caught:
         parse("--config=configs/demo.py", *words)
-    assert str(caught.value).count("must be a number in") == 3
+    assert str(caught.value).count(" a number in [0, ") == 3
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_keys_of_earlier_versions_are_taken_and_told_about(tmp_path, caplog):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("c.picture_every = -1", "--config.figure_every=-1 must be an integer from 0"),
-        ("c.picture_every = 1.5", "--config.figure_every=1.5 must be an integer from 0"),
+        ("c.picture_every = -2", "--config.figure_every=-2 must be -1 or an integer from 0"),
+        ("c.picture_every = 1.5", "--config.figure_every=1.5 must be -1 or an integer from 0"),
         ("c.steps = c.picture_every", "(picture_every is now called figure_every)"),
         ("del c.data.resident", "(data.resident is now called data.on_device)"),
     ],
@@ -280,5 +280,5 @@ def test_mistakes_with_keys_of_earlier_versions_name_the_present_ones(tmp_path, 
     with pytest.raises(UsageError) as caught:
         parse(f"--config={tmp_path}/mine.py")
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="figure_every=-1 must be an integer"):
-        parse("--config=configs/demo.py", "--config.picture_every=-1")
+    with pytest.raises(UsageError, match="figure_every=-2 must be -1 or an integer"):
+        parse("--config=configs/demo.py", "--config.picture_every=-2")
