@@ -76,7 +76,14 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
             facts = run_info.consistency_facts(task, allow_config_change=changes)
         consistency.check_consistency(config, folder, facts)
         with fail_fast.abort_all_on_error(stop.before_leaving):
-            return loop.run(task, config, folder, allow_config_change=changes, stop=stop)
+            return loop.run(
+                task,
+                config,
+                folder,
+                allow_config_change=changes,
+                stop=stop,
+                first_look=flags.quick_setting(FLAGS),
+            )
 
 
 if __name__ == "__main__":

@@ -282,3 +282,32 @@ def test_mistakes_with_keys_of_earlier_versions_name_the_present_ones(tmp_path, 
     assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="figure_every=-1 must be an integer"):
         parse("--config=configs/demo.py", "--config.picture_every=-1")
+
+
+@pytest.mark.parametrize(
+    "recipe, advice",
+    [
+        ("configs/folder.py", "--config=configs/folder.py:quick"),
+        ("configs/folder.py:full", "--config=configs/folder.py:quick"),
+        ("configs/scratch/folder.py", "--config=configs/scratch/folder.py:quick"),
+        ("configs/folder.py:quick", ""),
+        ("configs/demo.py", ""),
+        ("configs/vit_l.py:ablation", ""),
+    ],
+)
+def test_the_quick_setting_of_a_recipe_is_known_without_running_it(
+    tmp_path, monkeypatch, recipe, advice
+):
+    monkeypatch.chdir(tmp_path)  # the recipes are found elsewhere, too
+    assert flags.quick_setting(run_flags(f"--config={recipe}")) == advice
+
+
+def test_so_is_that_of_a_recipe_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my recipe.py").write_text(
+        "from configs import common, demo\ndef get_config(which='full'):\n"
+        "  common.check_setting(which, 'full', 'quick')\n  return demo.get_config()\n"
+    )
+    assert (
+        flags.quick_setting(run_flags("--config=my recipe.py")) == "--config='my recipe.py':quick"
+    )

@@ -254,6 +254,9 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     with caplog.at_level("INFO"):
         assert not run(tmp_path / "parts", config, stop=request)
     assert "stopped after step 4, which is saved" in caplog.text
+    starts = ("compiling the evaluation", "compiling the training step", "first step took")
+    found = [start for text in caplog.messages for start in starts if text.startswith(start)]
+    assert found == list(starts)  # each is announced once, before it is compiled
     assert layout.find(str(tmp_path / "parts")).step == 4
     assert [line["step"] for line in tiny_configs.metric_lines(tmp_path / "parts", "eval")] == [0]
     monkeypatch.undo()
