@@ -52,7 +52,7 @@ class Classify(ImageTask):
             lambda: factory.check_vit(config),
         )
         encoder = factory.encoder_fields(config.model)
-        data = ImageData(config, workdir, image_size=encoder["image_size"])
+        data = ImageData(config, workdir, image_size=encoder["image_size"], make_task=type(self))
         data.require_held_out()
         self.classes = _check_classes(data, config.model.num_classes)
         self.fields = encoder | {

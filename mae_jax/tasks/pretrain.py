@@ -63,7 +63,7 @@ class Pretrain(ImageTask):
             remat=config.model.remat,
         )
         self.num_keep = factory.visible_patches(self.model, config.mask)
-        data = ImageData(config, workdir, image_size=self.model.image_size)
+        data = ImageData(config, workdir, image_size=self.model.image_size, make_task=type(self))
         data.require_held_out()
         super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = train_flops(self.model, self.num_keep)
