@@ -15,7 +15,7 @@ from mae_jax.ops import masking, rng
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.ops.trees import unflatten
 from mae_jax.runtime.errors import UsageError
-from mae_jax.tasks import figures, fit_pca
+from mae_jax.tasks import figures, fit_pca, next_commands
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
@@ -189,6 +189,10 @@ class Pretrain(ImageTask):
             "mask": {"kind": config.mask.kind, "ratio": config.mask.ratio},
             "target": {"kind": config.target.kind, **self.target.metadata()},
         }
+
+    def next_commands(self, workdir: str) -> list[str]:
+        labeled = bool(self.data.train_source.classes)
+        return next_commands.after_pretraining(self.config, workdir, labeled=labeled)
 
     def summary(self) -> dict[str, Any]:
         """Model, parameters, visible patches, data, length and learning rate."""
