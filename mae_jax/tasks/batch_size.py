@@ -1,8 +1,9 @@
 """Chooses the batch size of a run whose recipe or command line leaves it to the memory."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -76,7 +77,8 @@ def find_largest(make_task: MakeTask, config: Any, *, most: int | None = None) -
         multiple = math.lcm(multiple, 2)  # images are mixed in pairs
     limit = int(largest_batch.USABLE * consistency.from_primary(largest_batch.memory_limit()))
     probe = _without_data(config, multiple)
-    task = make_task(probe, "")
+    with _quiet_data():
+        task = make_task(probe, "")
 
     def bytes_at(batch_size: int) -> int:
         probe.batch_size = batch_size
@@ -102,6 +104,18 @@ def _rounded(batch: int, multiple: int) -> int:
     """The batch, rounded down to a multiple of `multiple`, and of `GROUP` if it is large enough."""
     groups = math.lcm(multiple, GROUP)
     return batch // groups * groups or batch // multiple * multiple
+
+
+@contextlib.contextmanager
+def _quiet_data() -> Iterator[None]:
+    """Data that only stand for those of the run are not logged."""
+    logger = logging.getLogger("mae_jax.data")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _without_data(config: Any, batch_size: int) -> Any:

@@ -20,11 +20,11 @@ def after_pretraining(config: Any, workdir: str, *, labeled: bool) -> list[str]:
         ("mae_jax.tools.extract", *use, "features.npz"),
     ]
     if labeled:
-        recipe = "demo" if config.data.source == "shapes" else "folder"
+        quick = ":quick" if config.data.source == "shapes" else ""  # generated: only to try out
         more = (f"--config.init_from={workdir}", *_data_flags(config.data))
         commands += [
-            ("mae_jax.main", f"--config=configs/{kind}/{recipe}.py", *more)
-            for kind in ("finetune", "knn")
+            ("mae_jax.main", f"--config=configs/finetune/folder.py{quick}", *more),
+            ("mae_jax.main", "--config=configs/knn/folder.py", *more),
         ]
     return list(map(_line, commands))
 
@@ -53,12 +53,12 @@ def _images(config: Any) -> str:
 
 
 def _data_flags(data: Any) -> list[str]:
-    """Flags with which a recipe for a folder, or for shapes, reads the same data."""
-    usual = {"root": "", "split": "train", "eval_split": ""}
+    """Flags with which a recipe for a folder reads the same data."""
+    usual = {"source": "folder", "root": "", "split": "train", "eval_split": ""}
     if data.source == "shapes":
-        return []
-    if data.source != "folder":
-        usual = {"source": "folder", "name": ""} | usual
+        usual = {"source": "folder"}
+    elif data.source == "tfds":
+        usual |= {"name": ""}
     return [f"--config.data.{key}={data[key]}" for key in usual if data[key] != usual[key]]
 
 

@@ -55,7 +55,7 @@ class EvaluationRunner:
         """
         jax.block_until_ready(state)  # the pause does not include earlier steps
         began, image = time.perf_counter(), None
-        if not self._compiled:
+        if not self._compiled and self.due(step):
             self._progress.message(f"compiling the evaluation; {compilation_cache.advice()}")
             self._compiled = True
         try:

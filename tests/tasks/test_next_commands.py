@@ -45,7 +45,8 @@ def test_after_pretraining_on_other_images(source):
     *_, extract, finetune, _ = after_pretraining(config, "runs/a", labeled=True)
     assert extract.endswith("--checkpoint runs/a --images DIR --out features.npz")
     expected = {
-        "shapes": "configs/finetune/demo.py --config.init_from=runs/a",
+        "shapes": "configs/finetune/folder.py:quick --config.init_from=runs/a "
+        "--config.data.source=shapes",
         "tfds": "configs/finetune/folder.py --config.init_from=runs/a --config.data.source=tfds "
         "--config.data.name=cifar10",
     }
@@ -87,7 +88,7 @@ def test_the_commands_accept_these_flags(source):
 
 def test_tasks_know_their_images():
     lines = Pretrain(tiny_configs.config(), "").next_commands("w")
-    assert len(lines) == 4 and "configs/finetune/demo.py" in lines[2]
+    assert len(lines) == 4 and "configs/finetune/folder.py:quick" in lines[2]
     lines = Classify(tiny_configs.classify_config(), "").next_commands("w")
     assert len(lines) == 3 and "evaluate --checkpoint w" in lines[0]
     assert Knn.next_commands(object.__new__(Knn), "w") == []

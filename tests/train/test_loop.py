@@ -218,6 +218,8 @@ def test_weights_of_another_run_are_taken_whole_or_not_at_all(tmp_path, caplog):
     with caplog.at_level("INFO"):
         run(tmp_path / "second", same)
     assert "matched 36 of 36 parameters" in caplog.text
+    assert "compiling the training step" in caplog.text
+    assert "compiling the evaluation" not in caplog.text  # there is none
     assert_same_params(tmp_path / "first", tmp_path / "second")
     deeper = tiny_configs.config(init_from=str(tmp_path / "first"), model__depth=2)
     with pytest.raises(UsageError, match="missing.*blocks_1/attn/qkv/kernel"):
