@@ -47,7 +47,7 @@ def enable(folder: str | None = None) -> str | None:
 def advice() -> str:
     """How often something has to be compiled, to follow "compiling ...; "."""
     cached = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    often = "but only once (cached)" if cached else "at every start (no cache)"
+    often = "the first time only (cached)" if cached else "at every start (no cache)"
     return f"this takes a while, {often}"
 
 

@@ -53,8 +53,8 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24:,} d {hours % 24} h"
+        return f"{minutes // 60} h {minutes % 60} min".removesuffix(" 0 min")
+    return f"{hours // 24:,} d {hours % 24} h".removesuffix(" 0 h")
 
 
 def same_names(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 COLUMNS = 80
 LINE = COLUMNS - len("HH:MM:SS ")  # the log starts every line with the time
 BAR = 8  # columns of the bar, at least
-# The first estimate of the remaining time needs this many steps and seconds. It skips the first
-# steps after compilation, in which the host runs ahead of the devices.
-SKIPPED_STEPS, ESTIMATE_STEPS, ESTIMATE_SECONDS = 3, 10, 5.0
+# The first estimate of the remaining time needs this many steps and seconds, or the seconds of
+# ENOUGH. It skips the first steps after compilation, in which the host runs ahead of the devices.
+SKIPPED_STEPS, ESTIMATE_STEPS, ESTIMATE_SECONDS, ENOUGH = 3, 10, 5.0, 30.0
 LONG = 3600.0  # seconds; the quick setting of a recipe is recommended to longer runs
 
 
@@ -73,7 +73,8 @@ class Progress:
             return
         step, began = self._measured
         steps, seconds, left = self._step - step, now - began, self._num_steps - self._step
-        if steps < ESTIMATE_STEPS or seconds < ESTIMATE_SECONDS or left <= 0:
+        known = seconds >= (ESTIMATE_SECONDS if steps >= ESTIMATE_STEPS else ENOUGH)
+        if not known or left <= 0:
             return
         self._estimated = True
         total = left * seconds / steps

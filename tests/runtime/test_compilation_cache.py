@@ -35,7 +35,7 @@ def test_the_usual_place_is_made_for_the_user_alone(home):
     assert compilation_cache.advice() == "this takes a while, at every start (no cache)"
     place = compilation_cache.enable("")
     assert place == used() == str(home / ".cache" / "mae_jax" / "compiled")
-    assert compilation_cache.advice() == "this takes a while, but only once (cached)"
+    assert compilation_cache.advice() == "this takes a while, the first time only (cached)"
     assert Path(place).stat().st_mode & 0o777 == 0o700
 
 

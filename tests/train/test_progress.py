@@ -135,7 +135,12 @@ def test_the_remaining_time_is_announced_once(caplog):
         ({"steps": 13}, []),  # too few to tell
         ({"seconds_per_step": 0.01, "steps": 300}, []),
         ({"num_steps": 14}, []),  # nothing remains
-        ({"num_steps": 3_614}, ["the remaining 3,600 steps take 1 h 0 min"]),
+        ({"num_steps": 3_614}, ["the remaining 3,600 steps take 1 h"]),
+        ({"seconds_per_step": 20.0, "steps": 5, "first_look": ""}, []),
+        (
+            {"seconds_per_step": 20.0, "steps": 6, "first_look": ""},
+            ["4,008 steps take 22 h 16 min"],
+        ),
         ({"first_look": ""}, ["the remaining 4,000 steps take 1 h 7 min"]),
         ({"active": False}, []),
     ],
