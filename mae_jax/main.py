@@ -21,7 +21,7 @@ from absl.flags import FLAGS
 
 from mae_jax.config import flags
 from mae_jax.runtime import workdir
-from mae_jax.runtime.cli import run_command, setup_logging
+from mae_jax.runtime.cli import run_command, say, setup_logging
 from mae_jax.runtime.errors import STOPPED
 from mae_jax.runtime.preemption import Interrupted, StopRequest, stop_on_signals
 from mae_jax.runtime.watchdog import Watchdog
@@ -76,7 +76,18 @@ def _train(config: Any, folder: str, stop: StopRequest) -> bool:
             facts = run_info.consistency_facts(task, allow_config_change=changes)
         consistency.check_consistency(config, folder, facts)
         with fail_fast.abort_all_on_error(stop.before_leaving):
-            return loop.run(task, config, folder, allow_config_change=changes, stop=stop)
+            quick = flags.quick_setting(FLAGS)
+            done = loop.run(
+                task, config, folder, allow_config_change=changes, stop=stop, first_look=quick
+            )
+        if done and process == 0:
+            _print_next(task.next_commands(workdir.shortened(folder)))
+        return done
+
+
+def _print_next(commands: list[str]) -> None:
+    if commands:  # after the log, in the same stream
+        say("Next, for example:", *(f"  {command}" for command in commands), error=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from mae_jax.runtime import filesystem, workdir
 from mae_jax.runtime.errors import UsageError, all_of
 
 log = logging.getLogger(__name__)
+QUICK = "quick"  # setting of a recipe, for a first look
 HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
@@ -94,6 +95,14 @@ def workdir_of(values: flags.FlagValues) -> str:
     """The resolved workdir of parsed flags (see `workdir.resolve`)."""
     default = os.path.join("runs", config_name(values))
     return workdir.resolve(default if values.workdir is None else values.workdir)
+
+
+def quick_setting(values: flags.FlagValues) -> str:
+    """The flag of the recipe's `quick` setting; "" if it has none or this is it."""
+    path, _, setting = config_flags.get_config_filename(values["config"]).partition(":")
+    if setting == QUICK or QUICK not in recipe_file.settings(path):
+        return ""
+    return f"--config={recipe_file.shown(path)}:{QUICK}"
 
 
 def parse(argv: list[str], values: flags.FlagValues) -> Any:

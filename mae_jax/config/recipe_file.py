@@ -7,6 +7,7 @@ collide with the `configs` of another project. Recipes still import them as `con
 import ast
 import os
 import re
+import shlex
 import stat
 import sys
 import types
@@ -55,6 +56,29 @@ def find(path: str, flag: str = "--config") -> str:
         raise UsageError(f"{flag}={path} has {status.st_size:,} bytes: too large for a recipe")
     _check_program(found, path, flag)
     return found
+
+
+def settings(path: str) -> tuple[str, ...]:
+    """What may follow the colon of --config=FILE:SETTING; () unless the recipe declares it.
+
+    A recipe declares its settings by calling `common.check_setting(setting, "full", "quick")`.
+    Nothing is executed.
+
+    Args:
+      path: from `find`.
+    """
+    for node in ast.walk(ast.parse(Path(path).read_bytes())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("check_setting"):
+            constants = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            return tuple(value for value in constants if isinstance(value, str))
+    return ()
+
+
+def shown(path: str) -> str:
+    """The shortest path that `find` resolves to `path`, quoted for a shell."""
+    inside = os.path.relpath(path, ROOT)
+    here = os.path.relpath(path)
+    return shlex.quote(min(here if inside.startswith("..") else inside, path, key=len))
 
 
 def provide_configs(path: str) -> None:

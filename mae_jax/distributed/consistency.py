@@ -85,8 +85,30 @@ def publish_error(store: Store, index: int, error: Exception) -> None:
     if index == 0:
         store.set("verdict", _verdict(disagreement([record])))
         store.set("probe", "")  # no file to look for
+        store.set("number", "")
     else:
         store.set(f"record/{index}", json.dumps(record))
+
+
+def from_primary(number: int) -> int:
+    """Process 0's number on every process; may be called once, before `check_consistency`.
+
+    Raises:
+      UsageError: process 0 failed before.
+    """
+    if jax.process_count() == 1:
+        return number
+    return _pass_on(KVStore("consistency"), jax.process_index(), number)
+
+
+def _pass_on(store: Store, index: int, number: int) -> int:
+    if index == 0:
+        store.set("number", str(number))
+        return number
+    text = store.get("number", until=time.monotonic() + WAIT_SECONDS, who="process 0")
+    if not text:
+        raise UsageError("process 0 failed during startup: see its log")
+    return int(text)
 
 
 def describe(config: Any, workdir: str, facts: dict[str, Any]) -> Record:

@@ -44,6 +44,13 @@ def enable(folder: str | None = None) -> str | None:
     return path
 
 
+def advice() -> str:
+    """How often something has to be compiled, to follow "compiling ...; "."""
+    cached = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    often = "the first time only (cached)" if cached else "at every start (no cache)"
+    return f"this takes a while, {often}"
+
+
 def _problem(folder: Path) -> str | None:
     """Creates the folder; returns why others could write to it, or None if they cannot."""
     try:

@@ -1,4 +1,4 @@
-"""Untrusted text: lists written by users, and names that are printed."""
+"""Text: lists written by users, and names and durations that are printed."""
 
 import codecs
 import io
@@ -43,6 +43,18 @@ def quoted(name: str) -> str:
 def normalized(name: str) -> str:
     """The NFC form of a name, in which names that look the same compare equal."""
     return unicodedata.normalize("NFC", name)
+
+
+def duration(seconds: float) -> str:
+    """A duration to the precision a reader needs: 45 s, 12 min, 2 h 10 min, 3 d 4 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min".removesuffix(" 0 min")
+    return f"{hours // 24:,} d {hours % 24} h".removesuffix(" 0 h")
 
 
 def same_names(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:

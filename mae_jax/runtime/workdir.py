@@ -45,6 +45,12 @@ def _resolve_in_bucket(workdir: str) -> str:
     return "/".join([f"gs://{bucket}", *folders])
 
 
+def shortened(workdir: str) -> str:
+    """A workdir as one would write it: relative to the current folder if it is inside."""
+    inside = os.path.relpath(workdir) if not filesystem.in_bucket(workdir) else ".."
+    return workdir if inside.startswith("..") else inside
+
+
 @contextlib.contextmanager
 def lock(workdir: str, *, first: bool) -> Iterator[Callable[[], None]]:
     """Holds the lock of a workdir, which is created if missing.

@@ -13,19 +13,27 @@ from typing import Any
 from mae_jax.config.diff import flatten
 from mae_jax.optim.schedules import num_steps
 from mae_jax.runtime.errors import require
-from mae_jax.tasks import presets
+from mae_jax.tasks import batch_size, presets
 
 log = logging.getLogger(__name__)
 
 
-def adapt(config: Any, *, num_images: int, holdout: int, num_devices: int) -> None:
-    """Lowers, in place, the values that a data set is too small for, and logs them in one line.
+def adapt(
+    config: Any,
+    *,
+    num_images: int,
+    holdout: int,
+    num_devices: int,
+    make_task: batch_size.MakeTask,
+) -> None:
+    """Fits values to the data, in place, and logs them in one line.
 
     Args:
       config: the whole configuration.
       num_images: number of training images.
       holdout: number of training images to hold out; 0 if there is an evaluation split.
       num_devices: number of devices that share a batch.
+      make_task: the task of a configuration and a workdir, for `batch_size.choose`.
 
     Raises:
       UsageError: no batch size suits both images and devices, or images cannot be mixed in pairs.
@@ -34,6 +42,8 @@ def adapt(config: Any, *, num_images: int, holdout: int, num_devices: int) -> No
     if holdout:
         config.data.holdout = holdout
     presets.fill(config, num_images)
+    if config.batch_size == batch_size.BY_MEMORY:
+        config.batch_size = batch_size.choose(make_task, config, num_images)
     if "optim" in config:  # it trains
         _adapt_batch(config, num_images, num_devices)
         _adapt_groups(config)

@@ -20,7 +20,7 @@ from mae_jax.ops.patches import patchify, to_float
 from mae_jax.ops.trees import combine, partition
 from mae_jax.optim import param_groups
 from mae_jax.runtime.errors import require
-from mae_jax.tasks import figures
+from mae_jax.tasks import figures, next_commands
 from mae_jax.tasks.adaptation import mixes
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.classification_eval import Predictions, Predictor
@@ -57,7 +57,7 @@ class Classify(ImageTask):
             lambda: factory.check_vit(config),
         )
         encoder = factory.encoder_fields(config.model)
-        data = ImageData(config, workdir, image_size=encoder["image_size"])
+        data = ImageData(config, workdir, image_size=encoder["image_size"], make_task=type(self))
         data.require_held_out()
         self.classes = _check_classes(data, config.model.num_classes)
         self.fields = encoder | {
@@ -190,6 +190,10 @@ class Classify(ImageTask):
             "model": {"kind": "vit", "size": self.config.model.size, **self.fields},
             "classes": self.classes,
         }
+
+    def next_commands(self, workdir: str) -> list[str]:
+        held_out = len(self.data.eval_source) > 0
+        return next_commands.after_classification(self.config, workdir, held_out=held_out)
 
     def summary(self) -> dict[str, Any]:
         """Model, trained and frozen parameters, initialization, data, length and rates."""

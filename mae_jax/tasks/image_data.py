@@ -15,6 +15,7 @@ from mae_jax.data.tolerant import TolerantBatches
 from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import require
 from mae_jax.tasks import adaptation
+from mae_jax.tasks.batch_size import MakeTask
 from mae_jax.train.task import OnBatch, ignore_batch
 
 
@@ -25,6 +26,7 @@ class ImageData:
       config: the whole configuration; changed in place if the data set is small (`adaptation`).
       workdir: folder of the run; "" to write nothing.
       image_size: (H, W) of the model's input.
+      make_task: the task of a configuration and a workdir, to choose a batch size.
 
     Attributes:
       train_source, eval_source: the images; `eval_source` is empty if none are held out.
@@ -38,7 +40,14 @@ class ImageData:
       StorageUnavailable: the storage of the data did not recover in time.
     """
 
-    def __init__(self, config: Any, workdir: str, *, image_size: tuple[int, int]):
+    def __init__(
+        self,
+        config: Any,
+        workdir: str,
+        *,
+        image_size: tuple[int, int],
+        make_task: MakeTask,
+    ):
         self.image_size, self._config = image_size, config
         self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
         self.reading_error: Exception | None = None
@@ -55,6 +64,7 @@ class ImageData:
             num_images=len(sources.train),
             holdout=sources.holdout,
             num_devices=jax.device_count(),
+            make_task=make_task,
         )
         on_devices = DataOptions.from_config(config.data).on_device
         self._feed: Any = (

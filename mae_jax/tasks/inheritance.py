@@ -1,4 +1,4 @@
-"""Takes sizes and pixel statistics from the weights that a run starts with.
+"""Takes sizes and pixel statistics from the weights that a run starts with or continues.
 
 A recipe leaves a value to them by `init_from`, (0, 0), 0 or (): see docs/configuration.md.
 """
@@ -11,6 +11,7 @@ from mae_jax.checkpoint import layout, reader
 from mae_jax.config.schema import INHERIT
 from mae_jax.models.vit import SIZES
 from mae_jax.runtime.errors import UsageError
+from mae_jax.tasks.batch_size import BY_MEMORY
 from mae_jax.train.initial_state import check_init_from
 
 _WIDTHS = ("embed_dim", "depth", "num_heads")
@@ -19,7 +20,8 @@ _WIDTHS = ("embed_dim", "depth", "num_heads")
 def inherit(config: Any, workdir: str) -> None:
     """Fills in, in place, what the configuration leaves to `init_from`.
 
-    A run that continues takes it from its own checkpoint, so `init_from` may be gone by then.
+    A run that continues takes it from its own checkpoint, so `init_from` may be gone by then. It
+    also keeps the batch that was chosen by memory.
 
     Args:
       config: the whole configuration.
@@ -28,10 +30,18 @@ def inherit(config: Any, workdir: str) -> None:
     Raises:
       UsageError: something is left to `init_from`, and there is none or it cannot be read.
     """
-    left = _left_open(config)
-    if not left:
+    left, by_memory = _left_open(config), config.batch_size == BY_MEMORY
+    if not left and not by_memory:
         return
-    metadata = _metadata(config, workdir, left)
+    continued = _continued(config, workdir)
+    if by_memory and continued:
+        config.batch_size = continued["config"]["batch_size"]
+    if left:
+        _inherit_model(config, continued or _initial(config, left))
+
+
+def _inherit_model(config: Any, metadata: dict[str, Any]) -> None:
+    """Fills in what is left to the model that `metadata` describes."""
     model, data = config.model, config.data
     theirs, pixels = metadata["model"], metadata["data"]
     if model.size == INHERIT:
@@ -65,17 +75,21 @@ def _left_open(config: Any) -> list[str]:
     return [key for key, is_open in values.items() if is_open]
 
 
-def _metadata(config: Any, workdir: str, left: list[str]) -> dict[str, Any]:
-    """Description of the model that the run continues or starts with."""
+def _continued(config: Any, workdir: str) -> dict[str, Any]:
+    """Metadata of the newest checkpoint of the run that is continued, or {}."""
     for step in reversed(layout.steps(workdir) if workdir else []):
         with contextlib.suppress(reader.CorruptCheckpointError):
             return reader.load_metadata(f"{workdir}/{layout.FOLDER}/{step}")
-    path = config.resume or config.init_from
+    return reader.load_metadata(config.resume) if config.resume else {}
+
+
+def _initial(config: Any, left: list[str]) -> dict[str, Any]:
+    """Metadata of the weights that the run starts with."""
+    path = config.init_from
     if not path:
         raise UsageError(
             f"--config.init_from is empty, but this recipe takes {', '.join(left)} from it: give "
             "a run or other weights, or set these keys"
         )
-    if not config.resume:
-        check_init_from(path)
+    check_init_from(path)
     return convert.load(path).metadata if convert.is_file(path) else reader.load_metadata(path)

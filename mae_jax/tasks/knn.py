@@ -50,7 +50,7 @@ class Knn(ImageTask):
         self.model = factory.build_vit(
             self.fields, dtype=config.model.dtype, attention=config.model.attention
         )
-        data = ImageData(config, workdir, image_size=self.model.image_size)
+        data = ImageData(config, workdir, image_size=self.model.image_size, make_task=type(self))
         super().__init__(config, workdir, data)
         self.flops_per_image = 2 * vit.forward_macs(self.model)
         self.evaluators = OnlineProbes(data, config.eval, self._encode).evaluators()

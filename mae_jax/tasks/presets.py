@@ -65,6 +65,11 @@ def fill(config: Any, num_images: int) -> None:
         config.optim.warmup_epochs = float(preset.warmup_epochs)
 
 
+def largest_batch(config: Any) -> int:
+    """The largest batch in the table, which is the paper's."""
+    return PRESETS[_kind(config)][-1].batch_size
+
+
 def fill_intervals(config: Any, num_images: int) -> None:
     """Replaces open intervals of evaluations and figures, once batch and length are known."""
     steps = config.steps or num_steps(config.epochs, num_images, config.batch_size)

@@ -15,7 +15,7 @@ from mae_jax.ops import masking, rng
 from mae_jax.ops.patches import patchify, to_float
 from mae_jax.ops.trees import unflatten
 from mae_jax.runtime.errors import UsageError
-from mae_jax.tasks import figures, fit_pca
+from mae_jax.tasks import figures, fit_pca, next_commands
 from mae_jax.tasks.base import ImageTask, check_places
 from mae_jax.tasks.encoder_transfer import check_same_heads, warn_of_other_pixels
 from mae_jax.tasks.image_data import ImageData
@@ -63,7 +63,7 @@ class Pretrain(ImageTask):
             remat=config.model.remat,
         )
         self.num_keep = factory.visible_patches(self.model, config.mask)
-        data = ImageData(config, workdir, image_size=self.model.image_size)
+        data = ImageData(config, workdir, image_size=self.model.image_size, make_task=type(self))
         data.require_held_out()
         super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = train_flops(self.model, self.num_keep)
@@ -189,6 +189,10 @@ class Pretrain(ImageTask):
             "mask": {"kind": config.mask.kind, "ratio": config.mask.ratio},
             "target": {"kind": config.target.kind, **self.target.metadata()},
         }
+
+    def next_commands(self, workdir: str) -> list[str]:
+        labeled = bool(self.data.train_source.classes)
+        return next_commands.after_pretraining(self.config, workdir, labeled=labeled)
 
     def summary(self) -> dict[str, Any]:
         """Model, parameters, visible patches, data, length and learning rate."""

@@ -56,7 +56,7 @@ class Tokenizer(ImageTask):
         self.model = dvae.DiscreteVAE(
             **self.fields, dtype=factory.compute_dtype(config.model.dtype)
         )
-        data = ImageData(config, workdir, image_size=self.model.image_size)
+        data = ImageData(config, workdir, image_size=self.model.image_size, make_task=type(self))
         data.require_held_out()
         super().__init__(config, workdir, data, TrainingPlan(config, len(data.train_source)))
         self.flops_per_image = 6 * dvae.forward_macs(self.model)

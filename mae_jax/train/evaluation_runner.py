@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from mae_jax.checkpoint.best import lower_is_better
 from mae_jax.distributed import collectives
-from mae_jax.runtime import watchdog, workdir
+from mae_jax.runtime import compilation_cache, watchdog, workdir
 from mae_jax.runtime.errors import UsageError, require
 from mae_jax.runtime.preemption import Interrupted, StopRequest
 from mae_jax.train.metric_writer import MetricWriter
@@ -77,6 +77,7 @@ class EvaluationRunner:
         self._task, self._mesh, self._figure_every = task, mesh, figure_every
         self._stop, self._writer, self._progress, self._meter = stop, writer, progress, meter
         self._is_best = is_best
+        self._compiled = False
 
     def due(self, step: int) -> bool:
         """Whether anything is to be evaluated or drawn after this step."""
@@ -91,6 +92,9 @@ class EvaluationRunner:
         """
         jax.block_until_ready(state)  # the pause does not include earlier steps
         began, image = time.perf_counter(), None
+        if not self._compiled and self.due(step):
+            self._progress.message(f"compiling the evaluation; {compilation_cache.advice()}")
+            self._compiled = True
         try:
             with watchdog.phase("evaluate"):
                 metrics = self._run_evaluators(state, step)

@@ -17,7 +17,7 @@ from mae_jax.checkpoint import checkpointer
 from mae_jax.data import storage
 from mae_jax.data.prefetch import Prefetch
 from mae_jax.distributed import sharding
-from mae_jax.runtime import watchdog, workdir
+from mae_jax.runtime import compilation_cache, watchdog, workdir
 from mae_jax.runtime.errors import StorageUnavailable
 from mae_jax.runtime.preemption import StopRequest
 from mae_jax.train import reading_errors, run_info
@@ -45,6 +45,7 @@ def run(
     allow_config_change: bool = False,
     stop: StopRequest | None = None,
     before_step: Callable[[int], None] = lambda step: None,
+    first_look: str = "",
 ) -> bool:
     """Trains to the end, or until asked to stop.
 
@@ -55,6 +56,7 @@ def run(
       allow_config_change: continue even if the configuration has changed.
       stop: signals when to stop before the end.
       before_step: called with the number of each step (from 1) before its batch is taken.
+      first_look: flag of the recipe's quick setting, recommended to long runs; "" for none.
 
     Returns:
       True if all steps are done, False if a signal stopped the run after a save.
@@ -89,8 +91,9 @@ def run(
             task, abstract, mesh, seed=config.seed, grad_accum=config.grad_accum
         )
         with watchdog.phase("train"), storage.ends_when(stop.noticed):
+            first = int(start.state.step)
             services = make_services(
-                task, config, folder, mesh, int(start.state.step), train_step, saver, stop, closing
+                task, config, folder, mesh, first, train_step, saver, stop, closing, first_look
             )
             return train(task, config, start, services, before_step)
 
@@ -138,14 +141,17 @@ def make_services(
     saver: checkpointer.Checkpointer,
     stop: StopRequest,
     closing: contextlib.ExitStack,
+    first_look: str,
 ) -> LoopServices:
     """Builds the services of a run that continues after step `first`."""
     primary = jax.process_index() == 0
     writer = MetricWriter(folder, first, active=primary)
     closing.callback(writer.close)
-    progress = Progress(first, task.num_steps, active=primary)
-    closing.callback(progress.close)
     meter = ThroughputMeter(batch_size=config.batch_size, flops_per_image=task.flops_per_image)
+    progress = Progress(
+        first, task.num_steps, clock=meter.clock, first_look=first_look, active=primary
+    )
+    closing.callback(progress.close)
     guard = NanGuard(config.nan_guard.max_skips, folder, task.describe_batch)
     saves = SavePolicy(
         saver, config.checkpoint, check_every=config.log_every, stop=stop, first=first
@@ -204,7 +210,7 @@ def train(
         # Batch and step: dispatched asynchronously.
         step += 1
         before_step(step)
-        with _first_step(s, step, began) if step == first + 1 else contextlib.nullcontext():
+        with _first_step(s, began) if step == first + 1 else contextlib.nullcontext():
             batch, waited = feed.take(s.steps.busy)
             if feed.error and step == first + 1:
                 _refuse_to_begin(feed.error)
@@ -261,14 +267,15 @@ def train(
 
 
 @contextlib.contextmanager
-def _first_step(services: LoopServices, step: int, began: float):
+def _first_step(services: LoopServices, began: float):
     """Context of the first step, which compiles; speed is measured after it."""
+    services.progress.message(f"compiling the training step; {compilation_cache.advice()}")
     with watchdog.phase("compile", starting=True):
         yield
     seconds = time.perf_counter() - began
     services.progress.message(f"first step took {seconds:.1f} s to read and compile")
     services.meter.restart()
-    services.progress.restart(step)
+    services.progress.restart()
 
 
 def _refuse_to_begin(error: Exception) -> None:

@@ -144,6 +144,10 @@ class Task:
         """Metadata with which a checkpoint can be used without the configuration."""
         return {}
 
+    def next_commands(self, workdir: str) -> list[str]:
+        """Commands to print at the end of a run, up to five; `workdir` as they should name it."""
+        return []
+
     def summary(self) -> dict[str, Any]:
         """Lines to log at the start of a run, by name."""
         return {}

@@ -95,13 +95,18 @@ class ThroughputMeter:
     def __init__(self, *, batch_size: int, flops_per_image: float):
         self._batch_size = batch_size
         self._flops = flops_per_image
+        self._paused = 0.0
         self.window = Window()
         self.restart()
 
+    def clock(self) -> float:
+        """A clock in seconds that stands still during pauses."""
+        return time.perf_counter() - self._paused
+
     def restart(self) -> None:
         """Starts a new window."""
-        self._start = time.perf_counter()
-        self._steps, self._paused, self._waited = 0, 0.0, 0.0
+        self._start = self.clock()
+        self._steps, self._waited = 0, 0.0
 
     def add_step(self, waited: float) -> None:
         """Counts a step that waited `waited` seconds for data."""
@@ -114,7 +119,7 @@ class ThroughputMeter:
 
     def report(self) -> dict[str, float]:
         """Returns the speed of the window ({} without a step) and starts the next one."""
-        seconds = time.perf_counter() - self._start - self._paused
+        seconds = self.clock() - self._start
         steps, waited = self._steps, self._waited
         self.window = Window(steps, seconds, waited)
         self.restart()

@@ -10,7 +10,6 @@ from mae_jax.train.task import Batch
 from mae_jax.train.throughput import InputBoundWarning, ThroughputMeter
 
 NOT_WRITTEN = ("skipped", "absent")  # counted instead
-SHOWN = ("loss", "baseline_loss", "top1", "lr", "images_per_s", "data_wait_ms", "mfu")
 
 
 class TrainLog:
@@ -63,4 +62,4 @@ class TrainLog:
         warning = self._input_warning.judge(**self._meter.window._asdict())
         if warning:
             self._progress.message(warning, logging.WARNING)
-        self._progress.log(step, {k: v for k, v in (numbers | speed).items() if k in SHOWN})
+        self._progress.log(step, numbers | speed)

@@ -94,12 +94,18 @@ def test_values_of_every_type_are_read():
             "--config.mask.kind=randm",
             "=randm is not one of random, block, grid, checkerboard or your own module:attribute",
         ),
-        ("--config.batch_size=many", "batch_size='many' must be -1 or an integer from 0 to 16777216"),
+        (
+            "--config.batch_size=many",
+            "batch_size='many' must be -1 or an integer from 0 to 16777216",
+        ),
         ("--config.batch_size=1e3", "batch_size='1e3' must be -1 or an integer"),
         ("--config.batch_size=", "batch_size='' must be -1 or an integer"),
         ("--config.batch_size", "Missing value for flag --config.batch_size"),
         ("--config.data.hflip=perhaps", "hflip='perhaps' must be True or False"),
-        ("--config.model.image_size=(1,x", "image_size='(1,x' must be (0, 0) or 1 or 2 integers in"),
+        (
+            "--config.model.image_size=(1,x",
+            "image_size='(1,x' must be (0, 0) or 1 or 2 integers in",
+        ),
         ("--config.optim.b1=nan", "optim.b1=nan must be a number in [0, 1)"),
         ("--config.optim.b1=1e999", "optim.b1=inf must be a number in [0, 1)"),
         ("--config.model.size=" + "x" * 999, "x... (999 characters) is not one of Ti, S, B"),
@@ -282,3 +288,32 @@ def test_mistakes_with_keys_of_earlier_versions_name_the_present_ones(tmp_path, 
     assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="figure_every=-2 must be -1 or an integer"):
         parse("--config=configs/demo.py", "--config.picture_every=-2")
+
+
+@pytest.mark.parametrize(
+    "recipe, advice",
+    [
+        ("configs/folder.py", "--config=configs/folder.py:quick"),
+        ("configs/folder.py:full", "--config=configs/folder.py:quick"),
+        ("configs/scratch/folder.py", "--config=configs/scratch/folder.py:quick"),
+        ("configs/folder.py:quick", ""),
+        ("configs/demo.py", ""),
+        ("configs/vit_l.py:ablation", ""),
+    ],
+)
+def test_the_quick_setting_of_a_recipe_is_known_without_running_it(
+    tmp_path, monkeypatch, recipe, advice
+):
+    monkeypatch.chdir(tmp_path)  # the recipes are found elsewhere, too
+    assert flags.quick_setting(run_flags(f"--config={recipe}")) == advice
+
+
+def test_so_is_that_of_a_recipe_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my recipe.py").write_text(
+        "from configs import common, demo\ndef get_config(which='full'):\n"
+        "  common.check_setting(which, 'full', 'quick')\n  return demo.get_config()\n"
+    )
+    assert (
+        flags.quick_setting(run_flags("--config=my recipe.py")) == "--config='my recipe.py':quick"
+    )

@@ -99,6 +99,7 @@ def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path
     printed = signal_after_step_three(process, signal.SIGTERM)
     status, rest = finish(process)
     assert status == 75, printed + rest
+    assert "Next" not in rest
     step = layout.find(str(tmp_path / "w")).step
     assert 3 <= step < 100
     before = tiny_configs.metric_lines(tmp_path / "w")
@@ -106,6 +107,7 @@ def test_a_signal_saves_and_the_same_command_continues_on_other_devices(tmp_path
     status, output = finish(start(*flags, "--workdir=w", cwd=tmp_path, devices=1))
     assert status == 0, output
     assert f"continuing after step {step}" in output
+    assert "\n  python -m mae_jax.tools.reconstruct --checkpoint w --images DIR --out" in output
     lines = tiny_configs.metric_lines(tmp_path / "w")
     assert [line["step"] for line in lines] == list(range(1, 101))
     assert lines[:step] == before
@@ -164,8 +166,10 @@ def test_two_processes_with_two_devices_equal_one_with_four(tmp_path, resident):
     changes = {"eval_every": 3, "figure_every": 6, "data__on_device": resident}
     flags = tiny_configs.flags(steps=6, log_every=1, **changes)
     assert finish(start(*flags, "--workdir=one", cwd=tmp_path, devices=4))[0] == 0
-    for status, output in map(finish, start_two([*flags, "--workdir=two"], tmp_path)):
+    for index, process in enumerate(start_two([*flags, "--workdir=two"], tmp_path)):
+        status, output = finish(process)
         assert status == 0, output
+        assert ("Next, for example" in output) == (index == 0)
     for split in ("train", "eval"):
         one, two = (tiny_configs.metric_lines(tmp_path / name, split) for name in ("one", "two"))
         assert len(one) == (6 if split == "train" else 3)

@@ -32,8 +32,10 @@ def test_the_usual_place_is_made_for_the_user_alone(home):
     assert place is None and used() is None
     (home / ".cache").chmod(0o755)
     (home / ".cache" / "mae_jax").chmod(0o775)  # by a group: common where every user has one
+    assert compilation_cache.advice() == "this takes a while, at every start (no cache)"
     place = compilation_cache.enable("")
     assert place == used() == str(home / ".cache" / "mae_jax" / "compiled")
+    assert compilation_cache.advice() == "this takes a while, the first time only (cached)"
     assert Path(place).stat().st_mode & 0o777 == 0o700
 
 

@@ -16,6 +16,25 @@ NAME = "a\n12:00:00 all is well\x1b[2J\x9b\u202e\udcff.jpg"
 SHOWN = r"a\n12:00:00 all is well\x1b[2J\x9b\u202e\xff.jpg"
 
 
+@pytest.mark.parametrize(
+    "seconds, shown",
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3569, "59 min"),
+        (3599, "1 h"),
+        (7800, "2 h 10 min"),
+        (72_600, "20 h 10 min"),
+        (1_728_000, "20 d"),
+        (86_390, "1 d"),
+        (273_000, "3 d 4 h"),
+    ],
+)
+def test_durations(seconds, shown):
+    assert text.duration(seconds) == shown
+
+
 @contextlib.contextmanager
 def our_log():
     """Captures our log output away from pytest, whose reports cannot contain all these names."""

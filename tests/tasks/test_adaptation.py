@@ -13,7 +13,8 @@ from tests.helpers import tiny_configs
 
 
 def adapted(config, num_images, *, holdout=0, num_devices=1):
-    adaptation.adapt(config, num_images=num_images, holdout=holdout, num_devices=num_devices)
+    numbers = {"num_images": num_images, "holdout": holdout, "num_devices": num_devices}
+    adaptation.adapt(config, **numbers, make_task=TASKS[config.task])
     return config
 
 

@@ -8,11 +8,13 @@ from PIL import Image
 
 from configs.finetune import folder as finetune
 from configs.scratch import folder as scratch
+from mae_jax.checkpoint import reader
 from mae_jax.runtime.errors import UsageError
+from mae_jax.tasks import batch_size
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.inheritance import inherit
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.train import loop
+from mae_jax.train import initial_state, loop
 from tests.helpers import tiny_configs
 from tests.parity import official
 
@@ -76,6 +78,17 @@ def test_a_run_that_continues_no_longer_needs_them(pretrained, images, tmp_path)
     task = Classify(again, workdir)
     assert again.to_dict() == config.to_dict()
     assert loop.run(task, again, workdir)  # nothing left to do, and nothing changed
+
+
+def test_it_keeps_the_batch_that_was_chosen_by_memory(pretrained, tmp_path, monkeypatch):
+    monkeypatch.delattr(batch_size, "find_largest")
+    for workdir, resume in ((pretrained, ""), (str(tmp_path), pretrained)):
+        config = tiny_configs.config(
+            steps=1, batch_size=0, resume=resume, model__mlp_ratio=2.0, **PIXELS
+        )
+        task = Pretrain(config, workdir)
+        assert config.batch_size == tiny_configs.config().batch_size
+        assert initial_state.changes(reader.load_metadata(pretrained), task.metadata(1)) == []
 
 
 def test_from_scratch_takes_the_sizes_only(pretrained, images, tmp_path):

@@ -8,6 +8,7 @@ from configs.linprobe import folder as linprobe
 from configs.scratch import folder as scratch
 from mae_jax.data.sampler import fitting_holdout
 from mae_jax.tasks import adaptation
+from mae_jax.tasks.pretrain import Pretrain
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from mae_jax.tasks import adaptation
 )
 def test_open_values_follow_from_the_number_of_images(recipe, images, expected):
     config = recipe.get_config()
-    adaptation.adapt(config, num_images=images, holdout=0, num_devices=1)
+    adaptation.adapt(config, num_images=images, holdout=0, num_devices=1, make_task=Pretrain)
     assert (config.batch_size, config.epochs, config.optim.warmup_epochs) == expected
     steps = config.epochs * images / config.batch_size
     assert config.eval_every == pytest.approx(steps / 20, abs=1)
@@ -34,7 +35,7 @@ def test_open_values_follow_from_the_number_of_images(recipe, images, expected):
 def test_values_that_are_given_stay():
     config = finetune.get_config()
     config.epochs, config.batch_size, config.eval_every = 7.0, 32, 0
-    adaptation.adapt(config, num_images=640, holdout=0, num_devices=1)
+    adaptation.adapt(config, num_images=640, holdout=0, num_devices=1, make_task=Pretrain)
     assert (config.epochs, config.batch_size, config.eval_every) == (7.0, 32, 0)
     assert config.figure_every == 14  # of 140 updates
     assert config.optim.warmup_epochs == 0.7  # ten epochs would be longer than the run

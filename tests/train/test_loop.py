@@ -218,6 +218,8 @@ def test_weights_of_another_run_are_taken_whole_or_not_at_all(tmp_path, caplog):
     with caplog.at_level("INFO"):
         run(tmp_path / "second", same)
     assert "matched 36 of 36 parameters" in caplog.text
+    assert "compiling the training step" in caplog.text
+    assert "compiling the evaluation" not in caplog.text  # there is none
     assert_same_params(tmp_path / "first", tmp_path / "second")
     deeper = tiny_configs.config(init_from=str(tmp_path / "first"), model__depth=2)
     with pytest.raises(UsageError, match="missing.*blocks_1/attn/qkv/kernel"):
@@ -254,6 +256,9 @@ def test_a_signal_cuts_an_evaluation_short_and_it_is_made_when_the_run_goes_on(
     with caplog.at_level("INFO"):
         assert not run(tmp_path / "parts", config, stop=request)
     assert "stopped after step 4, which is saved" in caplog.text
+    starts = ("compiling the evaluation", "compiling the training step", "first step took")
+    found = [start for text in caplog.messages for start in starts if text.startswith(start)]
+    assert found == list(starts)  # each is announced once, before it is compiled
     assert layout.find(str(tmp_path / "parts")).step == 4
     assert [line["step"] for line in tiny_configs.metric_lines(tmp_path / "parts", "eval")] == [0]
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Compiles the train step ahead of time, for devices that need not exist.
+"""Compiles the train step for devices that need not exist.
 
 Reports the compiler's analysis of the step: memory, FLOPs, and collectives between devices.
 """
@@ -9,12 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import UsageError, one_line
-from mae_jax.train.state import abstract_state
-from mae_jax.train.step import make_train_step
+from mae_jax.train.compile_step import compile_step, planned_bytes
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
@@ -24,51 +22,6 @@ _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 # body must not be counted again.
 _INSIDE_SCATTER = re.compile(r"^ *%?all-reduce-scatter[^\n]*\{\n.*?^ *\}", re.MULTILINE | re.DOTALL)
 _SCATTER = re.compile(r"= (.*?) fusion\(.*calls=%?all-reduce-scatter")
-
-
-def planned_bytes(compiled: Any) -> int:
-    """Bytes on one device while a compiled step runs, according to the compiler's plan.
-
-    Results that reuse the memory of an argument, such as the donated state, count once.
-    """
-    plan = compiled.memory_analysis()
-    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + results
-
-
-def abstract_batch(task: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a global batch."""
-    where = sharding.batch_sharding(mesh)
-    shape = (batch_size, *task.model.image_size, task.model.channels)
-    image = jax.ShapeDtypeStruct(shape, task.config.data.dtype, sharding=where)
-    number = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where)
-    return {"image": image, "label": number, "index": number}
-
-
-def compile_step(config: Any, task: Any, mesh: Mesh) -> Any:
-    """The compiled train step of a configuration.
-
-    Raises:
-      UsageError: the batch size is not divisible, or the step does not fit into memory.
-    """
-    rows = mesh.size * config.grad_accum
-    if config.batch_size % rows:
-        raise UsageError(
-            f"--config.batch_size={config.batch_size} is not divisible by {mesh.size} devices x "
-            f"grad_accum {config.grad_accum} = {rows}"
-        )
-    abstract = abstract_state(task, mesh)
-    step = make_train_step(task, abstract, mesh, seed=0, grad_accum=config.grad_accum)
-    lowered = step.lower(abstract, abstract_batch(task, config.batch_size, mesh))
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UsageError(
-            f"the step does not fit: {one_line(error)} (raise "
-            "--config.mesh.fsdp or --config.grad_accum, or set --config.model.remat=blocks)"
-        ) from error
 
 
 def collectives(text: str) -> dict[str, list[tuple[str, int]]]:

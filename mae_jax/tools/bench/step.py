@@ -10,13 +10,12 @@ import numpy as np
 from mae_jax.distributed import sharding
 from mae_jax.ops.patches import patchify, to_float, unpatchify
 from mae_jax.runtime.errors import UsageError
-from mae_jax.tasks import TASKS
+from mae_jax.tasks import TASKS, batch_size
 from mae_jax.tasks.pretrain import Pretrain
-from mae_jax.tools.bench import find_batch_size
 from mae_jax.tools.bench.baselines import plain_mae
 from mae_jax.tools.bench.baselines.torch_process import TorchProcess
-from mae_jax.tools.bench.compile import compile_step, planned_bytes
 from mae_jax.train import throughput
+from mae_jax.train.compile_step import compile_step, planned_bytes
 from mae_jax.train.state import TrainState, abstract_state, create_state
 
 FIT_IMAGES = 256  # to fit a target on: enough for its shapes
@@ -133,7 +132,7 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
         )
     result: dict[str, Any] = {}
     if options.find_batch:
-        result["largest_batch"] = find_batch_size.find_batch(config)
+        result["largest_batch"] = batch_size.find_largest(TASKS[config.task], config)
         config.batch_size = result["largest_batch"]
     steps: dict[str, Any] = {"ours": TimedStep(task, config)}
     if against in ("plain", "official"):

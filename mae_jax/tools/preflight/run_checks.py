@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mae_jax.checkpoint import checkpointer, layout
 from mae_jax.distributed import consistency, sharding
 from mae_jax.distributed.fail_fast import EXPECTED
-from mae_jax.runtime import workdir
+from mae_jax.runtime import text, workdir
 from mae_jax.runtime.errors import first_line
 from mae_jax.tasks import TASKS
 from mae_jax.tools.preflight.machine_checks import timed
@@ -120,17 +120,10 @@ def train_steps(
     loss = float(values["loss"])
     seen = (
         f"loss {loss:.4g}, {config.batch_size / min(times):,.0f} images/s; compiled in "
-        f"{compiling:.0f} s; at this speed {left:,} steps take {_duration(min(times) * left)}"
+        f"{compiling:.0f} s; at this speed {left:,} steps take {text.duration(min(times) * left)}"
     )
     if not math.isfinite(loss) or any(float(values["skipped"]) for values in metrics):
         seen = f"not finite (docs/fault_tolerance.md#non-finite-updates): {seen}"
         advice = "check the images, --config.data.mean and data.std, and --config.optim.base_lr"
         return Row(FAILED, "step", seen, advice)
     return Row(OK, "step", seen)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600)):
-        if seconds >= size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds / 60:.1f} minutes"

@@ -11,8 +11,9 @@ import pytest
 from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import UsageError
 from mae_jax.tools.bench import __main__ as bench
-from mae_jax.tools.bench.compile import abstract_batch, collectives, compile_step, planned_bytes
+from mae_jax.tools.bench.compile import collectives
 from mae_jax.tools.bench.step import make_task, synthetic_batch
+from mae_jax.train.compile_step import abstract_batch, compile_step, planned_bytes
 from mae_jax.train.state import abstract_state
 from tests.helpers import tiny_configs
 

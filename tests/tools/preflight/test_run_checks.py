@@ -223,10 +223,3 @@ def test_a_step_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(run_checks, "make_train_step", lambda *_, **__: full)
     row = step(tiny_configs.config())
     assert row == (FAILED, "step", "RESOURCE_EXHAUSTED: 9 GB", run_checks.NO_MEMORY)
-
-
-@pytest.mark.parametrize(
-    "seconds, text", [(90, "1.5 minutes"), (5400, "1.5 hours"), (129600, "1.5 days")]
-)
-def test_durations(seconds, text):
-    assert run_checks._duration(seconds) == text

@@ -1,43 +1,13 @@
-"""Finds the largest batch size that fits into memory."""
+"""Searches for the largest batch that fits into memory."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
-from mae_jax.distributed import sharding
-from mae_jax.runtime.errors import UsageError
-from mae_jax.runtime.host import available_memory
-from mae_jax.tasks import TASKS
-from mae_jax.tools.bench.compile import compile_step, planned_bytes
+from mae_jax.runtime import host
 
 USABLE = 0.95  # the rest is for the program itself and for fragmentation
 FIRST = 4  # batches of 4 and 8 per device and accumulation step show how memory grows
-
-
-def find_batch(config: Any) -> int:
-    """The largest global batch whose step fits the memory of this machine's devices, within 2 %.
-
-    Raises:
-      UsageError: not even the smallest batch fits.
-    """
-    mesh = sharding.make_mesh(**config.mesh)
-
-    def bytes_at(batch_size: int) -> int:
-        resized = config.copy_and_resolve_references()
-        resized.batch_size = batch_size
-        resized.data.num_train = max(batch_size, resized.data.num_train)  # at least one batch
-        return planned_bytes(compile_step(resized, TASKS[config.task](resized, ""), mesh))
-
-    multiple = mesh.size * config.grad_accum
-    limit = int(USABLE * memory_limit())
-    batch = largest_batch(bytes_at, limit=limit, multiple=multiple)
-    if not batch:
-        raise UsageError(
-            f"--find_batch: not even a batch of {multiple} fits {limit / 2**30:.1f} GB on a device "
-            "(raise --config.mesh.fsdp, or take a smaller model)"
-        )
-    return batch
 
 
 def largest_batch(bytes_at: Callable[[int], int], *, limit: int, multiple: int) -> int:
@@ -70,8 +40,8 @@ def largest_batch(bytes_at: Callable[[int], int], *, limit: int, multiple: int) 
 
 
 def memory_limit() -> int:
-    """Bytes of one device; on CPU its share of the machine's free memory."""
+    """Bytes of one device; on CPU its share of the host's free memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return available_memory() // jax.local_device_count()
+    return host.share(host.available_memory()) // jax.local_device_count()
