@@ -36,6 +36,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     config.log_every = 10
     config.eval_images = 512
     if setting == "quick":
+        config.epochs = 0.0
         config.steps = 600
         config.batch_size = 64
         config.model.image_size = (96, 96)

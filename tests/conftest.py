@@ -1,5 +1,6 @@
 """Four CPU devices for every test, and compiled programs shared between tests."""
 
+import logging
 import os
 import tempfile
 
@@ -19,6 +20,15 @@ os.environ |= {
     # Read once, at a process's first gs:// path. Here buckets of the same name come and go.
     "GCS_STAT_CACHE_MAX_AGE": "0",
 }
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """Undoes what commands set: tests that expect no log record must not depend on their order."""
+    logger = logging.getLogger("mae_jax")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

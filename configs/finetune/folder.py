@@ -40,6 +40,7 @@ def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     config.checkpoint.keep_best = "eval/top1"  # RUN:best
     config.log_every = 10
     if setting == "quick":
+        config.epochs = 0.0
         config.steps = 300
         config.batch_size = 64
         config.model.drop_path = 0.0
