@@ -1,11 +1,14 @@
 """Reconstructions and figures of them."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from mae_jax.inference import Pretrained
 from mae_jax.models.reconstruct import Reconstruction, reconstruct
 from mae_jax.models.targets import PatchSpec
 from mae_jax.models.targets.hog import HogTarget
@@ -14,6 +17,8 @@ from mae_jax.models.targets.pixel import PixelTarget, pixel_target
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patchify
 from mae_jax.tasks import figures
+from mae_jax.tasks.pretrain import Pretrain
+from tests.helpers import tiny_configs
 from tests.parity import official
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -129,6 +134,16 @@ def test_targets_of_other_units_than_the_image_are_visible():
         figures.reconstruction_grid(values._replace(original=image, masked=image))
     )
     assert (target == 102).all() and (predicted[:, :48] == 255).all()
+
+
+@pytest.mark.parametrize("loss_on, columns", [("masked", 3), ("all", 4)])
+def test_training_shows_the_raw_output_if_it_is_trained(monkeypatch, loss_on, columns):
+    task = Pretrain(tiny_configs.config(target__loss_on=loss_on), "")
+    monkeypatch.setattr(task._figure, "compute", lambda *_: ({}, views()))
+    figure = task.figure(SimpleNamespace(params={}, model_state={}), None)
+    assert len(cells(figure)) == columns
+    weights = SimpleNamespace(metadata={"config": {"target": {"loss_on": loss_on}}})
+    assert Pretrained.predicts_visible.fget(weights) == (loss_on == "all")
 
 
 def test_the_caption_tells_the_mask_and_the_statistics(monkeypatch):
