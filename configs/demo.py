@@ -16,7 +16,7 @@ from configs import vit_l
 def get_config() -> ml_collections.ConfigDict:
     """The recipe."""
     config = vit_l.get_config()
-    config.epochs = 5.0
+    config.epochs = 8.0
     config.batch_size = 16
     config.model.size = "Ti"
     config.model.image_size = (64, 64)
@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder_num_heads = 4
     config.target.normalize = False
     config.optim.base_lr = 48e-3
-    config.optim.warmup_epochs = 0.3
+    config.optim.warmup_epochs = 0.5
     config.data.source = "shapes"
     config.data.scenes = "plain"
     config.data.num_train = 8_000
