@@ -77,6 +77,7 @@ def pretrain() -> ml_collections.ConfigDict:
     config.data.holdout = 0  # training images held out if there is no validation split
     config.data.num_train = 50_000  # shapes: training images
     config.data.num_eval = 1_000  # shapes: validation images
+    config.data.scenes = "cluttered"  # shapes; or plain: one large object
     config.data.augment = "crop"  # or crop_once (probing), crop_fixed, none (as in evaluation)
     config.data.crop_scale = (0.2, 1.0)  # area relative to the image
     config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height

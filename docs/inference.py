@@ -31,7 +31,7 @@ def main(run: str, pattern: str, out: str) -> None:
         best = similarity[row].argmax()
         print(f"{file} is most like {files[best]} ({similarity[row, best]:.3f})")
 
-    # original, masked, predicted, pasted
+    # original, masked, predicted, pasted, hidden, target
     views = model.reconstruct(images, mask_ratio=0.75, seed=0)
     figures.save_png(out, figures.reconstruction_grid(views, model.target.caption))
 

@@ -243,6 +243,12 @@ class Pretrained:
         """Whether `reconstruct` works."""
         return self._model.kind == "mae"
 
+    @property
+    def predicts_visible(self) -> bool:
+        """Whether it was trained to predict visible patches too (`target.loss_on` is "all")."""
+        config = self.metadata.get("config", {})
+        return config.get("target", {}).get("loss_on") == "all"
+
     def reconstruct(
         self,
         images: np.ndarray,
@@ -255,8 +261,10 @@ class Pretrained:
     ) -> Reconstruction:
         """Masks images and reconstructs them; the results are NumPy arrays.
 
-        A model of normalized pixels is shown with the true mean and standard deviation of every
-        patch, which it does not predict (`target.caption` says so).
+        `pasted` is what a figure should show: the prediction in masked patches, the original
+        elsewhere. A model of normalized pixels is shown with the true mean and standard deviation
+        of every patch, which it does not predict (`target.caption` says so). For other targets,
+        compare `predicted` with `target`.
 
         Args:
           images: [N, H, W, C]; see the class.

@@ -13,9 +13,8 @@ Then compare it with the same network from scratch, and with probes:
 Hardware: anything; two CPU cores are enough.
 Cost: 153 images/s on two quiet CPU cores (measured, `bench step`), so about two and a half minutes
 with evaluations; 8 minutes next to three other jobs.
-Expect: held-out top-1 14.1 % (measured; guessing 8.3 %, from scratch 8.0 %). The demo is too
-short to learn to distinguish outlines and only shows the commands.
-configs/finetune/cifar10.py:laptop shows the benefit of pre-training.
+Expect: held-out top-1 30.8 % (measured, from five of the demo's eight epochs; guessing 8.3 %).
+configs/finetune/cifar10.py:laptop shows the benefit of pre-training on photos.
 """
 
 import ml_collections

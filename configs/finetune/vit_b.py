@@ -57,5 +57,6 @@ def use(config: ml_collections.ConfigDict, pretraining: ml_collections.ConfigDic
     for key in pretraining.model:
         if key in config.model:
             config.model[key] = pretraining.model[key]
-    for key in ("source", "name", "root", "num_train", "num_eval", "holdout", "mean", "std"):
+    copied = ("source", "name", "root", "num_train", "num_eval", "scenes", "holdout", "mean", "std")
+    for key in copied:
         config.data[key] = pretraining.data[key]

@@ -6,7 +6,8 @@ configs/finetune/demo.py lists all the commands that belong together.
 
 Hardware: anything; two CPU cores are enough.
 Cost: see configs/finetune/demo.py.
-Expect: held-out top-1 8.0 %, no better than guessing (measured).
+Expect: held-out top-1 8.0 %, no better than guessing (measured with earlier, cluttered images; with
+today's it was 8.2 % after 150 of 250 updates).
 """
 
 import ml_collections

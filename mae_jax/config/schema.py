@@ -173,6 +173,8 @@ ROWS = (
         "training images held out if there is no validation split; at most half; -1: a tenth"),
     Key("data.num_train", Int(1, 10**8), "shapes: training images"),
     Key("data.num_eval", Int(0, 10**8), "shapes: validation images"),
+    Key("data.scenes", Choice(("cluttered", "plain")),
+        "shapes: overlapping patterned objects, or one large object", added="cluttered"),
     Key("data.augment", Choice(("crop", "crop_once", "crop_fixed", "none")),
         "how training images are cropped"),
     Key("data.crop_scale", Floats(0, 1, above=True, lengths=(2,), ordered=True),

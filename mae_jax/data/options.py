@@ -24,6 +24,8 @@ class DataOptions:
       holdout: number of training images set aside for evaluation if there is no evaluation split.
         They do not depend on the run's seed and are never trained on. 0 = no evaluation source.
       num_train, num_eval: size of the two splits of `shapes`.
+      scenes: of `shapes`: `cluttered` with overlapping patterned objects, or `plain` with one large
+        object each.
       augment: `crop` (torchvision's random resized crop), `crop_once` (one draw, cut to the image:
         linear probing), `crop_fixed` (a random place of the image, resized to 256/224 of the size)
         or `none` (the evaluation view, never mirrored).
@@ -60,6 +62,7 @@ class DataOptions:
     holdout: int = 0
     num_train: int = 50_000
     num_eval: int = 1_000
+    scenes: str = "cluttered"
     augment: str = "crop"
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

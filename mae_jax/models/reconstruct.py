@@ -14,7 +14,11 @@ GRAY = 0.5
 
 
 class Reconstruction(NamedTuple):
-    """Images float32 [B, H, W, C], in the units of the input; uint8 input is scaled to [0, 1]."""
+    """Images float32 [B, H, W, C], in the units of the input; uint8 input is scaled to [0, 1].
+
+    Only masked patches are trained unless `target.loss_on` is "all", so `predicted` is arbitrary in
+    visible patches.
+    """
 
     original: jax.Array
     masked: jax.Array
@@ -23,6 +27,10 @@ class Reconstruction(NamedTuple):
     """The decoder's output for every patch."""
     pasted: jax.Array
     """The decoder's output in masked patches, the original elsewhere."""
+    hidden: jax.Array
+    """Where patches are masked: bool [B, H, W, 1]."""
+    target: jax.Array | None
+    """The true target, rendered like `predicted`; None if the target is the image."""
 
 
 def reconstruct(
@@ -49,16 +57,22 @@ def reconstruct(
     visible = gather(patches, masking.ids_keep)
     pred: Any = model.apply({"params": params}, visible, masking, method=model.predict)
     pixels = from_float(target.to_pixels(arrays, pred.astype(patches.dtype), images), mean, std)
+    truth = target.true_pixels(arrays, images)
     hidden = masking.mask[:, :, None]
     original = patchify(images, model.patch_size).astype(patches.dtype)
     if images.dtype == jnp.uint8:
         original, gray = original / 255, GRAY
     else:
         gray = from_float(jnp.zeros_like(patches[:1, :1]), mean, std)
-    views = (
-        original,
-        original * (1 - hidden) + gray * hidden,
-        pixels,
-        original * (1 - hidden) + pixels * hidden,
+
+    def image(patches: jax.Array) -> jax.Array:
+        return unpatchify(patches, model.patch_size, model.grid)
+
+    return Reconstruction(
+        original=image(original),
+        masked=image(original * (1 - hidden) + gray * hidden),
+        predicted=image(pixels),
+        pasted=image(original * (1 - hidden) + pixels * hidden),
+        hidden=image(jnp.broadcast_to(hidden, patches.shape))[..., :1] > 0,
+        target=None if truth is None else image(from_float(truth, mean, std)),
     )
-    return Reconstruction(*(unpatchify(v, model.patch_size, model.grid) for v in views))

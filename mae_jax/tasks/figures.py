@@ -1,6 +1,7 @@
 """Figures as uint8 images: reconstructions, confusion matrices and curves."""
 
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from mae_jax.models.reconstruct import Reconstruction
 from mae_jax.runtime import filesystem
@@ -70,12 +71,17 @@ def to_display(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def image_grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> np.ndarray:
-    """uint8 [H, W, 3] figure of titled columns of uint8 images [N, h, w, 3], one row per image."""
+    """uint8 [H, W, 3] figure of titled columns of uint8 images [N, h, w, 3], one row per image.
+
+    Columns are as wide as the widest title; the caption is wrapped to the width of the figure.
+    """
     rows, height, width = columns[0][1].shape[:3]
     zoom = max(1, -(-MIN_CELL // min(height, width)))
-    cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
-    foot = TEXT if caption else 0
-    size = (cell_w * len(columns) + GAP, TEXT + cell_h * rows + foot)
+    widest = max(_text_width(title) for title, _ in columns)
+    cell_h, cell_w = height * zoom + GAP, max(width * zoom, widest) + GAP
+    full_width = cell_w * len(columns) + GAP
+    lines = _wrapped(caption, full_width - 2 * GAP)
+    size = (full_width, TEXT + cell_h * rows + TEXT * len(lines))
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for c, (title, images) in enumerate(columns):
@@ -84,8 +90,8 @@ def image_grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> 
         for r, image in enumerate(images):
             cell = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)
             canvas.paste(Image.fromarray(cell), (left, TEXT + r * cell_h))
-    if caption:
-        draw.text((GAP, TEXT + rows * cell_h), caption, fill="black")
+    for i, line in enumerate(lines):
+        draw.text((GAP, TEXT * (i + 1) + rows * cell_h), line, fill="black")
     return np.asarray(canvas)
 
 
@@ -110,6 +116,22 @@ def contact_sheet(images: np.ndarray, captions: Sequence[str], *, columns: int =
 
 def _to_unit(images: np.ndarray) -> np.ndarray:
     return images / np.float32(255) if images.dtype == np.uint8 else images
+
+
+def _text_width(text: str) -> int:
+    return math.ceil(ImageFont.load_default().getlength(text))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text that is broken between words to fit a width in pixels."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _text_width(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
@@ -137,14 +159,62 @@ def save_png(path: str, image: np.ndarray, *, shared: bool = False) -> None:
     filesystem.write(path, content.getvalue(), shared=shared)
 
 
-def reconstruction_grid(views: Reconstruction, caption: str = "") -> np.ndarray:
-    """uint8 [H, W, 3]: columns original, masked, reconstruction, and with visible patches."""
-    titles = ("original", "masked", "reconstruction", "with visible")
-    columns = [
-        (title, to_display(np.asarray(view), np.asarray(views.original)))
-        for title, view in zip(titles, views, strict=True)
+def reconstruction_grid(
+    views: Reconstruction | Mapping[str, Reconstruction],
+    caption: str = "",
+    *,
+    mask_kind: str = "",
+    raw: bool = False,
+) -> np.ndarray:
+    """uint8 [H, W, 3] figure of reconstructions, one row per image.
+
+    The columns are original, masked, and reconstruction: predicted where patches are hidden, the
+    original elsewhere. If the target is not the image, predictions are completed by the true target
+    instead, which is the last column.
+
+    Args:
+      views: reconstructions with one mask; or with several masks, by the title of their column.
+      caption: what the predictions are, such as `Target.caption`.
+      mask_kind: named in the caption, next to the hidden share.
+      raw: also show the decoder's output for all patches.
+    """
+    if isinstance(views, Reconstruction):
+        caption = ". ".join(filter(None, (_describe_mask(views, mask_kind), caption)))
+        views = {"masked": views}
+    first = next(iter(views.values()))
+    shown = [("original", to_display(np.asarray(first.original), np.asarray(first.original)))]
+    for title, view in views.items():
+        shown += _mask_columns(title, view, raw=raw)
+    if first.target is not None:
+        shown.append(("target", to_display(np.asarray(first.target), _reference(first))))
+    return image_grid(shown, caption)
+
+
+def _mask_columns(title: str, views: Reconstruction, *, raw: bool) -> list[tuple[str, np.ndarray]]:
+    original, hidden, predicted = map(np.asarray, (views.original, views.hidden, views.predicted))
+    truth = original if views.target is None else np.asarray(views.target)
+    name = "reconstruction" if views.target is None else "predicted"
+    columns = [(name, np.where(hidden, predicted, truth))]
+    if raw:
+        columns.append(("raw output", predicted))
+    reference = _reference(views)
+    return [
+        (title, to_display(np.asarray(views.masked), original)),
+        *((name, to_display(images, reference)) for name, images in columns),
     ]
-    return image_grid(columns, caption)
+
+
+def _reference(views: Reconstruction) -> np.ndarray:
+    """Sets the range in which targets and predictions are shown; see `to_display`."""
+    original = np.asarray(views.original)
+    if views.target is None or (original.min() >= 0 and original.max() <= 1):
+        return original
+    return np.asarray(views.target)  # may have other units than the image
+
+
+def _describe_mask(views: Reconstruction, kind: str) -> str:
+    share = f"{100 * np.asarray(views.hidden).mean():.3g} % of the patches are hidden"
+    return f"{share} ({kind})" if kind else share
 
 
 def _escape(names: Iterable[str]) -> list[str]:

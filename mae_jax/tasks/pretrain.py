@@ -173,7 +173,9 @@ class Pretrain(ImageTask):
     def figure(self, state: Any, mesh: Mesh) -> np.ndarray:
         """Reconstructions of a few held-out images with fixed masks."""
         _, views = self._figure.compute(_variables(state), mesh)
-        return figures.reconstruction_grid(views, self.target.caption)
+        return figures.reconstruction_grid(
+            views, self.target.caption, mask_kind=self.config.mask.kind, raw=self._predict_all
+        )
 
     def _reconstruct(self, variables: Any, batch: Batch) -> Reconstruction:
         params, model_state = variables

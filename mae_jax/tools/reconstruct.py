@@ -8,7 +8,10 @@ Examples:
 
 The checkpoint is a run, one of its steps, or any weights with a decoder
 (docs/weights.md). --images takes a folder, a list file (.txt, .csv), an image
-file, or a quoted glob pattern. The output has one row per image.
+file, or a quoted glob pattern. The output has one row per image: the original,
+the masked image, and the reconstruction, which is predicted where patches are
+hidden and the original elsewhere. If the model does not predict pixels, the
+true target is shown too.
 
 A mask FILE is a .npy array with one value per patch, 1 for hidden, or an image
 that is white where patches are hidden and black elsewhere; a patch is hidden if
@@ -28,6 +31,7 @@ import numpy as np
 
 from mae_jax import inference
 from mae_jax.data import files_source, load_images
+from mae_jax.models.reconstruct import Reconstruction
 from mae_jax.ops import masking
 from mae_jax.ops.patches import patch_means
 from mae_jax.runtime import disk, filesystem
@@ -47,6 +51,7 @@ def draw(
     mask: np.ndarray | None = None,
     priority: np.ndarray | None = None,
     seed: int = 0,
+    raw: bool = False,
 ) -> np.ndarray:
     """Draws one row per file: original, then the masked input and the reconstruction for each mask.
 
@@ -55,6 +60,7 @@ def draw(
       files: image files.
       ratios, kinds: of the masks, in all combinations; None means as in training.
       mask, priority, seed: see `Pretrained.reconstruct`.
+      raw: also show the decoder's output for all patches, as for models trained to predict all.
 
     Returns:
       uint8 [H, W, 3].
@@ -63,28 +69,19 @@ def draw(
       UsageError: an image cannot be read, a ratio or mask is invalid, or there is no decoder.
     """
     images = model.load_images(files)
-    columns: list[tuple[str, np.ndarray]] = []
-    pairs = list(itertools.product(kinds, ratios))
-    for kind, ratio in pairs:
+    trained = model.metadata["mask"]
+    default = "given" if mask is not None else "priority" if priority is not None else None
+    caption, raw = model.target.caption, raw or model.predicts_visible
+    shown: dict[str, Reconstruction] = {}
+    for kind, ratio in itertools.product(kinds, ratios):
+        name = kind or default or str(trained["kind"])
         views = model.reconstruct(
             images, mask_ratio=ratio, mask=mask, priority=priority, mask_kind=kind, seed=seed
         )
-        original, masked, predicted, pasted = (
-            figures.to_display(np.asarray(view), np.asarray(views.original)) for view in views
-        )
-        if not columns:
-            columns.append(("original", original))
-        columns += [(_title(model, kind, ratio, mask), masked), ("reconstruction", predicted)]
-        if len(pairs) == 1:
-            columns.append(("with visible", pasted))
-    return figures.image_grid(columns, model.target.caption)
-
-
-def _title(
-    model: inference.Pretrained, kind: str | None, ratio: float | None, mask: np.ndarray | None
-) -> str:
-    share = mask.mean() if mask is not None else ratio or model.metadata["mask"]["ratio"]
-    return f"{kind or 'masked'} {100 * share:.3g} %"
+        shown[f"{name} {100 * (ratio or trained['ratio']):.3g} %"] = views
+    if len(shown) > 1:
+        return figures.reconstruction_grid(shown, caption, raw=raw)
+    return figures.reconstruction_grid(views, caption, mask_kind=name, raw=raw)
 
 
 def read_mask(path: str, model: inference.Pretrained) -> np.ndarray:
@@ -169,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--mask", **path, metavar="FILE", help="hide exactly the patches given in this file")
     add("--priority", **path, metavar="FILE", help="hide patches in the order given in this file")
     add("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: 0)")
+    raw = "also draw the decoder's output in visible patches, which most models never train"
+    add("--raw", action="store_true", help=raw)
     first = "use only the first N images (default: %(default)s)"
     add("--max_images", type=int, default=16, metavar="N", help=first)
     return parser
@@ -197,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mask=read_mask(args.mask, model) if args.mask else None,
         priority=read_priority(args.priority, model) if args.priority else None,
         seed=args.seed,
+        raw=args.raw,
     )
     with disk.translate_errors(args.out):
         figures.save_png(args.out, image)

@@ -221,6 +221,19 @@ def test_shapes_train_and_evaluate_on_different_images():
     assert batch["label"].max() < len(sources.train.classes)
 
 
+def test_plain_shapes_are_another_data_set():
+    config = {"source": "shapes", "num_train": 1, "num_eval": 1}
+    first, plain = (
+        make_sources(config | {"scenes": scenes}, image_size=SIZE, channels=3, workdir=None)
+        for scenes in ("cluttered", "plain")
+    )
+    for one, other in ((first.train, plain.train), (first.eval, plain.eval)):
+        assert one is not None and other is not None
+        assert not np.array_equal(one.read([0])[0].data, other.read([0])[0].data)
+        assert one.fingerprint() != other.fingerprint()
+    assert first.train.fingerprint()["hash"] == "start 0, size (20, 30)"  # as in old runs
+
+
 def test_a_missing_fast_package_is_named(caplog, monkeypatch):
     for there in (True, False):
         monkeypatch.setitem(build.FAST, "simplejpeg", True)

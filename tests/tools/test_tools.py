@@ -149,9 +149,13 @@ def test_reconstruct_draws_every_image_at_every_ratio(run, photos, tmp_path, cap
     assert reconstruct.main(arguments) == 0
     one = np.asarray(Image.open(out))
     cell = 96 + 4
-    assert both.shape[1] == 5 * cell + 4 and one.shape[1] == 4 * cell + 4
+    assert both.shape[1] == 5 * cell + 4 and one.shape[1] == 3 * cell + 4
     assert reconstruct.main(arguments) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(out)), one)  # same seed, same image
+    assert reconstruct.main([*arguments, "--raw"]) == 0
+    raw = np.asarray(Image.open(out))
+    assert raw.shape[1] == 4 * cell + 4
+    np.testing.assert_array_equal(raw[:110, : 3 * cell], one[:110, : 3 * cell])
     assert reconstruct.main([*arguments, "--seed", "1"]) == 0
     assert not np.array_equal(np.asarray(Image.open(out)), one)
 

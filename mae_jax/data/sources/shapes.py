@@ -19,7 +19,16 @@ class ShapesSource:
     # Evaluation numbers start here, beyond those of any training set.
     EVAL_START = 1 << 40
 
-    def __init__(self, split: str, *, start: int, count: int, image_size, channels: int):
+    def __init__(
+        self,
+        split: str,
+        *,
+        start: int,
+        count: int,
+        image_size,
+        channels: int,
+        scenes: str = "cluttered",
+    ):
         from mae_jax.data.sources import shapes_drawing
 
         self.name = f"shapes/{split}"
@@ -29,6 +38,7 @@ class ShapesSource:
         self._count = count
         self._image_size = tuple(math.ceil(side * self.MARGIN) for side in image_size)
         self._channels = channels
+        self._scenes = scenes
 
     def __len__(self) -> int:
         return self._count
@@ -40,6 +50,7 @@ class ShapesSource:
                 image_size=self._image_size,
                 seed=0,
                 channels=self._channels,
+                plain=self._scenes == "plain",
             )
             for index in indices
         )
@@ -49,12 +60,13 @@ class ShapesSource:
         return f"{self.name}#{index}"
 
     def fingerprint(self) -> dict[str, Any]:
+        kind = "" if self._scenes == "cluttered" else f", {self._scenes}"
         return {
             "kind": "shapes",
             "name": "shapes",
             "split": self.name,
             "count": len(self),
-            "hash": f"start {self._start}, size {self._image_size}",
+            "hash": f"start {self._start}, size {self._image_size}{kind}",
         }
 
 
@@ -68,7 +80,11 @@ def make_shapes_sources(
     """
     if options.num_train > ShapesSource.EVAL_START:
         raise UsageError(f"--config.data.num_train={options.num_train} is too large")
-    common: dict[str, Any] = {"image_size": image_size, "channels": channels}
+    common: dict[str, Any] = {
+        "image_size": image_size,
+        "channels": channels,
+        "scenes": options.scenes,
+    }
     train = ShapesSource("train", start=0, count=options.num_train, **common)
     if options.num_eval < 1:
         return train, None

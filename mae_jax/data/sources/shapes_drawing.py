@@ -2,8 +2,9 @@
 
 An image is a pure function of (seed, index) and shows the same scene at every resolution: a main
 object, whose class is the label, smaller objects of other classes that may overlap it, and a
-patterned background. Color, pattern, size, position and rotation do not depend on the class, so
-only the outline determines the label.
+patterned background. A plain scene has only the main object, larger and without patterns, on a
+smooth background. Color, pattern, size, position and rotation do not depend on the class, so only
+the outline determines the label.
 
 Lengths in this module are in short sides of the image (1.0 = min(height, width)) unless a name or
 comment says pixels or radii; v points down and u to the right.
@@ -26,6 +27,7 @@ _MAX_HIDDEN = 0.3  # of the main object's area; keeps at least 60 % of its pixel
 _SHADOW = 0.05  # width of the soft shadow around every object
 _OBJECT_PATTERNS = ("solid", "gradient", "stripes", "checks", "dots")
 _GROUND_PATTERNS = ("gradient", "radial", "split", "bands", "clouds")
+_DULL, _VIVID = (0.05, 0.2), (0.2, 0.4)  # chroma
 _TURN = 2 * math.pi
 
 
@@ -151,11 +153,15 @@ def _share(paint: _Paint, v: np.ndarray, u: np.ndarray, extent: float, scale: in
 
 
 def _paint(
-    rng: Generator, patterns: tuple[str, ...], period: float, lights: list[float], hue: float
+    rng: Generator,
+    patterns: tuple[str, ...],
+    period: float,
+    lights: list[float],
+    hue: float,
+    chromas: tuple[float, float],
 ) -> _Paint:
     """A random pattern in two colors of the given mean lightness (0..1) and related hues."""
-    # Dull backgrounds keep the objects in front of them visible.
-    chroma = rng.uniform(0.05, 0.2) if patterns is _GROUND_PATTERNS else rng.uniform(0.2, 0.4)
+    chroma = rng.uniform(*chromas)
     hues = np.array([hue, hue + rng.uniform(-1.2, 1.2)])[:, None]
     colors = np.array(lights)[:, None] + chroma * np.cos(hues - np.arange(3) * (_TURN / 3))
     colors = np.clip(colors, 0, 1).astype(np.float32)
@@ -164,7 +170,12 @@ def _paint(
 
 
 def _plan_object(
-    rng: Generator, kind: int, place: tuple[float, float, float], ground: float, hue: float
+    rng: Generator,
+    kind: int,
+    place: tuple[float, float, float],
+    ground: float,
+    hue: float,
+    patterns: tuple[str, ...] = _OBJECT_PATTERNS,
 ) -> _Object:
     """An object of class `kind` at `place` (y, x, radius), lighter or darker than the ground."""
     away = rng.uniform(0.24, 0.36) * (1 if rng.uniform() < 0.5 else -1)
@@ -174,21 +185,34 @@ def _plan_object(
     further = ground + away + math.copysign(rng.uniform(0.12, 0.3), away)
     lights = [ground + away, min(max(further, 0.03), 0.97)]
     period = max(rng.uniform(0.4, 0.75) * place[2], 0.08)
-    paint = _paint(rng, _OBJECT_PATTERNS, period, lights, hue)
+    paint = _paint(rng, patterns, period, lights, hue, _VIVID)
     angle, rim = rng.uniform(0, _TURN), max(rng.uniform(-0.12, 0.12), 0.0)
     return _Object(kind, *place, angle, paint, rim, 0.08 if away > 0 else 0.94)
 
 
-def _plan(
-    rng: Generator, height: float, width: float
-) -> tuple[_Paint, _Object, list[_Object], list[_Object]]:
+_Plan = tuple[_Paint, _Object, list[_Object], list[_Object]]
+
+
+def _plan_plain(rng: Generator, height: float, width: float) -> _Plan:
+    """A plan with nothing but a large main object in front of a smooth background."""
+    light, spread = rng.uniform((0.25, 0.03), (0.75, 0.12)).tolist()
+    hues = rng.uniform(0, _TURN, 2).tolist()
+    ground = _paint(rng, ("gradient",), 1.0, [light - spread, light + spread], hues[0], _DULL)
+    kind, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.3, 0.46)
+    y, x = (radius + rng.uniform() * (side - 2 * radius) for side in (height, width))
+    main = _plan_object(rng, kind, (y, x, radius), light, hues[1], ("solid", "gradient"))
+    return ground, main, [], []
+
+
+def _plan(rng: Generator, height: float, width: float) -> _Plan:
     """The ground's paint, the main object, and the objects behind and in front of it.
 
     Positions are drawn as fractions of the frame, so a wider frame only spreads the scene.
     """
     light, spread, period = rng.uniform((0.22, -0.1, 0.3), (0.78, 0.1, 0.6)).tolist()
     lights, hues = [light - spread, light + spread], rng.uniform(0, _TURN, 2).tolist()
-    ground = _paint(rng, _GROUND_PATTERNS, period, lights, hues[0])
+    # Dull backgrounds keep the objects in front of them visible.
+    ground = _paint(rng, _GROUND_PATTERNS, period, lights, hues[0], _DULL)
     kind, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.23, 0.41)
     y, x = (radius + rng.uniform() * (side - 2 * radius) for side in (height, width))
     main = _plan_object(rng, kind, (y, x, radius), light, hues[1])
@@ -264,7 +288,14 @@ def _mix(image: np.ndarray, channels: int) -> np.ndarray:
     return np.tensordot(weights.astype(np.float32), image, axes=1)
 
 
-def draw(index: int, *, image_size: tuple[int, int], seed: int = 0, channels: int = 3) -> Scene:
+def draw(
+    index: int,
+    *,
+    image_size: tuple[int, int],
+    seed: int = 0,
+    channels: int = 3,
+    plain: bool = False,
+) -> Scene:
     """Scene number `index` (0 or more) of the infinite set defined by `seed` (0 or more).
 
     `image_size` is (height, width) in pixels. An index shows the same scene at every size with the
@@ -277,7 +308,8 @@ def draw(index: int, *, image_size: tuple[int, int], seed: int = 0, channels: in
         )
     scale = min(height, width)
     rng = np.random.default_rng([seed, index])
-    ground, main, behind, front = _plan(rng, height / scale, width / scale)
+    plan = _plan_plain if plain else _plan
+    ground, main, behind, front = plan(rng, height / scale, width / scale)
     v = (np.arange(height, dtype=np.float32)[:, None] + (0.5 - height / 2)) / scale
     u = (np.arange(width, dtype=np.float32) + (0.5 - width / 2)) / scale
     first, second = ground.colors[:, :, None, None]

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mae_jax.ops.patches import gather, patchify, to_float
+from mae_jax.ops.patches import gather, grid_size, patchify, to_float
 
 
 class PatchSpec(NamedTuple):
@@ -30,6 +31,11 @@ class PatchSpec(NamedTuple):
     def patch_dim(self) -> int:
         """Length of a patch vector, P = ph * pw * C."""
         return self.patch_size[0] * self.patch_size[1] * self.channels
+
+    def all_ids(self, number: int) -> jax.Array:
+        """Indices of all patches of `number` images, int32 [number, L]."""
+        rows, columns = grid_size(self.image_size, self.patch_size)
+        return jnp.broadcast_to(jnp.arange(rows * columns), (number, rows * columns))
 
     def patches(self, images: jax.Array, ids: jax.Array) -> jax.Array:
         """Normalized patches float32 [B, M, P]: patches `ids` [B, M] of `images` [B, H, W, C]."""
@@ -116,3 +122,18 @@ class Target(abc.ABC):
 
         `images` [B, H, W, C] are the originals, for targets that do not determine the pixels.
         """
+
+    def true_pixels(self, arrays: Any, images: jax.Array) -> jax.Array | None:
+        """Renders the true targets of all patches in the way `to_pixels` renders predictions.
+
+        Figures show them next to the predictions. By default, targets that have the shape of a
+        prediction are rendered by `to_pixels`.
+
+        Returns:
+          Normalized patches [B, L, P], or None if there is nothing to show beside the image.
+        """
+        ids = self.spec.all_ids(images.shape[0])
+        targets = self.targets(arrays, images, ids)
+        if targets.shape != (*ids.shape, self.width):
+            return None
+        return self.to_pixels(arrays, targets, images)

@@ -52,7 +52,7 @@ class TokenTarget(Target):
         expected = part_shapes(self._model, tuple(tokenizer["parts"]))
         if {k: x.shape for k, x in expected.items()} != {k: x.shape for k, x in arrays.items()}:
             raise ValueError(f"the arrays do not match a tokenizer of {sizes}")
-        self.caption = "tokens: the most likely ones, drawn by the tokenizer's decoder"
+        self.caption = "Token target: the most likely tokens, drawn by the tokenizer's decoder"
         _check(spec, self._model)
 
     @classmethod
@@ -108,11 +108,19 @@ class TokenTarget(Target):
         return jnp.where(valid[:, None] > 0, -jnp.log(shares), 0.0).mean(axis=1)
 
     def to_pixels(self, arrays: Any, pred: jax.Array, images: jax.Array) -> jax.Array:
+        return self._decode(arrays, pred.argmax(axis=-1))
+
+    def true_pixels(self, arrays: Any, images: jax.Array) -> jax.Array:
+        ids = self.spec.all_ids(images.shape[0])
+        return self._decode(arrays, self.targets(arrays, images, ids))
+
+    def _decode(self, arrays: Any, tokens: jax.Array) -> jax.Array:
+        """Normalized patches [B, L, P] that the tokenizer's decoder draws from tokens [B, L]."""
         if not self.has_decoder:
             raise UsageError("this tokenizer has no decoder: its tokens cannot be drawn")
-        tokens = pred.argmax(axis=-1).reshape(-1, *self._grid)
         variables = {"params": unflatten(flatten(arrays))}
-        drawn: Any = self._model.apply(variables, tokens, method="decode_codes")
+        codes = tokens.reshape(-1, *self._grid)
+        drawn: Any = self._model.apply(variables, codes, method="decode_codes")
         shape = (*drawn.shape[:1], *self.spec.image_size, self.spec.channels)
         drawn = jax.image.resize(drawn, shape, "linear")
         return to_float(patchify(drawn, self.spec.patch_size), self.spec.mean, self.spec.std)

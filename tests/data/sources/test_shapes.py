@@ -107,6 +107,14 @@ def test_channel_counts_show_one_image() -> None:
         assert five.image.std(axis=2).max() > 5
 
 
+def test_a_plain_scene_shows_one_large_object(scenes: list[Scene]) -> None:
+    plain = [draw(index, image_size=(32, 32), plain=True) for index in range(300)]
+    assert all(len(scene.classes) == 1 for scene in plain)
+    assert {scene.label for scene in plain} == set(range(len(CLASSES)))
+    share, cluttered = (np.mean([s.masks[0].mean() for s in many]) for many in (plain, scenes))
+    assert share > 1.4 * cluttered
+
+
 def test_sizes_show_one_scene() -> None:
     errors = []
     for index in range(40):

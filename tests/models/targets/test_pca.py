@@ -266,11 +266,19 @@ def test_figures_and_reconstructions_are_projections_onto_the_components(trained
     inside = flat @ arrays["components"].T @ arrays["components"]
     np.testing.assert_allclose(flat, inside, atol=1e-4)
     assert np.abs(flat).max() > 0.1
+    x = (np.asarray(views.original) - 0.5) / 0.25
+    flat = x.reshape(3, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 48) - arrays["mean"]
+    projected = flat @ arrays["components"].T @ arrays["components"] + arrays["mean"]
+    x = (np.asarray(views.target) - 0.5) / 0.25
+    shown = x.reshape(3, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 48)
+    np.testing.assert_allclose(shown, projected, atol=1e-4)
     assert model.features(images).shape == (3, 24)
     task = Pretrain(pca_config(), "")
     mesh = sharding.make_mesh(**pca_config().mesh)
     state = create_state(task, abstract_state(task, mesh))
-    assert task.figure(state, mesh).dtype == np.uint8
+    figure = task.figure(state, mesh)
+    assert figure.dtype == np.uint8
+    assert figure.shape[1] == 4 * 100 + 4  # original, masked, predicted, target
 
 
 def test_the_tools_know_it(trained, tmp_path, capsys):

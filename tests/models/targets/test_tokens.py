@@ -259,6 +259,19 @@ def test_sizes_of_a_checkpoint_are_not_believed(path):
             restore({"kind": "tokens", "tokenizer": metadata}, SPEC, found.arrays)
 
 
+def test_true_tokens_are_decoded_like_predicted_ones(path):
+    found = tokenizer.load(path)
+    target = restore({"kind": "tokens", "tokenizer": found.metadata()}, SPEC, found.arrays)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    tokens = target.targets(found.arrays, jnp.asarray(images), SPEC.all_ids(2))
+    logits = jax.nn.one_hot(tokens, 16)
+    np.testing.assert_allclose(
+        target.true_pixels(found.arrays, jnp.asarray(images)),
+        target.to_pixels(found.arrays, logits, jnp.asarray(images)),
+        atol=1e-6,
+    )
+
+
 def test_the_benchmark_takes_it(path):
     settings = demo.get_config()
     settings.update_from_flattened_dict(tiny_configs.CHANGES)
