@@ -7,6 +7,8 @@ As configs/finetune/folder.py; --config.trainable_blocks=N for more blocks. Froz
 backward pass, so this is about twice as fast as full fine-tuning.
 
 Hardware: anything.
+Cost: about half of configs/finetune/folder.py.
+Expect: between configs/linprobe/folder.py and configs/finetune/folder.py.
 """
 
 import ml_collections

@@ -7,6 +7,8 @@ The network of configs/finetune/folder.py and its data; `init_from` gives only t
 pixel statistics, no weights. Three times as many epochs as fine-tuning, as nothing is learned yet.
 
 Hardware: one GPU; `quick` runs on two CPU cores.
+Cost: as configs/finetune/folder.py for the same number of updates.
+Expect: less than configs/finetune/folder.py.
 """
 
 import ml_collections
