@@ -47,7 +47,7 @@ def test_inference_script(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "features (3, 48) tokens (3, 64, 48) class token (3, 48)" in done.stdout
     assert done.stdout.count("is most like") == 3
-    assert Image.open(tmp_path / "out.png").size == (4 * 100 + 4, 18 + 3 * 100 + 18)
+    assert Image.open(tmp_path / "out.png").size == (3 * 100 + 4, 18 + 3 * 100 + 2 * 18)
 
 
 def test_hours_in_the_multihost_page_follow_from_the_arithmetic():
