@@ -119,5 +119,5 @@ def test_keys_of_earlier_versions_work_and_find_their_runs(tmp_path):
     config = one.stages[0].config
     assert config.figure_every == 7 and config.data.on_device
     (tmp_path / "mine.py").write_text('ROWS = {"a": {"picture_every": -7}}')
-    with pytest.raises(UsageError, match="figure_every=-7 must be an integer"):
+    with pytest.raises(UsageError, match="figure_every=-7 must be -1 or an integer"):
         plan.load(str(tmp_path / "mine.py"))
