@@ -67,7 +67,7 @@ def test_fine_tuning_leaves_the_mask_token_behind(folder, tmp_path):
 
 
 def test_another_kind_of_pre_training_does_not_continue_from_it(folder, tmp_path):
-    with pytest.raises(UsageError, match="missing.*'mask_token'.*place.*'encoder_mask_token'"):
+    with pytest.raises(UsageError, match="missing.*'mask_token'.*unknown.*'encoder_mask_token'"):
         run(tmp_path, tiny_configs.config(init_from=str(folder), steps=1), Pretrain)
 
 
