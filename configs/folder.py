@@ -10,9 +10,10 @@ figures; for features the paper found --config.target.normalize=True better.
 `quick` is a small model at 96 pixels for a first look: 600 updates, whatever the number of images.
 
 Hardware: one GPU; `quick` runs on two CPU cores.
-Cost (two CPU cores, measured): QUICKCOST. The full recipe needs a
-GPU: 14 to 18 images/s on two CPU cores.
-Expect: QUICKEXPECT
+Cost (two CPU cores, measured): `quick` 105 images/s, so six minutes for its 600 updates of 64. The
+full recipe needs a GPU: 14 to 18 images/s on two CPU cores.
+Expect: `quick` on 3,068 photos of clothes: held-out loss 1.86, 1.05, 0.51, 0.44 after 0, 30, 240,
+600 updates (baseline 0.39): colors and outlines, no texture.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ configs/finetune/demo.py lists all the commands that belong together.
 
 Hardware: anything; two CPU cores are enough.
 Cost: half a minute on two CPU cores (measured).
-Expect: kNN 9.9 %, logistic regression 15.6 % (measured with an earlier demo; more is likely now).
+Expect: kNN 9.9 %, logistic regression 15.6 % (measured with an earlier demo).
 """
 
 import ml_collections

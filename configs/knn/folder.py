@@ -7,7 +7,7 @@ Trains nothing: a first answer, in a minute, to whether features separate your c
 
 Hardware: anything; forward passes only.
 Cost: two forward passes over the images.
-Expect: more than guessing; features of masked autoencoders do better in fine-tuning.
+Expect: not measured yet.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ configs/finetune/demo.py lists all the commands that belong together.
 
 Hardware: anything; two CPU cores are enough.
 Cost: a minute and three quarters on two CPU cores (measured).
-Expect: held-out top-1 11.0 % (measured with an earlier demo; more is likely now).
+Expect: held-out top-1 11.0 % (measured with an earlier demo).
 """
 
 import ml_collections

@@ -6,8 +6,8 @@
 As configs/finetune/folder.py, with the protocol of configs/linprobe/vit_b.py (paper table 10).
 
 Hardware: anything; almost only forward passes.
-Cost: a third of configs/finetune/folder.py.
-Expect: less than configs/finetune/folder.py, more than guessing.
+Cost: less than configs/finetune/folder.py: the encoder is frozen.
+Expect: not measured yet.
 """
 
 import ml_collections

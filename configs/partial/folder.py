@@ -3,12 +3,11 @@
     launch/local.sh --config=configs/partial/folder.py --config.init_from=runs/folder \
         --config.data.root=DIR
 
-As configs/finetune/folder.py; --config.trainable_blocks=N for more blocks. Frozen blocks need no
-backward pass, so this is about twice as fast as full fine-tuning.
+As configs/finetune/folder.py; --config.trainable_blocks=N for more blocks.
 
 Hardware: anything.
-Cost: about half of configs/finetune/folder.py.
-Expect: between configs/linprobe/folder.py and configs/finetune/folder.py.
+Cost: less than configs/finetune/folder.py: frozen blocks have no backward pass.
+Expect: not measured yet.
 """
 
 import ml_collections

@@ -8,7 +8,7 @@ pixel statistics, no weights. Three times as many epochs as fine-tuning, as noth
 
 Hardware: one GPU; `quick` runs on two CPU cores.
 Cost: as configs/finetune/folder.py for the same number of updates.
-Expect: less than configs/finetune/folder.py.
+Expect: not measured yet.
 """
 
 import ml_collections
