@@ -221,6 +221,8 @@ class Batches(Iterator[Batch]):
 
     def close(self) -> None:
         """Stops the threads. Safe to call twice; also done when the program ends."""
+        # Dropping the iterator waits for its threads, which may be waiting for storage.
+        self._loader.storage.close()
         self._iterator = None
         self._closed = True
 

@@ -94,6 +94,11 @@ class StorageWait:
         """Whether any thread waits for the storage now."""
         return bool(self._threads)
 
+    def close(self) -> None:
+        """Ends every wait: whoever reads now gets StorageUnavailable."""
+        with self._lock:
+            self.gone = self.gone or StorageUnavailable("the batches are closed")
+
     def read(self, work: Callable[[], _T], *, what: str, lost: Callable[[OSError], bool]) -> _T:
         """The result of `work`.
 

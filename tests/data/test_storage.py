@@ -56,6 +56,18 @@ def run(source, make=train_batches, steps=5, **config):
     return [next(iterator) for _ in range(steps)], iterator
 
 
+def test_closing_does_not_wait_for_storage():
+    """At the end of a run nobody waits for batches that were to be read ahead."""
+    source = FailingSource(lambda index, reads: errno.EIO if reads > 16 else 0)
+    _, batches = run(source, steps=1, storage_wait=1000.0)
+    while not batches._loader.storage.waiting:
+        time.sleep(0.01)
+    closing = threading.Thread(target=batches.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
+
+
 def assert_equal(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
