@@ -2,6 +2,7 @@
 # Runs every check of CI: launch/test.sh [arguments of pytest]
 #
 #   launch/test.sh                               everything that needs no accelerator (see pyproject.toml)
+#   launch/test.sh --fast                        in two minutes: lint, and the tests that start no runs
 #   launch/test.sh tests/launch/test_setup.py -k lock  some tests
 #   launch/test.sh -m slow                       the slow tests; likewise gpu, tpu
 #   launch/test.sh --interop                     exported weights in torch, transformers, and timm, which
@@ -23,6 +24,12 @@ if [[ ${1:-} == --interop ]]; then
   exec "$python" -m pytest -m interop "$@"
 fi
 
+types=', pyright'
+if [[ ${1:-} == --fast ]]; then
+  shift
+  types=''
+  set -- tests/test_imports.py tests/{checkpoint,config,convert,data,ops,optim} "$@"
+fi
 failed=''
 check() { # NAME COMMAND...: later checks run even if one fails
   local name=$1
@@ -33,7 +40,7 @@ check() { # NAME COMMAND...: later checks run even if one fails
 check 'ruff check' "$python" -m ruff check .
 check 'ruff format' "$python" -m ruff format --check .
 export PYRIGHT_PYTHON_IGNORE_WARNINGS=1 # do not look up newer versions on the network
-check 'pyright' "$python" -m pyright --pythonpath "$python"
+[[ -z $types ]] || check 'pyright' "$python" -m pyright --pythonpath "$python"
 # One process per core; the tests of a file share a process, and thus compiled programs.
 check 'pytest' "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
 
@@ -41,4 +48,4 @@ if [[ -n $failed ]]; then
   printf '== FAILED: %s (%s s)\n' "$failed" "$SECONDS"
   exit 1
 fi
-printf '== all passed: ruff check, ruff format, pyright, pytest (%s s)\n' "$SECONDS"
+printf '== all passed: ruff check, ruff format%s, pytest (%s s)\n' "$types" "$SECONDS"

@@ -378,6 +378,17 @@ def test_test_script_runs_every_check(machine: Machine) -> None:
     assert machine.run()[2] == ""  # the test environment includes everything to run
 
 
+def test_fast_tests_are_some_folders_without_types(machine: Machine) -> None:
+    status, out, err = machine.run("--fast", "-x", script="test.sh")
+    assert status == 0, err
+    assert "-m\nruff\ncheck" in out and "-m\npyright\n" not in out
+    words = out.split("loadfile\n")[1].split("\n")
+    *paths, flag = words[: words.index("-x") + 1]
+    assert flag == "-x" and paths[0] == "tests/test_imports.py"
+    assert all((ROOT / path).exists() for path in paths)
+    assert out.splitlines()[-1].startswith("== all passed: ruff check, ruff format, pytest (")
+
+
 @pytest.mark.parametrize("name", ["ruff check", "format", "pyright", "pytest"])
 def test_test_script_fails_when_one_check_does(machine: Machine, name: str) -> None:
     status, out, _ = machine.run(script="test.sh", FAKE_FAIL=name)
