@@ -28,7 +28,7 @@ types=', pyright'
 if [[ ${1:-} == --fast ]]; then
   shift
   types=''
-  set -- tests/test_imports.py tests/{checkpoint,config,convert,data,ops,optim} "$@"
+  set -- tests/test_imports.py tests/{checkpoint,config,data,ops,optim} "$@"
 fi
 failed=''
 check() { # NAME COMMAND...: later checks run even if one fails
