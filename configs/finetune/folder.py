@@ -14,9 +14,9 @@ be exported to Hugging Face and timm.
 `quick` makes 300 updates, without mixing and erasing, which need longer runs.
 
 Hardware: one GPU; `quick` runs on two CPU cores.
-Cost: `quick`: 300 updates of 64 images; an update takes longer than in pre-training, since no patch
-is hidden.
-Expect: not measured yet; compare with configs/scratch/folder.py and configs/knn/folder.py.
+Cost (two CPU cores, measured beside other work): `quick` 50 to 60 images/s, seven minutes.
+Expect: `quick` after configs/folder.py:quick on 3,068 photos of clothes (10 classes): held-out top-1
+39.6 % at step 255, the best of 300 (one seed; stopped at step 290).
 """
 
 import ml_collections
