@@ -15,8 +15,8 @@ be exported to Hugging Face and timm.
 
 Hardware: one GPU; `quick` runs on two CPU cores.
 Cost (two CPU cores, measured beside other work): `quick` 50 to 60 images/s, seven minutes.
-Expect: `quick` after configs/folder.py:quick on 3,068 photos of clothes (10 classes): held-out top-1
-39.6 % at step 255, the best of 300 (one seed; stopped at step 290).
+Expect: `quick` after configs/folder.py:quick on 3,068 photos of clothes (10 classes): held-out
+top-1 39.6 % at step 255, the best of 300 (one seed; stopped at step 290).
 """
 
 import ml_collections
