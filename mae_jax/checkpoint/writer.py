@@ -25,6 +25,12 @@ ORBAX_ERRORS = 5  # more errors than a single save can leave behind
 READ_RETRIES, RETRY_SECONDS = 3, 10.0  # for reading a checkpoint back
 
 
+# Orbax writes an array in parallel from all of its replicas. For this it compiles a slice for every
+# shape and device, which is not worth it below this number of bytes. There is no public option.
+_ARRAYS = ocp.type_handlers.get_type_handler(jax.Array)
+_ARRAYS._min_slice_bytes_for_replica_parallel = 2**20  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class SaveFailed(Exception):
     """A checkpoint could not be saved; the message is one line."""
 

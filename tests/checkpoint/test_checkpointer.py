@@ -528,6 +528,20 @@ def test_verifying_reads_a_little_at_a_time(run, monkeypatch):
     assert groups[5:] == [2]  # only the parameters
 
 
+@pytest.mark.parametrize("size, is_split", [(2**10, False), (2**20, True)])
+def test_only_large_arrays_are_split_over_their_replicas(tmp_path, caplog, size, is_split):
+    state = make_state(3)
+    place = state.params["dense"]["kernel"].sharding
+    state.params["new"] = jax.device_put(np.arange(size * 4, dtype=np.float32), place)
+    saver = checkpointer.Checkpointer(str(tmp_path))
+    with jax.log_compiles():
+        saver.save(state, {})
+    assert ("jit(slice)" in caplog.text) == is_split
+    saver.wait()
+    saved = reader.load_arrays(str(tmp_path))
+    np.testing.assert_array_equal(saved["params"]["new"], np.arange(size * 4, dtype=np.float32))
+
+
 def test_names_of_what_is_set_aside_never_collide(run):
     for expected in ("corrupt-2", "corrupt-2-2", "corrupt-2-3"):
         assert layout.quarantine(str(run), 2) == expected
