@@ -41,8 +41,10 @@ check 'ruff check' "$python" -m ruff check .
 check 'ruff format' "$python" -m ruff format --check .
 export PYRIGHT_PYTHON_IGNORE_WARNINGS=1 # do not look up newer versions on the network
 [[ -z $types ]] || check 'pyright' "$python" -m pyright --pythonpath "$python"
-# One process per core; the tests of a file share a process, and thus compiled programs.
-check 'pytest' "$python" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+# One process per core; the tests of a file share a process, and thus fixtures and traced programs.
+# Files start in the order of tests/conftest.py, those that take long first.
+check 'pytest' "$python" -m pytest -n auto --maxprocesses 8 \
+  --no-loadscope-reorder --dist loadfile "$@"
 
 if [[ -n $failed ]]; then
   printf '== FAILED: %s (%s s)\n' "$failed" "$SECONDS"

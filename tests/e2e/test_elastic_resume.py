@@ -19,6 +19,7 @@ from mae_jax.train import loop
 from mae_jax.train.state import abstract_state, create_state
 from tests.e2e.test_main import REPO, finish, start, start_two
 from tests.helpers import tiny_configs
+from tests.helpers.processes import xla_flags
 
 
 def run(workdir, config, **options):
@@ -74,10 +75,9 @@ def test_from_four_devices_to_one_to_eight(tmp_path):
         "import pathlib; from tests.test_changed_world import travel; "
         f"travel(pathlib.Path({str(tmp_path)!r}), [(4, 2), (1, 1), (8, 8), (8, 1)])"
     )
-    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": flags},
+        env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": xla_flags(8)},
         capture_output=True,
         text=True,
     )

@@ -12,13 +12,12 @@ import pytest
 from mae_jax.checkpoint import layout
 from mae_jax.runtime import workdir, workdir_lock
 from tests.helpers import tiny_configs
-from tests.helpers.processes import REPO, free_address
+from tests.helpers.processes import REPO, free_address, xla_flags
 
 
 def start(*arguments, cwd, devices=1):
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(devices),
         "PYTHONPATH": REPO,
     }
     command = [sys.executable, "-m", "mae_jax.main", *arguments]

@@ -9,6 +9,17 @@ from collections.abc import Sequence
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+def xla_flags(devices: int) -> str:
+    """XLA_FLAGS for that many CPU devices, and for programs that compile fast and run slowly."""
+    return (
+        f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0 "
+        # The fusion emitters take several times as long to compile as the older ones.
+        "--xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1"  # other tests use the other cores
+    )
+
+
 def free_address() -> str:
     """host:port where process 0 can listen."""
     with socket.socket() as free:
@@ -28,11 +39,10 @@ def run_two(
       timeout: seconds for both.
     """
     address = free_address()
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code, address, str(index), *more],
-            env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": flags},
+            env=os.environ | {"PYTHONPATH": REPO, "XLA_FLAGS": xla_flags(devices)},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -9,6 +9,7 @@ import pytest
 
 from mae_jax.checkpoint import layout
 from tests.helpers import tiny_configs
+from tests.helpers.processes import xla_flags
 from tests.launch.machine import ROOT
 
 
@@ -140,8 +141,7 @@ def test_a_signal_reaches_each_process_once(machine, processes, name, to_all):
 
 def start(folder, flags, *own):
     """The real script, with the current Python."""
-    env = os.environ | {"MAE_JAX_PYTHON": sys.executable}
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    env = os.environ | {"MAE_JAX_PYTHON": sys.executable, "XLA_FLAGS": xla_flags(devices=1)}
     return subprocess.Popen(
         [str(ROOT / "launch/local.sh"), *own, *flags],
         cwd=folder,

@@ -371,7 +371,8 @@ def test_test_script_runs_every_check(machine: Machine) -> None:
     assert line.endswith(f" -r {machine.locks}/cpu.txt -r {machine.locks}/dev.txt")
     checks = [
         *("-m\nruff\ncheck\n.", "-m\nruff\nformat\n--check\n.", "-m\npyright\n"),
-        "-m\npytest\n-n\nauto\n--maxprocesses\n8\n--dist\nloadfile\ntests/a b.py\n-k\nx or y\n",
+        "-m\npytest\n-n\nauto\n--maxprocesses\n8\n--no-loadscope-reorder\n--dist\nloadfile\n"
+        "tests/a b.py\n-k\nx or y\n",
     ]
     assert all(f"{machine.repo}\n{check}" in out for check in checks)
     assert out.splitlines()[-1].startswith("== all passed")

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.helpers import tiny_configs
+from tests.helpers.processes import xla_flags
 from tests.launch.machine import ROOT
 from tests.launch.slurm_cluster import cluster, find_root
 
@@ -196,7 +197,7 @@ def submit(tmp_path):
     with cluster(tmp_path / "slurm") as environment:
         environment |= {
             "MAE_JAX_PYTHON": sys.executable,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            "XLA_FLAGS": xla_flags(devices=1),
         }
 
         def run(*flags, options=(), seconds=600, **env):
