@@ -31,7 +31,10 @@ def load(name):
 def test_recipe_builds_and_its_step_traces(name, tmp_path):
     config = load(name).get_config()
     config.data.source = "shapes"  # instead of the real data
-    config.model.depth = config.model.depth or 4  # identical blocks, and each takes time to trace
+    # Blocks are identical, and each takes time to trace.
+    config.model.depth = config.model.depth or 4
+    if "decoder_depth" in config.model:
+        config.model.decoder_depth = min(config.model.decoder_depth, 2)
     if config.model.get("num_classes"):
         config.model.num_classes = 12
     inherits = config.model.size == INHERIT

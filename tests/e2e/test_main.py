@@ -51,27 +51,33 @@ def test_mistyped_command_ends_at_once_with_one_line(tmp_path, arguments, messag
     assert not os.listdir(tmp_path)
 
 
+REFUSED = [
+    ({"model.image_size": "(18,16)"}, "image height 18 is not divisible by patch size 4"),
+    ({"model.size": "XL"}, "--config.model.size=XL is not one of"),
+    ({"data.source": "folder", "data.root": "/no/such/folder"}, "/no/such/folder"),
+    ({"init_from": "/no/run"}, "no checkpoint under /no/run"),
+    ({"mesh.fsdp": "3"}, "does not match 1 devices"),
+]
+# Refused by the same code. tests/config/test_validate.py checks their rules, without a process.
+REFUSED_TOO = [
+    ({"mask.ratio": "1.0"}, "--config.mask.ratio=1.0 must be a number in [0, 1)"),
+    ({"mask.ratio": "0.0"}, "hides none of 16 patches"),
+    ({"mask.kind": "blob"}, "--config.mask.kind=blob is not one of"),
+    ({"model.remat": "all"}, "--config.model.remat=all is not one of"),
+    ({"model.attention": "cudnn"}, "--config.model.attention=cudnn needs an NVIDIA GPU"),
+    ({"data.source": "web"}, "--config.data.source=web is not one of"),
+    ({"grad_accum": "3"}, "--config.batch_size=16 is not divisible by"),
+    ({"model.channels": "4"}, "--config.data.mean="),
+    ({"task": "sing"}, "--config.task=sing is not one of"),
+    ({"model.num_heads": "5"}, "num_heads=5"),
+    ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be an integer from 1"),
+    ({"seed": "-1"}, "--config.seed=-1 must be an integer from 0"),
+]
+
+
 @pytest.mark.parametrize(
     "changes, message",
-    [
-        ({"model.image_size": "(18,16)"}, "image height 18 is not divisible by patch size 4"),
-        ({"model.size": "XL"}, "--config.model.size=XL is not one of"),
-        ({"mask.ratio": "1.0"}, "--config.mask.ratio=1.0 must be a number in [0, 1)"),
-        ({"mask.ratio": "0.0"}, "hides none of 16 patches"),
-        ({"mask.kind": "blob"}, "--config.mask.kind=blob is not one of"),
-        ({"model.remat": "all"}, "--config.model.remat=all is not one of"),
-        ({"model.attention": "cudnn"}, "--config.model.attention=cudnn needs an NVIDIA GPU"),
-        ({"data.source": "folder", "data.root": "/no/such/folder"}, "/no/such/folder"),
-        ({"data.source": "web"}, "--config.data.source=web is not one of"),
-        ({"grad_accum": "3"}, "--config.batch_size=16 is not divisible by"),
-        ({"model.channels": "4"}, "--config.data.mean="),
-        ({"task": "sing"}, "--config.task=sing is not one of"),
-        ({"init_from": "/no/run"}, "no checkpoint under /no/run"),
-        ({"mesh.fsdp": "3"}, "does not match 1 devices"),
-        ({"model.num_heads": "5"}, "num_heads=5"),
-        ({"checkpoint.keep": "0"}, "--config.checkpoint.keep=0 must be an integer from 1"),
-        ({"seed": "-1"}, "--config.seed=-1 must be an integer from 0"),
-    ],
+    [*REFUSED, *(pytest.param(*case, marks=pytest.mark.slow) for case in REFUSED_TOO)],
 )
 def test_impossible_run_is_refused_with_the_way_out(tmp_path, changes, message):
     status, output = finish(start(*tiny_configs.flags(**changes), "--workdir=w", cwd=tmp_path))
