@@ -82,11 +82,12 @@ def test_hidden_states_latent_and_prediction_match(ref):
     close(restored, ref["hidden/decoder_blocks.0"], 1e-5)
     last = gather(hidden["decoder_blocks_1"]["__call__"][0], masked.ids_restore)
     close(last, ref["hidden/decoder_blocks.1"][:, 1:], 1e-5)
-    latent = model.apply(variables, visible, masked.ids_keep, method=model.encode)
+    encode = jax.jit(lambda *a: model.apply(variables, *a, method=model.encode))
+    latent = encode(visible, masked.ids_keep)
     close(latent, ref["latent"], 1e-5)
     close(latent, ref["latent_f64"], 1e-5)
     close(pred, ref["pred"], 1e-5)
-    masked_only = model.apply(variables, visible, masked)
+    masked_only = jax.jit(model.apply)(variables, visible, masked)
     expected = np.take_along_axis(ref["pred"], np.asarray(masked.ids_masked)[:, :, None], 1)
     close(masked_only, expected, 1e-5)
 
@@ -110,13 +111,18 @@ def test_three_adamw_steps_match(ref, run, bound):
     lr = float(ref[f"step3_lr_{run}"])
     tx = adamw(lambda step: jnp.asarray(lr), b1=0.9, b2=0.95, weight_decay=0.05)
     params = jax.tree.map(jnp.asarray, official.tiny_params())
-    state = tx.init(params)
+    state = jax.jit(tx.init)(params)
     compiled = loss_and_grads(ref)
+
+    @jax.jit
+    def update(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     for step in range(3):
         loss, grads = compiled(params, ref["noise_steps"][step])
         close(loss, ref[f"step3_lr_{run}/losses"][step], 1e-5)
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = update(grads, state, params)
     expected = official.to_tree(official.subset(ref, f"step3_lr_{run}/param/"))
     for path, ours in jax.tree_util.tree_flatten_with_path(params)[0]:
         theirs = expected
