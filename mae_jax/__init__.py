@@ -2,7 +2,7 @@
 
 import mae_jax
 
-model = mae_jax.load("runs/demo")  # a run, or an official, Hugging Face or timm model
+model = mae_jax.load("clothing-96")  # or a run, an official, Hugging Face or timm model
 features = model.features(model.load_images("photos"))  # [N, D]
 """
 
