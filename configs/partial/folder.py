@@ -6,8 +6,10 @@
 As configs/finetune/folder.py; --config.trainable_blocks=N for more blocks.
 
 Hardware: anything.
-Cost: less than configs/finetune/folder.py: frozen blocks have no backward pass.
-Expect: not measured yet.
+Cost: less than configs/finetune/folder.py: frozen blocks have no backward pass. `quick`: four
+minutes of CPU time (measured; half an hour on a very busy machine).
+Expect: `quick` after configs/folder.py:quick on 3,068 photos of clothes (10 classes): held-out
+top-1 30.5 % (one seed).
 """
 
 import ml_collections
