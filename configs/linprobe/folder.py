@@ -7,8 +7,10 @@ As configs/finetune/folder.py, with the protocol of configs/linprobe/vit_b.py (p
 for AdamW instead of LARS, which needs thousands of updates.
 
 Hardware: anything; almost only forward passes.
-Cost: less than configs/finetune/folder.py: the encoder is frozen.
-Expect: not measured yet.
+Cost: less than configs/finetune/folder.py: the encoder is frozen. `quick`: four minutes of CPU time
+(measured; 13 minutes on a busy machine).
+Expect: `quick` after configs/folder.py:quick on 3,068 photos of clothes (10 classes): held-out
+top-1 42.2 % at step 285, the best of 300 (one seed); LARS stayed at the share of the largest class.
 """
 
 import ml_collections
