@@ -86,7 +86,7 @@ def test_it_keeps_the_batch_that_was_chosen_by_memory(pretrained, tmp_path, monk
 def test_from_scratch_takes_the_sizes_only(pretrained, images, tmp_path):
     config = recipe(scratch, pretrained, images)
     task = Classify(config, str(tmp_path))
-    assert task.model.embed_dim == 24
+    assert task.model.embed_dim == 24 and task.summary()["start"] == "from scratch"
     assert loop.run(task, config, str(tmp_path))
     assert not (tmp_path / "init_from.json").exists()  # lists the parameters that were taken
 
