@@ -1,4 +1,4 @@
-"""Ships the recipes inside the package; everything else about it is in pyproject.toml.
+"""Ships recipes and released weights in the package; everything else is in pyproject.toml.
 
 A top-level `configs` in site-packages would collide with that of any other project, so configs/ is
 installed as mae_jax/_recipes/configs (see mae_jax/config/recipe_file.py).
@@ -13,4 +13,5 @@ setup(
         *(f"mae_jax._recipes.{name}" for name in recipes),
     ],
     package_dir={"mae_jax._recipes.configs": "configs"},
+    package_data={"mae_jax.checkpoint.released": ["*.safetensors", "*.md"]},
 )

@@ -207,6 +207,28 @@ def as_pretrained(config: ml_collections.ConfigDict) -> None:
     config.data.dtype = "init_from"
 
 
+def own_labels(config: ml_collections.ConfigDict, setting: str) -> None:
+    """Adapts a classification recipe to a folder of the user's images, one folder per class.
+
+    Args:
+      config: the recipe, changed in place.
+      setting: "full"; or "quick", 300 updates after configs/folder.py:quick.
+    """
+    check_setting(setting, "full", "quick")
+    as_pretrained(config)
+    by_images(config)
+    config.init_from = "runs/folder" if setting == "full" else "runs/folder_quick"
+    config.model.num_classes = 0
+    config.data.source = "folder"
+    config.checkpoint.keep_best = "eval/top1"  # RUN:best
+    config.log_every = 10
+    if setting == "quick":
+        config.epochs = 0.0
+        config.steps = 300
+        config.batch_size = 64
+        config.optim.warmup_epochs = 0.5
+
+
 def check_setting(setting: str, *known: str) -> None:
     """Raises ValueError unless a recipe knows this setting (`--config=FILE:SETTING`)."""
     if setting not in known:

@@ -11,7 +11,8 @@ from mae_jax.config import flags, recipe_file
 _PYTHON = """\
 In Python:
   import mae_jax
-  model = mae_jax.load("runs/demo")  # a run, or an official, HF or timm model
+  model = mae_jax.load("clothing-96")  # small weights that come with mae_jax
+  model = mae_jax.load("runs/demo")  # or a run, an official, HF or timm model
   features = model.features(model.load_images("photos"))  # [N, D]
 """
 

@@ -1,6 +1,7 @@
 """Features and reconstructions of images from a trained model.
 
 model = mae_jax.load("runs/vit_l")    # a run, or an official, Hugging Face or timm model
+model = mae_jax.load("clothing-96")   # small weights that come with mae_jax
 images = model.load_images("photos")  # a folder, a glob pattern or a list of files
 features = model.features(images)     # [N, D]
 views = model.reconstruct(images)     # original, masked, predicted, pasted
@@ -33,8 +34,9 @@ def load(path: str, *, dtype: str = "auto", ema: bool = False) -> "Pretrained":
     """Loads a trained model.
 
     Args:
-      path: a run (its newest step), RUN:best, one of its steps, or weights in any format that
-        `mae_jax.tools.convert` reads (docs/weights.md).
+      path: a run (its newest step), RUN:best, one of its steps, weights in any format that
+        `mae_jax.tools.convert` reads (docs/weights.md), or the name of weights that come with
+        mae_jax, such as "clothing-96".
       dtype: of the arithmetic; "auto" is bfloat16 on accelerators and float32 on CPU.
       ema: load the averaged weights, if the run kept them.
 

@@ -2,6 +2,7 @@
 
 import ast
 import glob
+import importlib
 import os
 import subprocess
 import sys
@@ -26,6 +27,9 @@ LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 PACKAGE = os.path.join(REPO, "mae_jax")
 PYTHON = sorted(glob.glob(os.path.join(PACKAGE, "**", "*.py"), recursive=True))
 HEAVY = {"tensorflow", "tensorflow_datasets"}
+EXPORTS = ["mae_jax"] + [
+    f"mae_jax.{name}" for name in ("runtime", "config", "checkpoint", "distributed", "train")
+]
 MAY_IMPORT_TENSORFLOW = ("runtime/tensorflow_cpu.py", "data/", "tools/prepare_imagenet/")
 
 
@@ -103,7 +107,14 @@ def test_everything_can_be_imported_without_tensorflow():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", ["mae_jax", "mae_jax.runtime", "mae_jax.config"])
-def test_flags_are_parsed_before_jax_is_imported(package):
+@pytest.mark.parametrize("package", EXPORTS)
+def test_a_package_exports_its_interface_without_importing_it(package):
     code = f"import sys, {package}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
+    module = importlib.import_module(package)
+    assert [name for name in dir(module) if name in module.__all__] == sorted(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert isinstance(value, str) or value.__module__.startswith(f"{package}."), name
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018

@@ -17,17 +17,20 @@ import yaml
 from PIL import Image
 
 import mae_jax
+from mae_jax.checkpoint import released
 from tests.helpers import tiny_configs
 
 REPO = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("mae_jax", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 # Without PYTHONPATH, which would contain the clone.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+RELEASED, WEIGHT_FILES = "mae_jax/checkpoint/released", (".safetensors", ".md")
 USE = """
 import mae_jax, sys
 assert "jax" not in sys.modules
 model = mae_jax.load("runs/demo")
 print(mae_jax.__file__, repr(model), model.features(model.load_images("photos")).shape, sep="\\n")
+print(repr(mae_jax.load("clothing-96")))
 """
 
 
@@ -52,12 +55,13 @@ def wheel(tmp_path_factory):
     return found
 
 
-def test_the_wheel_contains_every_module_and_recipe_in_one_package(wheel):
+def test_the_wheel_contains_every_module_recipe_and_released_weight_in_one_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {p.relative_to(REPO).as_posix() for p in (REPO / "mae_jax").rglob("*.py")}
     recipes = {p.relative_to(REPO).as_posix() for p in (REPO / "configs").rglob("*.py")}
-    assert names == modules | {f"mae_jax/_recipes/{name}" for name in recipes}
+    weights = {f"{RELEASED}/{name}{end}" for name in released.names() for end in WEIGHT_FILES}
+    assert names == modules | weights | {f"mae_jax/_recipes/{name}" for name in recipes}
     assert f"-{mae_jax.__version__}-" in wheel.name
 
 
@@ -77,10 +81,11 @@ def test_installed_elsewhere_it_trains_a_recipe_by_name_and_loads_the_run(wheel,
         Image.fromarray(noise).save(place / "photos" / f"{name}.png")
     flags = tiny_configs.flags(steps=2, data__num_train=32)
     run(python, "-m", "mae_jax.main", *flags, cwd=place)
-    where, shown, shape = run(python, "-c", USE, cwd=place).splitlines()
+    where, shown, shape, by_name = run(python, "-c", USE, cwd=place).splitlines()
     assert Path(where) == site / "mae_jax" / "__init__.py"
     assert shown.startswith("<Pretrained runs/demo, step 2: ViT-Ti: 1 blocks of width 24, ")
     assert shape == "(3, 24)"
+    assert by_name.startswith("<Pretrained clothing-96, step ")
     overview = run(python, "-m", "mae_jax", cwd=place)
     assert "finetune/" in overview and "Documentation: docs/ in the source repository" in overview
 

@@ -27,26 +27,15 @@ from configs.finetune import vit_b
 
 def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     """The recipe; `setting` is "full" or "quick"."""
-    common.check_setting(setting, "full", "quick")
     config = vit_b.get_config()
-    common.as_pretrained(config)
-    common.by_images(config)
-    config.init_from = "runs/folder" if setting == "full" else "runs/folder_quick"
-    config.model.num_classes = 0
+    common.own_labels(config, setting)
     config.head.pool = "cls"
     config.optim.base_lr = 1e-3
     config.optim.layer_decay = 0.75
-    config.data.source = "folder"
     config.data.crop_scale = (0.2, 1.0)  # small sets: less distortion than ImageNet's 0.08
-    config.checkpoint.keep_best = "eval/top1"  # RUN:best
-    config.log_every = 10
     if setting == "quick":
-        config.epochs = 0.0
-        config.steps = 300
-        config.batch_size = 64
         config.model.drop_path = 0.0
         config.optim.base_lr = 4e-3
-        config.optim.warmup_epochs = 0.5
         config.data.crop_scale = (0.5, 1.0)
         config.data.randaug_magnitude = 0.0
         config.erase_prob = 0.0

@@ -6,8 +6,9 @@
 Trains nothing: a first answer, in a minute, to whether features separate your classes.
 
 Hardware: anything; forward passes only.
-Cost: two forward passes over the images.
-Expect: not measured yet.
+Cost (two CPU cores, measured beside other work): 66 s for 3,409 photos at 96 pixels, 51 s of CPU.
+Expect: after configs/folder.py:quick on 3,068 photos of clothes (10 classes): held-out top-1 36.4 %
+by kNN, 43.1 % by the linear classifier; 23.8 % are in the largest class.
 """
 
 import ml_collections

@@ -3,11 +3,14 @@
     launch/local.sh --config=configs/linprobe/folder.py --config.init_from=runs/folder \
         --config.data.root=DIR
 
-As configs/finetune/folder.py, with the protocol of configs/linprobe/vit_b.py (paper table 10).
+As configs/finetune/folder.py, with the protocol of configs/linprobe/vit_b.py (paper table 10) but
+for AdamW instead of LARS, which needs thousands of updates.
 
 Hardware: anything; almost only forward passes.
-Cost: less than configs/finetune/folder.py: the encoder is frozen.
-Expect: not measured yet.
+Cost: less than configs/finetune/folder.py: the encoder is frozen. `quick`: four minutes of CPU time
+(measured; 13 minutes on a busy machine).
+Expect: `quick` after configs/folder.py:quick on 3,068 photos of clothes (10 classes): held-out
+top-1 42.2 % at step 285, the best of 300 (one seed); LARS stayed at the share of the largest class.
 """
 
 import ml_collections
@@ -18,20 +21,13 @@ from configs.linprobe import vit_b
 
 def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     """The recipe; `setting` is "full" or "quick"."""
-    common.check_setting(setting, "full", "quick")
     config = vit_b.get_config()
-    common.as_pretrained(config)
-    common.by_images(config)
-    config.init_from = "runs/folder" if setting == "full" else "runs/folder_quick"
-    config.model.num_classes = 0
-    config.optim.base_lr = 1.0  # small batches: 0.1 of the paper is for updates of 16384 images
-    config.data.source = "folder"
-    config.checkpoint.keep_best = "eval/top1"  # RUN:best
-    config.log_every = 10
+    common.own_labels(config, setting)
+    # LARS takes steps of a fixed fraction of the weights: with a few hundred steps it stays at the
+    # initial weights, or diverges with a higher learning rate.
+    config.optim.name = "adamw"
+    config.optim.base_lr = 0.01
     if setting == "quick":
-        config.epochs = 0.0
-        config.steps = 300
-        config.batch_size = 64
+        config.optim.base_lr = 0.12
         config.head.batch_norm_group = 64
-        config.optim.warmup_epochs = 0.5
     return config

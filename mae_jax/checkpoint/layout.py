@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from mae_jax.checkpoint import best
+from mae_jax.checkpoint import best, released
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import UsageError
 
@@ -115,7 +115,7 @@ def find(path: str) -> CheckpointPath:
         raise UsageError(
             f"no checkpoint under {folder}{note}: give a run folder that has {FOLDER}/<step>/, a "
             "step's folder itself, or weights (a folder of mae_jax, Hugging Face or timm; .pth, "
-            ".safetensors or .npz)"
+            f".safetensors or .npz; by name: {', '.join(released.names())})"
         )
     return CheckpointPath(str(folder_of(run, saved[-1])), run, saved[-1])
 

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from mae_jax.checkpoint import layout, reader
 from mae_jax.config.diff import update_names
 from mae_jax.convert import param_names, readers, surgery
@@ -29,7 +31,7 @@ def load(
 
     Args:
       path: a run, one of its steps or a folder of our weights; a PyTorch, safetensors or NumPy
-        (.npz) file of any name; a Hugging Face or timm folder.
+        (.npz) file of any name; a Hugging Face or timm folder; the name of released weights.
       hints: what the user knows, for what the file does not state.
       decoder: False drops the decoder of a foreign file first, so that nothing needs to be known
         about it.
@@ -54,7 +56,8 @@ def load(
     if license:
         origin = metadata.get("provenance", {})
         metadata = metadata | {"provenance": origin | {"license": license}}
-    return dataclasses.replace(model, metadata=metadata)
+    params = {name: x.astype(np.float32, copy=False) for name, x in model.params.items()}
+    return dataclasses.replace(model, params=params, metadata=metadata)
 
 
 def load_with_average(path: str) -> tuple[Weights, Weights | None]:

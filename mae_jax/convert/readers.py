@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mae_jax.checkpoint import released
 from mae_jax.convert import torch_pickle
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import UsageError
@@ -56,6 +57,7 @@ class File(NamedTuple):
 
 def is_file(path: str) -> bool:
     """Whether `read` can read `path`: a file, or a folder that is not one of our checkpoints."""
+    path = released.locate(path)
     if not os.path.isdir(path):
         return os.path.exists(path) or path.endswith(SUFFIXES)
     return any(os.path.isfile(os.path.join(path, name)) for name in (*_WEIGHTS, *_INDICES))
@@ -65,13 +67,14 @@ def read(path: str, *, ema: bool = False) -> File:
     """Reads the arrays and the description in a file, or in a Hugging Face or timm folder.
 
     Args:
-      path: the type of a file is determined by its content; its name counts only if the content is
-        damaged.
+      path: or the name of released weights. The type of a file is determined by its content; its
+        name counts only if the content is damaged.
       ema: read the averaged weights that a training program stored.
 
     Raises:
       UsageError: it does not exist, is damaged, has another type of model, or has no averages.
     """
+    path = released.locate(path)
     if not os.path.exists(path):
         raise UsageError(f"no file or folder {path}")
     if not os.path.isdir(path) and not os.path.isfile(path):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -48,6 +49,21 @@ def encoder_only(model: Weights) -> Weights:
     metadata["model"] |= {"num_classes": 0, "head_norm": False}
     metadata["classes"] = None
     return dataclasses.replace(_changed(model, params, metadata, statistics={}), target={})
+
+
+def for_release(model: Weights) -> Weights:
+    """The model as it is published: float16, without absolute paths in the metadata."""
+    params = {name: x.astype(np.float16) for name, x in model.params.items()}
+    metadata = _without_folders(model.metadata)
+    return dataclasses.replace(model, params=params, metadata=metadata)
+
+
+def _without_folders(value: Any) -> Any:
+    """A copy in which absolute paths are replaced with their last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(x) for key, x in value.items()}
+    absolute = isinstance(value, str) and os.path.isabs(value)
+    return os.path.basename(value) if absolute else value
 
 
 def with_fc_norm(model: Weights) -> Weights:

@@ -122,14 +122,9 @@ def _without_data(config: Any, batch_size: int) -> Any:
     """The configuration of a task with the same step, on data that need not be read."""
     probe = config.copy_and_resolve_references()
     probe.batch_size, probe.steps = batch_size, FEW_STEPS
-    probe.optim.warmup_epochs = 0.0
     probe.eval_every = probe.figure_every = 0
     probe.data.source, probe.data.on_device = "shapes", False
     probe.data.num_train = max(batch_size, probe.data.num_train)
     if "num_classes" in probe.model:
         probe.model.num_classes = 0
-    if "mix" in probe:
-        probe.mix.group = 2
-    if "head" in probe:
-        probe.head.batch_norm_group = 0
     return probe

@@ -206,7 +206,7 @@ class Classify(ImageTask):
             "model": f"{config.model.size} {self.fields}",
             "trained": run_info.parameter_counts(trained, decay, exempt),
             "frozen": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
-            "start": config.init_from or "from scratch",
+            "start": config.init_weights and config.init_from or "from scratch",
             **({"export": _TIMM_ONLY} if config.head.pool == "mean" else {}),
             **super().summary(),
             "layer scales": f"{' '.join(f'{s:.3g}' for s in scales)} (embeddings, blocks, head)",

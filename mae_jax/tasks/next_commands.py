@@ -20,7 +20,8 @@ def after_pretraining(config: Any, workdir: str, *, labeled: bool) -> list[str]:
         ("mae_jax.tools.extract", *use, "features.npz"),
     ]
     if labeled:
-        quick = ":quick" if config.data.source == "shapes" else ""  # generated: only to try out
+        # Generated images, and recipes of a fixed number of steps, are a first look.
+        quick = ":quick" if config.data.source == "shapes" or config.steps else ""
         more = (f"--config.init_from={workdir}", *_data_flags(config.data))
         commands += [
             ("mae_jax.main", f"--config=configs/finetune/folder.py{quick}", *more),

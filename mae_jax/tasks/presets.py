@@ -38,7 +38,7 @@ PRESETS = {
     "probe": (
         Preset(_SMALL, 256, 90, 10),
         Preset(_MEDIUM, 1024, 90, 10),
-        Preset(_LARGE, 16384, 90, 10),
+        Preset(_LARGE, 1024, 90, 10),  # not 16384, because it uses AdamW
     ),
     "scratch": (
         Preset(_SMALL, 64, 300, 20),

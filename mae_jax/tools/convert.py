@@ -102,7 +102,7 @@ def _changed(model: convert.Weights, args: argparse.Namespace) -> convert.Weight
         model = surgery.with_image_size(model, _pair(args.resize))
     if args.fc_norm:
         model = surgery.with_fc_norm(model)
-    return model
+    return surgery.for_release(model) if args.release else model
 
 
 def _pair(values: Sequence[int]) -> tuple[int, int]:
@@ -147,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--resample_patch", type=int, **numbers, help="new patch size, H [W]")
     norm = "apply the final norm after mean pooling, as timm's fc_norm does"
     add("--fc_norm", action="store_true", help=norm)
+    release = "store float16, and leave folders of this machine out of the metadata"
+    add("--release", action="store_true", help=release)
     return parser
 
 

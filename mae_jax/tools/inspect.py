@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax import convert
-from mae_jax.checkpoint import best, checksums, layout, reader
+from mae_jax.checkpoint import best, checksums, layout, reader, released
 from mae_jax.config.diff import flatten
 from mae_jax.convert import readers, surgery
 from mae_jax.ops import trees
@@ -36,11 +36,11 @@ def describe(path: str) -> dict[str, Any]:
     """
     if not convert.is_file(path):
         return reader.resolve_and_read(path, _of_checkpoint)
-    where = os.path.abspath(path)
+    where = os.path.abspath(released.locate(path))
     try:
         model = convert.load(path)
     except UsageError as error:
-        if not os.path.exists(path):
+        if not os.path.exists(where):
             raise
         return {
             "checkpoint": where,

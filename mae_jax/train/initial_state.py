@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mae_jax import convert
-from mae_jax.checkpoint import checkpointer, layout, reader
+from mae_jax.checkpoint import checkpointer, layout, reader, released
 from mae_jax.config import diff
 from mae_jax.convert.official_release import UNKNOWN
 from mae_jax.convert.surgery import encoder_only, with_channels
@@ -188,7 +188,7 @@ def check_init_from(path: str) -> None:
     """Checks that the weights at `path` exist; the UsageError names the key."""
     try:
         if convert.is_file(path):
-            require(os.path.exists(path), f"no file {path}")
+            require(os.path.exists(released.locate(path)), f"no file {path}")
         else:
             layout.find(path)
     except UsageError as error:

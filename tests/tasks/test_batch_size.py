@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import folder
-from mae_jax.distributed import consistency
+from mae_jax.distributed import consistency, sharding
 from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks import TASKS, adaptation, batch_size
 from mae_jax.tasks.classify import Classify
@@ -116,6 +116,22 @@ def test_groups_still_divide_it(compiled, memory, accelerator, devices_fit):
     batch = chosen(config, 5_000, Classify)
     assert batch == (416 if devices_fit else 32)
     assert config.mix.group == 32
+
+
+def test_mixed_images_come_in_pairs(compiled, memory, monkeypatch):
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: one)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    memory(7)
+    assert batch_size.find_largest(Pretrain, tiny_configs.config()) == 7
+    mixed = tiny_configs.classify_config(mix__mixup=0.8)
+    assert batch_size.find_largest(Classify, mixed) == 6
+
+
+def test_the_memory_of_process_0_decides(compiled, memory, monkeypatch):
+    memory(105)
+    monkeypatch.setattr(consistency, "from_primary", lambda limit: limit // 2)
+    assert batch_size.find_largest(Pretrain, tiny_configs.config()) < 416 // 2
 
 
 def test_a_step_that_the_compiler_refuses_does_not_fit(memory, monkeypatch, accelerator):

@@ -136,6 +136,18 @@ def test_targets_of_other_units_than_the_image_are_visible():
     assert (target == 102).all() and (predicted[:, :48] == 255).all()
 
 
+def test_predictions_are_shown_in_the_range_of_the_image():
+    *_, target = cells(figures.reconstruction_grid(views(np.full((2, 96, 96, 3), 2, np.float32))))
+    assert (target == 255).all()  # not scaled, because the image is not
+    values = views()
+    image = values.original.copy()
+    image[:, 0], image[:, 1:] = -1000, 1000
+    other = values._replace(original=image, masked=image, predicted=image)
+    original, _, reconstruction = cells(figures.reconstruction_grid(other))
+    assert not original[0].any() and (original[1:] == 255).all()
+    np.testing.assert_array_equal(reconstruction, original)
+
+
 @pytest.mark.parametrize("loss_on, columns", [("masked", 3), ("all", 4)])
 def test_training_shows_the_raw_output_if_it_is_trained(monkeypatch, loss_on, columns):
     task = Pretrain(tiny_configs.config(target__loss_on=loss_on), "")
@@ -144,6 +156,15 @@ def test_training_shows_the_raw_output_if_it_is_trained(monkeypatch, loss_on, co
     assert len(cells(figure)) == columns
     weights = SimpleNamespace(metadata={"config": {"target": {"loss_on": loss_on}}})
     assert Pretrained.predicts_visible.fget(weights) == (loss_on == "all")
+
+
+def test_columns_have_titles(monkeypatch):
+    monkeypatch.setattr(figures, "image_grid", lambda columns, _: [title for title, _ in columns])
+    black = np.zeros((2, 96, 96, 3), np.float32)
+    titles = figures.reconstruction_grid(views(), raw=True)
+    assert titles == ["original", "masked", "reconstruction", "raw output"]
+    titles = figures.reconstruction_grid({"grid": views(black), "block": views(black)})
+    assert titles == ["original", "grid", "predicted", "block", "predicted", "target"]
 
 
 def test_the_caption_tells_the_mask_and_the_statistics(monkeypatch):
@@ -176,6 +197,9 @@ def test_grid_contains_the_images_and_is_written(tmp_path):
     assert (image == (0, 0, 200)).all(axis=-1).sum() == 2 * 50 * 40 * zoom**2
     np.testing.assert_array_equal(image[: -figures.TEXT], figures.image_grid(
         [("one", red), ("two", red[:, :, :, ::-1])]))  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 255, (2, 50, 40, 3), np.uint8)
+    second = figures.image_grid([("one", noise)])[-(50 * zoom + figures.GAP) :, figures.GAP :]
+    np.testing.assert_array_equal(second[: 50 * zoom : zoom, : 40 * zoom : zoom], noise[1])
     path = tmp_path / "new" / "figure.png"
     figures.save_png(str(path), image)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
@@ -187,6 +211,7 @@ def test_titles_and_captions_are_never_cut_off():
     plain, figure = (figures.image_grid([("t", image)], caption) for caption in ("", text))
     assert figure.shape[1] == plain.shape[1]
     below = figure[plain.shape[0] :]
+    assert " ".join(figures._wrapped(text, 96)) == text.strip()
     assert len(below) % figures.TEXT == 0 and len(below) > 4 * figures.TEXT
     lines = below.reshape(-1, figures.TEXT, *below.shape[1:])
     assert all((line < 255).any() for line in lines)

@@ -2,9 +2,7 @@
 
 import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from configs.finetune import folder as finetune
 from configs.scratch import folder as scratch
@@ -15,7 +13,7 @@ from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.inheritance import inherit
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.train import initial_state, loop
-from tests.helpers import tiny_configs
+from tests.helpers import photos, tiny_configs
 from tests.parity import official
 
 PIXELS = {"data__mean": (0.1, 0.2, 0.3), "data__std": (0.4, 0.5, 0.6)}
@@ -31,13 +29,7 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    for shade, name in enumerate(("dark", "light")):
-        (root / name).mkdir()
-        for i in range(12):
-            image = np.full((20, 20, 3), 200 * shade + i, np.uint8)
-            Image.fromarray(image).save(root / name / f"{i}.png")
-    return root
+    return photos.two_classes(tmp_path_factory.mktemp("images"))
 
 
 def recipe(module, init_from, root=""):
@@ -94,7 +86,7 @@ def test_it_keeps_the_batch_that_was_chosen_by_memory(pretrained, tmp_path, monk
 def test_from_scratch_takes_the_sizes_only(pretrained, images, tmp_path):
     config = recipe(scratch, pretrained, images)
     task = Classify(config, str(tmp_path))
-    assert task.model.embed_dim == 24
+    assert task.model.embed_dim == 24 and task.summary()["start"] == "from scratch"
     assert loop.run(task, config, str(tmp_path))
     assert not (tmp_path / "init_from.json").exists()  # lists the parameters that were taken
 

@@ -23,7 +23,7 @@ def folder_config(make=tiny_configs.config, **changes):
 
 
 def test_after_pretraining_on_a_folder():
-    config = folder_config(data__eval_split="val")
+    config = folder_config(data__eval_split="val", steps=0)
     lines = after_pretraining(config, RUN, labeled=True)
     start = "--config.init_from=runs/my photos' '--config.data.root=/data/my photos'"
     assert lines == [
@@ -37,11 +37,13 @@ def test_after_pretraining_on_a_folder():
         "--config.data.eval_split=val",
     ]
     assert after_pretraining(config, RUN, labeled=False) == lines[:2]
+    config.steps = 600  # as in configs/folder.py:quick
+    assert "configs/finetune/folder.py:quick " in after_pretraining(config, RUN, labeled=True)[2]
 
 
 @pytest.mark.parametrize("source", ["shapes", "tfds"])
 def test_after_pretraining_on_other_images(source):
-    config = tiny_configs.config(data__source=source, data__name="cifar10")
+    config = tiny_configs.config(data__source=source, data__name="cifar10", steps=0)
     *_, extract, finetune, _ = after_pretraining(config, "runs/a", labeled=True)
     assert extract.endswith("--checkpoint runs/a --images DIR --out features.npz")
     expected = {

@@ -20,6 +20,7 @@ from mae_jax.tasks.pretrain import Pretrain
         (finetune, 3_000, (64, 100, 10)),
         (finetune, 1_281_167, (1024, 100, 5)),
         (linprobe, 3_000, (256, 90, 10)),
+        (linprobe, 1_281_167, (1024, 90, 10)),
         (scratch, 3_000, (64, 300, 20)),
     ],
 )

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs.finetune import folder
 from mae_jax import convert, inference
@@ -10,20 +9,13 @@ from mae_jax.checkpoint import best, layout
 from mae_jax.tasks.classify import Classify
 from mae_jax.tools import inspect
 from mae_jax.train import loop
-from tests.helpers import tiny_configs
+from tests.helpers import photos, tiny_configs
 from tests.parity import official
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Images of two classes."""
-    root = tmp_path_factory.mktemp("images")
-    for shade, name in enumerate(("dark", "light")):
-        (root / name).mkdir()
-        for i in range(12):
-            image = np.full((20, 20, 3), 200 * shade + i, np.uint8)
-            Image.fromarray(image).save(root / name / f"{i}.png")
-    return root
+    return photos.two_classes(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,8 @@ def test_nor_is_the_bar(monkeypatch, num_steps, columns):
     shown.close()
     frames = [frame for frame in screen.getvalue().split("\r") if frame.strip()]
     assert all(len(frame.rstrip("\n")) <= min(columns, 80) for frame in frames)
-    assert "loss 0.4123" in frames[-1] and "eta" in frames[-1]
+    assert "loss 0.4123" in frames[-1] and frames[-1].rstrip("\n").endswith("eta 00:00")
+    assert len(frames[-1].split("|")[1]) >= progress.BAR
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,29 @@ def announced(caplog, *, seconds_per_step, steps, num_steps, first_look="", acti
             clock.now += seconds_per_step
             shown.step()
     return caplog.messages
+
+
+def test_what_is_before_a_restart_does_not_count(caplog):
+    clock = Clock()
+    shown = Progress(0, 1_005, clock=clock)
+    with caplog.at_level(logging.INFO, logger="mae_jax"):
+        for seconds in [9.0] * 5 + [0.5] * 14:
+            if shown._step == 5:
+                shown.restart()
+            clock.now += seconds
+            shown.step()
+        shown.log(15, {"loss": 1.0})
+    announced, line = caplog.messages
+    assert announced.startswith("at this speed the remaining 987 steps take 8 min")
+    assert line.endswith("eta 11:33")  # 14 steps of half a second counted as the 10 since step 5
+
+
+def test_other_processes_are_silent(caplog):
+    shown = Progress(0, 100, clock=Clock(), active=False)
+    with caplog.at_level(logging.INFO, logger="mae_jax"):
+        shown.log(10, {"loss": 1.0})
+        shown.message("saved")
+    assert caplog.messages == []
 
 
 QUICK = "--config=configs/folder.py:quick"

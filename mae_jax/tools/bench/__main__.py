@@ -35,9 +35,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
+from absl.flags import DEFINE_bool, DEFINE_integer, DEFINE_string, FlagValues
 
-from mae_jax.config import flags as command_line
+from mae_jax.config import flags
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.cli import run_command, setup_logging
 from mae_jax.runtime.errors import UsageError
@@ -50,7 +50,7 @@ from mae_jax.tools.bench.variants import bench_rows
 from mae_jax.tools.study import plan
 
 
-def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
+def _step(config: Any, values: FlagValues) -> dict[str, Any]:
     # Leaves room for a PyTorch process on the same GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() == "cpu":
@@ -67,11 +67,11 @@ def _step(config: Any, values: flags.FlagValues) -> dict[str, Any]:
     return bench_step(config, options) | _machine()
 
 
-def _data(config: Any, values: flags.FlagValues) -> dict[str, Any]:
+def _data(config: Any, values: FlagValues) -> dict[str, Any]:
     return bench_data(config, values.repeats, values.against) | _machine()
 
 
-def _compile(config: Any, values: flags.FlagValues) -> dict[str, Any]:
+def _compile(config: Any, values: FlagValues) -> dict[str, Any]:
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # as on an accelerator
     jax.config.update("jax_platforms", "cpu")
@@ -86,15 +86,15 @@ COMMANDS = {"step": (_step, BASELINES), "data": (_data, ("pil",)), "compile": (_
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; prints a table and one JSON object last."""
     words = list(sys.argv[1:] if argv is None else argv)
-    values = flags.FlagValues()
-    command_line.define_config(values, words)
+    values = FlagValues()
+    flags.define_config(values, words)
     _define_flags(values)
-    if command_line.HELP.intersection(words):
-        print(command_line.help_of(__doc__, values))
+    if flags.HELP.intersection(words):
+        print(flags.help_of(__doc__, values))
         return 0
     if not words or words[0] not in COMMANDS:
         raise UsageError(f"no command: pass one of {', '.join(COMMANDS)} first (see --help)")
-    config = command_line.parse(words[1:], values)
+    config = flags.parse(words[1:], values)
     setup_logging()
     command, baselines = COMMANDS[words[0]]
     if values.against not in ("", *baselines):
@@ -108,22 +108,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _define_flags(values: flags.FlagValues) -> None:
+def _define_flags(values: FlagValues) -> None:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
     against = "Baseline: plain, torch or official for step, pil for data; default none."
-    define(flags.DEFINE_string, "against", "", against)
-    define(flags.DEFINE_integer, "repeats", 20, "Number of timed steps or batches; default 20.")
+    define(DEFINE_string, "against", "", against)
+    define(DEFINE_integer, "repeats", 20, "Number of timed steps or batches; default 20.")
     largest = "step: use the largest batch that fits into memory."
-    define(flags.DEFINE_bool, "find_batch", False, largest)
-    define(flags.DEFINE_string, "rows", "", "step: file of variants to compare.")
+    define(DEFINE_bool, "find_batch", False, largest)
+    define(DEFINE_string, "rows", "", "step: file of variants to compare.")
     python = "step: Python interpreter that has torch; default the current one."
-    define(flags.DEFINE_string, "torch_python", "", python)
-    define(flags.DEFINE_bool, "torch_compile", False, "step: also time torch.compile.")
+    define(DEFINE_string, "torch_python", "", python)
+    define(DEFINE_bool, "torch_compile", False, "step: also time torch.compile.")
     devices = "compile: number of fake CPU devices; default 1."
-    define(flags.DEFINE_integer, "devices", 1, devices)
-    define(flags.DEFINE_string, "topology", "", "compile: TPU to compile for, such as v5e:8x8.")
+    define(DEFINE_integer, "devices", 1, devices)
+    define(DEFINE_string, "topology", "", "compile: TPU to compile for, such as v5e:8x8.")
 
 
 def _machine() -> dict[str, Any]:

@@ -21,9 +21,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from absl import flags
+from absl.flags import FlagValues
 
-from mae_jax.config import flags as command_line
+from mae_jax.config import flags
 from mae_jax.runtime.cli import run_command, say, setup_logging
 from mae_jax.runtime.errors import FAILED
 
@@ -31,13 +31,13 @@ from mae_jax.runtime.errors import FAILED
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    values = flags.FlagValues()
-    command_line.define_run(values, ["preflight", *words])
-    if command_line.HELP.intersection(words):
-        print(command_line.help_of(__doc__, values))
+    values = FlagValues()
+    flags.define_run(values, ["preflight", *words])
+    if flags.HELP.intersection(words):
+        print(flags.help_of(__doc__, values))
         return 0
-    config = command_line.parse(words, values)
-    folder = command_line.workdir_of(values)
+    config = flags.parse(words, values)
+    folder = flags.workdir_of(values)
     setup_logging()
 
     import jax  # late, so that mistyped flags fail immediately

@@ -27,12 +27,12 @@ IN_MEMORY = ("tmpfs", "ramfs")  # file systems that are kept in memory
 def devices() -> Row:
     """The devices that JAX uses, and whether there are accelerators that it does not see."""
     local = jax.local_devices()
-    seen = f"{jax.device_count()} x {local[0].device_kind}, {len(local)} in this process"
+    result = f"{jax.device_count()} x {local[0].device_kind}, {len(local)} in this process"
     files = [path for pattern in DEVICE_FILES for path in glob.glob(pattern)]
     if local[0].platform == "cpu" and files:
         advice = f"JAX does not see {files[0]}: remove .venv, and recreate it with launch/local.sh"
-        return Row(WARNING, "devices", seen, advice)
-    return Row(OK, "devices", seen)
+        return Row(WARNING, "devices", result, advice)
+    return Row(OK, "devices", result)
 
 
 def versions() -> Row:
@@ -53,17 +53,17 @@ def disk_space(folder: str, size: int, keep: int, existing: int = 0) -> Row:
     more = max(1, keep + 1 - existing)
     free, needed = disk.free_bytes(folder), size * more
     kind = _file_system(folder)
-    seen = (
+    result = (
         f"{free / 1e9:,.1f} GB free{f' ({kind})' * bool(kind)}, {more} more checkpoints take "
         f"{needed / 1e9:,.1f} GB"
     )
     if free < needed:
         advice = "choose another --workdir, or keep fewer: --config.checkpoint.keep=1"
-        return Row(FAILED, "disk", seen, advice)
+        return Row(FAILED, "disk", result, advice)
     if kind in IN_MEMORY:
         advice = "this disk is memory, lost with the machine: choose another --workdir"
-        return Row(WARNING, "disk", seen, advice)
-    return Row(OK, "disk", seen)
+        return Row(WARNING, "disk", result, advice)
+    return Row(OK, "disk", result)
 
 
 def _file_system(folder: str) -> str:
@@ -85,9 +85,9 @@ def _file_system(folder: str) -> str:
 def host_memory() -> Row:
     """Whether this process has enough free memory."""
     free = host.available_memory() / 1e9
-    seen = f"{host.usable_cpus()} CPUs, {free:,.1f} GB of memory free"
+    result = f"{host.usable_cpus()} CPUs, {free:,.1f} GB of memory free"
     advice = "stop other programs, or set --config.data.prefetch=1 --config.data.cache=none"
-    return Row(OK, "host", seen) if free >= HOST_GB else Row(WARNING, "host", seen, advice)
+    return Row(OK, "host", result) if free >= HOST_GB else Row(WARNING, "host", result, advice)
 
 
 def clocks() -> Row:
@@ -95,12 +95,12 @@ def clocks() -> Row:
     collectives.all_gather(0)  # a barrier, so that all read their clocks at the same time
     times = collectives.all_gather(int(time.time()))
     difference = max(times) - min(times)
-    seen = f"within {difference} s" if len(times) > 1 else "one process"
+    result = f"within {difference} s" if len(times) > 1 else "one process"
     if difference <= CLOCK_SECONDS:
-        return Row(OK, "clocks", seen)
+        return Row(OK, "clocks", result)
     wrong = int(np.argmax(np.abs(np.array(times) - np.median(times))))
     advice = f"process {wrong} is furthest off: synchronize the clocks with NTP"
-    return Row(WARNING, "clocks", seen, advice)
+    return Row(WARNING, "clocks", result, advice)
 
 
 def all_reduce(mesh: Mesh) -> Row:
@@ -116,11 +116,11 @@ def all_reduce(mesh: Mesh) -> Row:
     wrong = [x.device for x in local if (np.asarray(x) != expected).any()]
     moved = 2 * (mesh.size - 1) / mesh.size * megabytes * 2**20
     speed = moved / seconds / 1e9
-    seen = f"{megabytes} MB in {seconds * 1e3:.2f} ms, {speed:.1f} GB/s per device"
+    result = f"{megabytes} MB in {seconds * 1e3:.2f} ms, {speed:.1f} GB/s per device"
     if wrong:
-        seen = f"the sum is wrong on {', '.join(map(str, wrong))}"
-        return Row(FAILED, "all-reduce", seen, "a device or its connection is broken")
-    return Row(OK, "all-reduce", seen)
+        result = f"the sum is wrong on {', '.join(map(str, wrong))}"
+        return Row(FAILED, "all-reduce", result, "a device or its connection is broken")
+    return Row(OK, "all-reduce", result)
 
 
 def _numbered(mesh: Mesh, length: int) -> jax.Array:
@@ -141,11 +141,11 @@ def device_memory(devices: list[Any]) -> list[Row]:
         return []
     fullest = max(known, key=lambda x: x["peak_bytes_in_use"] / x["bytes_limit"])
     peak, limit = fullest["peak_bytes_in_use"], fullest["bytes_limit"]
-    seen = f"peak {peak / 1e9:.1f} of {limit / 1e9:.1f} GB"
+    result = f"peak {peak / 1e9:.1f} of {limit / 1e9:.1f} GB"
     if peak <= 0.9 * limit:
-        return [Row(OK, "memory", seen)]
+        return [Row(OK, "memory", result)]
     advice = "almost full: docs/performance.md#when-it-does-not-fit"
-    return [Row(WARNING, "memory", seen, advice)]
+    return [Row(WARNING, "memory", result, advice)]
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

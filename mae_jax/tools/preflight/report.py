@@ -17,19 +17,19 @@ class Row(NamedTuple):
     Attributes:
       mark: OK, WARNING or FAILED.
       name: of the check.
-      seen: what was measured, or what went wrong.
+      result: what was measured, or what went wrong.
       advice: what to do about it, if anything.
     """
 
     mark: str
     name: str
-    seen: str
+    result: str
     advice: str = ""
 
     def lines(self) -> list[str]:
         """Human-readable lines."""
         advice = [f"  {'':<11} -> {self.advice}"] if self.advice else []
-        return [f"{self.mark} {self.name:<11} {self.seen}", *advice]
+        return [f"{self.mark} {self.name:<11} {self.result}", *advice]
 
 
 class Report:
@@ -70,5 +70,5 @@ class Report:
         failed = [row for row in rows if row.mark == FAILED]
         if failed and jax.process_count() > 1:
             self.show(*rows)
-            raise RunError(f"{failed[0].name}: {failed[0].seen}")
+            raise RunError(f"{failed[0].name}: {failed[0].result}")
         return self.add(*rows)

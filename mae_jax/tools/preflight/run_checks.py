@@ -56,7 +56,9 @@ def start(
     """(initial state of the run, row that says where it comes from); None if it cannot start."""
     saver = checkpointer.Checkpointer(folder, read_only=True)
     try:
-        state, _, said, *_ = start_state(task, config, folder, saver, abstract, allow_config_change)
+        state, _, summary, *_ = start_state(
+            task, config, folder, saver, abstract, allow_config_change
+        )
     except EXPECTED as error:
         advice = NO_MEMORY if isinstance(error, jax.errors.JaxRuntimeError) else ""
         return None, Row(FAILED, "start", first_line(error), advice)
@@ -64,11 +66,11 @@ def start(
     damaged = [str(later) for later in saver.steps() if later > step]
     if damaged:
         advice = f"checkpoint {', '.join(damaged)} is damaged: later steps will be repeated"
-        return state, Row(WARNING, "start", said, advice)
+        return state, Row(WARNING, "start", summary, advice)
     if 0 < task.num_steps <= step:
         advice = "the run is finished: choose another --workdir, or train for more epochs"
-        return state, Row(WARNING, "start", said, advice)
-    return state, Row(OK, "start", said)
+        return state, Row(WARNING, "start", summary, advice)
+    return state, Row(OK, "start", summary)
 
 
 def recipe(task: Task, config: Any) -> Row:
@@ -90,13 +92,13 @@ def read_data(batches: Any, rows: int, data: str) -> tuple[Any, Row]:
         first, batch = timed(next, batches)
         seconds = sum(timed(next, batches)[0] for _ in range(BATCHES))
     except EXPECTED as error:
-        seen = f"{data}: {first_line(error)}"
-        return None, Row(FAILED, "data", seen, "docs/data.md lists the supported formats")
+        result = f"{data}: {first_line(error)}"
+        return None, Row(FAILED, "data", result, "docs/data.md lists the supported formats")
     rate = rows * BATCHES / max(seconds, 1e-9)
-    seen = f"{data}; {rate:,.0f} images/s on this host, first batch after {first:.1f} s"
+    result = f"{data}; {rate:,.0f} images/s on this host, first batch after {first:.1f} s"
     if not batches.bad_count:
-        return batch, Row(OK, "data", seen)
-    bad = f"{seen}; {batches.bad_count} of these images cannot be read"
+        return batch, Row(OK, "data", result)
+    bad = f"{result}; {batches.bad_count} of these images cannot be read"
     return batch, Row(WARNING, "data", bad, "the log names the files")
 
 
@@ -118,12 +120,12 @@ def train_steps(
     except EXPECTED as error:
         return Row(FAILED, "step", first_line(error), NO_MEMORY)
     loss = float(values["loss"])
-    seen = (
+    result = (
         f"loss {loss:.4g}, {config.batch_size / min(times):,.0f} images/s; compiled in "
         f"{compiling:.0f} s; at this speed {left:,} steps take {text.duration(min(times) * left)}"
     )
     if not math.isfinite(loss) or any(float(values["skipped"]) for values in metrics):
-        seen = f"not finite (docs/fault_tolerance.md#non-finite-updates): {seen}"
+        result = f"not finite (docs/fault_tolerance.md#non-finite-updates): {result}"
         advice = "check the images, --config.data.mean and data.std, and --config.optim.base_lr"
-        return Row(FAILED, "step", seen, advice)
-    return Row(OK, "step", seen)
+        return Row(FAILED, "step", result, advice)
+    return Row(OK, "step", result)

@@ -12,10 +12,9 @@ import runpy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
+from absl.flags import FlagValues
 
-from mae_jax.config import flags as command_line
-from mae_jax.config import recipe_file
+from mae_jax.config import flags, recipe_file
 from mae_jax.config.diff import flatten
 from mae_jax.config.schema import current_name, keys_of
 from mae_jax.config.validate import check_name, check_value
@@ -203,9 +202,9 @@ def _label(changes: dict[str, Any]) -> str:
 
 def _parse(recipe: str, words: list[str], where: str = "") -> Any:
     words = [f"--config={recipe}", *words]
-    values = flags.FlagValues()
-    command_line.define_config(values, words)
+    values = FlagValues()
+    flags.define_config(values, words)
     try:
-        return command_line.parse(words, values)
+        return flags.parse(words, values)
     except UsageError as error:
         raise UsageError(*(f"{where}{problem}" for problem in error.args)) from error

@@ -23,7 +23,7 @@ def test_an_accelerator_that_jax_does_not_see(monkeypatch):
     )
     row = machine_checks.devices()
     assert row.mark == WARNING and "nvidia" in row.advice
-    assert row.seen == f"{jax.device_count()} x cpu, {jax.local_device_count()} in this process"
+    assert row.result == f"{jax.device_count()} x cpu, {jax.local_device_count()} in this process"
 
 
 def test_versions_are_those_that_a_run_records(monkeypatch):
@@ -47,8 +47,8 @@ def three_gigabytes(monkeypatch):
 
 def test_too_little_disk_space(tmp_path, three_gigabytes):
     row = machine_checks.disk_space(str(tmp_path / "not" / "there"), 10**9, keep=3)
-    assert row.mark == FAILED and "4 more checkpoints take 4.0 GB" in row.seen
-    assert row.seen.startswith("3.0 GB free (ext4), ")
+    assert row.mark == FAILED and "4 more checkpoints take 4.0 GB" in row.result
+    assert row.result.startswith("3.0 GB free (ext4), ")
     assert "--config.checkpoint.keep" in row.advice
     assert machine_checks.disk_space(str(tmp_path), 10**9, keep=2).mark == OK
     assert (
@@ -94,14 +94,14 @@ def test_mounts_that_are_unknown(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "open", missing)
     row = machine_checks.disk_space(str(tmp_path), 1, keep=1)
-    assert row.mark == OK and "GB free, 2 more" in row.seen
+    assert row.mark == OK and "GB free, 2 more" in row.result
 
 
 @pytest.mark.parametrize("free, mark", [(5e9, OK), (3e9, WARNING)])
 def test_memory_of_the_host(monkeypatch, free, mark):
     monkeypatch.setattr(machine_checks.host, "available_memory", lambda: int(free))
     row = machine_checks.host_memory()
-    assert row.mark == mark and f"{free / 1e9:.1f} GB of memory free" in row.seen
+    assert row.mark == mark and f"{free / 1e9:.1f} GB of memory free" in row.result
     assert mark == OK or "data.cache" in row.advice
 
 
@@ -109,14 +109,14 @@ def test_memory_of_the_host(monkeypatch, free, mark):
 def test_clocks(monkeypatch, apart, mark):
     monkeypatch.setattr(machine_checks.collectives, "all_gather", lambda v: [v, v + 1, v + apart])
     row = machine_checks.clocks()
-    assert row.mark == mark and f"{apart} s" in row.seen
+    assert row.mark == mark and f"{apart} s" in row.result
     assert mark == OK or "process 2" in row.advice
 
 
 def test_a_sum_over_all_devices():
     mesh = sharding.make_mesh(data=2, fsdp=2)
     row = machine_checks.all_reduce(mesh)
-    assert row.mark == OK and "4 MB in " in row.seen and "GB/s per device" in row.seen
+    assert row.mark == OK and "4 MB in " in row.result and "GB/s per device" in row.result
     single = sharding.make_mesh(devices=jax.devices()[:1])
     assert machine_checks.all_reduce(single) == (OK, "all-reduce", "one device", "")
 
@@ -127,7 +127,7 @@ def test_a_sum_that_is_wrong(monkeypatch, place):
     right = machine_checks._numbered
     monkeypatch.setattr(machine_checks, "_numbered", lambda *words: right(*words).at[place].add(1))
     row = machine_checks.all_reduce(sharding.make_mesh())
-    assert row.mark == FAILED and "wrong on" in row.seen and "broken" in row.advice
+    assert row.mark == FAILED and "wrong on" in row.result and "broken" in row.advice
 
 
 def test_a_device_that_is_left_out_of_the_sum(monkeypatch):
@@ -146,7 +146,7 @@ def test_memory_of_the_fullest_device(peaks, mark):
         return SimpleNamespace(memory_stats=lambda: stats)
 
     (row,) = machine_checks.device_memory([device(peak) for peak in peaks])
-    assert row.mark == mark and f"{max(peaks)}.0 of 100.0 GB" in row.seen
+    assert row.mark == mark and f"{max(peaks)}.0 of 100.0 GB" in row.result
     assert mark == OK or "performance.md" in row.advice
 
 

@@ -23,13 +23,13 @@ def test_everything_passes_and_nothing_is_left_behind(tmp_path):
         *("devices", "versions", "processes", "recipe", "disk", "host", "clocks", "all-reduce"),
         *("start", "data", "step"),
     ]
-    assert f"{jax.device_count()} x cpu" in rows["devices"].seen
-    assert f"jax {jax.__version__}, " in rows["versions"].seen
-    assert rows["start"].seen == "from scratch"
-    assert "steps 20 = 3.333 epochs of 6 steps" in rows["recipe"].seen
-    assert "global batch 16 in 1 part(s)" in rows["recipe"].seen
-    assert rows["data"].seen.startswith("shapes/train: 96 images of 12 classes; held out 20; ")
-    assert "20 steps" in rows["step"].seen
+    assert f"{jax.device_count()} x cpu" in rows["devices"].result
+    assert f"jax {jax.__version__}, " in rows["versions"].result
+    assert rows["start"].result == "from scratch"
+    assert "steps 20 = 3.333 epochs of 6 steps" in rows["recipe"].result
+    assert "global batch 16 in 1 part(s)" in rows["recipe"].result
+    assert rows["data"].result.startswith("shapes/train: 96 images of 12 classes; held out 20; ")
+    assert "20 steps" in rows["step"].result
     assert not (tmp_path / "runs" / "w").exists()
 
 
@@ -45,7 +45,7 @@ def test_the_workdir_of_a_run_stays_as_it_was(tmp_path):
 
 def test_a_workdir_in_a_bucket_is_left_empty(gcs):
     passed, rows = preflight(tiny_configs.config(), "gs://bucket/run")
-    assert passed and rows["disk"].seen.startswith("a bucket; each checkpoint takes")
+    assert passed and rows["disk"].result.startswith("a bucket; each checkpoint takes")
     assert gcs.names("bucket") == []
 
 
@@ -59,14 +59,14 @@ def test_a_workdir_in_a_bucket_is_left_empty(gcs):
 )
 def test_input_that_main_would_reject(tmp_path, changes, message):
     passed, rows = preflight(tiny_configs.config(**changes), tmp_path / "w")
-    assert not passed and rows["start"].mark == FAILED and message in rows["start"].seen
+    assert not passed and rows["start"].mark == FAILED and message in rows["start"].result
     assert "step" not in rows
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     passed, rows = preflight(tiny_configs.config(), tmp_path / "file")
-    assert not passed and "--workdir" in rows["start"].seen
+    assert not passed and "--workdir" in rows["start"].result
 
 
 def bad(name):
@@ -114,4 +114,4 @@ def test_a_task_that_trains_nothing(tmp_path):
     config = tiny_configs.classify_config("knn", init_from="", steps=0)
     passed, rows = preflight(config, tmp_path / "w")
     assert passed and "step" not in rows
-    assert "96 images of 12 classes" in rows["data"].seen and "not read" in rows["data"].seen
+    assert "96 images of 12 classes" in rows["data"].result and "not read" in rows["data"].result

@@ -79,33 +79,33 @@ def test_leftovers_of_a_killed_run_stay_for_the_next_one(run):
 def test_damaged_checkpoints_are_named_and_stay(run, caplog):
     damage(run, 4, 6)
     row, step = start(run)
-    assert row.mark == WARNING and step == 2 and row.seen == "continuing after step 2 of 6"
+    assert row.mark == WARNING and step == 2 and row.result == "continuing after step 2 of 6"
     assert "checkpoint 4, 6 is damaged" in row.advice
     assert "a run would set it aside" in caplog.text
     damage(run, 2)
     row, step = start(run)
-    assert row.mark == FAILED and step is None and "every checkpoint" in row.seen
-    assert "(2, 4, 6)" in row.seen
+    assert row.mark == FAILED and step is None and "every checkpoint" in row.result
+    assert "(2, 4, 6)" in row.result
 
 
 def test_another_configuration(run):
     row, step = start(run, seed=5)
     assert row.mark == FAILED and step is None
-    assert "seed: 0 -> 5" in row.seen and "--allow_config_change" in row.seen
+    assert "seed: 0 -> 5" in row.result and "--allow_config_change" in row.result
     row, step = start(run, seed=5, allow=True)
-    assert step == 6 and row.seen == "continuing after step 6 of 6, changed: seed: 0 -> 5"
+    assert step == 6 and row.result == "continuing after step 6 of 6, changed: seed: 0 -> 5"
 
 
 def test_another_model(run):
     row, step = start(run, model__embed_dim=48, allow=True)
-    assert row.mark == FAILED and step is None and "does not fit" in row.seen
+    assert row.mark == FAILED and step is None and "does not fit" in row.result
 
 
 def test_another_run_to_continue(run, tmp_path):
     (tmp_path / "new").mkdir()
     row, step = start(tmp_path / "new", resume=str(run / "checkpoints" / "4"))
     assert (row.mark, step) == (OK, 4)
-    assert row.seen == f"continuing after step 4 of 6, of {run} in a new workdir"
+    assert row.result == f"continuing after step 4 of 6, of {run} in a new workdir"
 
 
 def test_weights(run, tmp_path):
@@ -113,24 +113,24 @@ def test_weights(run, tmp_path):
     row, step = start(tmp_path / "new", init_from=str(run))
     total = len(jax.tree.leaves(Pretrain(tiny_configs.config(), "").init_variables()[0]))
     assert step == 0 and row.mark == OK
-    assert row.seen == f"weights from {run}: {total} of {total} arrays"
+    assert row.result == f"weights from {run}: {total} of {total} arrays"
     tune = tiny_configs.classify_config(init_from=str(run))
     row, _ = start(tmp_path / "new", config=tune)
-    assert row.mark == OK and row.seen == f"weights from {run}: 16 of 20 arrays"
+    assert row.mark == OK and row.result == f"weights from {run}: 16 of 20 arrays"
 
 
 def test_weights_that_do_not_fit_or_are_not_there(run, tmp_path):
     (tmp_path / "new").mkdir()
     row, step = start(tmp_path / "new", init_from=str(run), model__depth=2)
     assert row.mark == FAILED and step is None
-    assert "missing" in row.seen and "blocks_1/attn/qkv/kernel" in row.seen
+    assert "missing" in row.result and "blocks_1/attn/qkv/kernel" in row.result
     for nowhere in (tmp_path / "nowhere", tmp_path / "nowhere.pth"):
         row, _ = start(tmp_path / "new", init_from=str(nowhere))
-        assert row.mark == FAILED and f"--config.init_from={nowhere} (default: " in row.seen
-        assert "no checkpoint under" in row.seen or "no file" in row.seen
+        assert row.mark == FAILED and f"--config.init_from={nowhere} (default: " in row.result
+        assert "no checkpoint under" in row.result or "no file" in row.result
     damage(run, 6)
     row, _ = start(tmp_path / "new", init_from=str(run))
-    assert row.mark == FAILED and "is damaged" in row.seen
+    assert row.mark == FAILED and "is damaged" in row.result
 
 
 def test_a_state_that_does_not_fit_the_device(tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_state_that_does_not_fit_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr("mae_jax.train.initial_state.create_state", full)
     row, step = start(tmp_path)
     assert step is None and row.mark == FAILED
-    assert row.seen == "RESOURCE_EXHAUSTED: 9 GB" and "performance.md" in row.advice
+    assert row.result == "RESOURCE_EXHAUSTED: 9 GB" and "performance.md" in row.advice
 
 
 def test_the_steps_start_where_the_run_would(run, capsys):
@@ -149,7 +149,7 @@ def test_the_steps_start_where_the_run_would(run, capsys):
     assert preflight.run(tiny_configs.config(**CONFIG), str(run), rows.append)
     assert files(run) == before
     (row,) = [row for row in rows if row.name == "step"]
-    assert "at this speed 2 steps take" in row.seen
+    assert "at this speed 2 steps take" in row.result
 
 
 def test_a_workdir_in_use(tmp_path):
@@ -158,7 +158,7 @@ def test_a_workdir_in_use(tmp_path):
         before = files(tmp_path)
         assert not preflight.run(tiny_configs.config(), str(tmp_path), rows.append)
         assert files(tmp_path) == before and workdir_lock.LOCK in os.listdir(tmp_path)
-    assert rows[-1].mark == FAILED and "is in use by process" in rows[-1].seen
+    assert rows[-1].mark == FAILED and "is in use by process" in rows[-1].result
 
 
 class Batches:
@@ -176,12 +176,12 @@ class Batches:
 
 def test_data_that_cannot_be_read():
     batch, row = run_checks.read_data(Batches(1, left=3), 8, "9 images")
-    assert batch is None and row.mark == FAILED and row.seen == "9 images: the disk is gone"
+    assert batch is None and row.mark == FAILED and row.result == "9 images: the disk is gone"
     batch, row = run_checks.read_data(Batches(1, left=9, bad=2), 8, "9 images")
-    assert batch == 1 and row.mark == WARNING and "2 of these images cannot be read" in row.seen
+    assert batch == 1 and row.mark == WARNING and "2 of these images cannot be read" in row.result
     batch, row = run_checks.read_data(Batches(1, left=9), 8, "9 images")
-    assert batch == 1 and row.mark == OK and row.seen.startswith("9 images; ")
-    assert "images/s on this host" in row.seen
+    assert batch == 1 and row.mark == OK and row.result.startswith("9 images; ")
+    assert "images/s on this host" in row.result
 
 
 def step(config, *, break_batch=lambda batch: batch, num_steps=None):
@@ -196,7 +196,7 @@ def step(config, *, break_batch=lambda batch: batch, num_steps=None):
 
 def test_a_loss_that_is_not_finite():
     row = step(tiny_configs.config(data__std=(1e-30,) * 3, target__normalize=False))
-    assert row.mark == FAILED and "data.std" in row.advice and "not finite" in row.seen
+    assert row.mark == FAILED and "data.std" in row.advice and "not finite" in row.result
 
 
 def test_an_update_that_is_not_finite(monkeypatch):
@@ -213,7 +213,7 @@ def test_an_update_that_is_not_finite(monkeypatch):
 
     monkeypatch.setattr(run_checks, "make_train_step", wrong)
     row = step(tiny_configs.config())
-    assert row.mark == FAILED and "not finite" in row.seen and len(taken) == 4
+    assert row.mark == FAILED and "not finite" in row.result and len(taken) == 4
 
 
 def test_a_step_that_does_not_fit(monkeypatch):
