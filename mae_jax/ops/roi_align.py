@@ -6,12 +6,13 @@ times the features, times its weights of the columns. This equals Detectron2's s
 samples along an axis as it is cells long, rounded up. Boxes have no gradient.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from mae_jax.ops.boxes import area
+from mae_jax.ops.boxes import area, nonempty
 
 STRIDES = (4, 8, 16, 32)  # of p2 to p5
 # Boxes of at least this area use the next level (FPN, 1612.03144, equation 1).
@@ -25,7 +26,7 @@ def roi_align(features: jax.Array, boxes: jax.Array, *, scale: float, size: int)
 
     Args:
       features: [H, W, C].
-      boxes: [R, 4]; may reach outside. Those without width or height give zeros.
+      boxes: [R, 4]; may reach outside. Those that are empty or not finite give zeros.
       scale: cells per unit of the boxes, 1 / stride.
       size: number of bins P along each axis.
 
@@ -55,19 +56,18 @@ def pyramid_roi_align(
     Returns:
       [R, P, P, C].
     """
-
     number, channels = len(boxes), pyramid[0].shape[-1]
     chunk = min(chunk, number)
-    boxes = jnp.pad(boxes, ((0, -number % chunk), (0, 0)))
+    boxes = jnp.pad(jax.lax.stop_gradient(boxes), ((0, -number % chunk), (0, 0)))
     order = jnp.argsort(levels(boxes))  # most chunks then need only one level
 
     def pool(part: jax.Array) -> jax.Array:
         result = jnp.zeros((chunk, size, size, channels), pyramid[0].dtype)
         for level, (features, stride) in enumerate(zip(pyramid, STRIDES, strict=True), 2):
             here = levels(part) == level
-            rows, columns = _weights(part, features.shape[:2], 1 / stride, size)
-            rows = jnp.where(here[:, None, None], rows, 0)
-            result = jax.lax.cond(here.any(), _add_pooled, _skip, result, features, rows, columns)
+            boxes_here = jnp.where(here[:, None], part, 0)  # empty boxes give zeros
+            add = functools.partial(_add_pooled, scale=1 / stride, size=size)
+            result = jax.lax.cond(here.any(), add, _skip, result, features, boxes_here)
         return result
 
     pooled = jax.lax.map(pool, boxes[order].reshape(-1, chunk, 4))
@@ -142,7 +142,9 @@ def _weights(
     boxes: jax.Array, shape: tuple[int, ...], scale: float, size: int
 ) -> tuple[jax.Array, jax.Array]:
     """`axis_weights` of rows [R, P, H] and columns [R, P, W]."""
-    x0, y0, x1, y1 = (jnp.asarray(boxes, jnp.float32) * scale - 0.5).T
+    boxes = jnp.asarray(boxes, jnp.float32)
+    usable = nonempty(boxes) & jnp.isfinite(boxes).all(axis=-1)
+    x0, y0, x1, y1 = (jnp.where(usable[:, None], boxes, 0) * scale - 0.5).T
     rows = axis_weights(y0, y1, size=size, length=shape[0])
     columns = axis_weights(x0, x1, size=size, length=shape[1])
     return rows, columns
@@ -156,8 +158,10 @@ def _pool(features: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array
     return jnp.einsum("rpqw,rpwc->rpqc", columns, pooled, precision=EXACT)
 
 
-def _add_pooled(result: jax.Array, *args: jax.Array) -> jax.Array:
-    return result + _pool(*args)
+def _add_pooled(
+    result: jax.Array, features: jax.Array, boxes: jax.Array, *, scale: float, size: int
+) -> jax.Array:
+    return result + roi_align(features, boxes, scale=scale, size=size)
 
 
 def _skip(result: jax.Array, *_: jax.Array) -> jax.Array:
