@@ -38,8 +38,8 @@ def roi_align(features: jax.Array, boxes: jax.Array, *, scale: float, size: int)
 
 def levels(boxes: jax.Array) -> jax.Array:
     """Level of the pyramid, int32 [...] from 2 to 5, that `boxes` [..., 4] are pooled from."""
-    sizes = area(boxes)
-    return 2 + sum((sizes >= limit).astype(jnp.int32) for limit in LEVEL_AREAS)
+    large = area(boxes)[..., None] >= jnp.array(LEVEL_AREAS)
+    return 2 + large.sum(axis=-1, dtype=jnp.int32)
 
 
 def pyramid_roi_align(

@@ -98,5 +98,6 @@ def _function(operator: str, inputs: Inputs, chunk: int) -> tuple[Callable[..., 
     def pool(pyramid: list[jax.Array], boxes: jax.Array) -> jax.Array:
         return pyramid_roi_align(pyramid, boxes, size=7, chunk=chunk)
 
-    gradient = jax.grad(lambda *args: pool(*args).sum())
-    return (pool if operator == "roi_align" else gradient), (inputs.pyramid, inputs.boxes)
+    # Both passes, as torchvision's: only the gradient would not need the values.
+    both = jax.value_and_grad(lambda *args: pool(*args).sum())
+    return (pool if operator == "roi_align" else both), (inputs.pyramid, inputs.boxes)

@@ -36,7 +36,7 @@ def make_inputs(image_size: int, channels: int) -> Inputs:
     ]
     boxes = _boxes(rng, BOXES, image_size)
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    levels = 2 + sum((area >= side**2).astype(int) for side in (112, 224, 448))
+    levels = 2 + (area[:, None] >= np.square([112, 224, 448])).sum(axis=1)
     centers = _boxes(rng, LEVELS * PROPOSALS // 20, image_size)
     objects = centers[rng.integers(0, len(centers), (LEVELS, PROPOSALS))]
     side = np.tile(objects[..., 2:] - objects[..., :2], 2)
