@@ -1,4 +1,4 @@
-"""Benchmarks train steps, the input pipeline and operators; analyzes compiled steps.
+"""Benchmarks steps, the input pipeline and operators; analyzes compiled steps.
 
 Examples:
   python -m mae_jax.tools.bench step --config=configs/vit_b.py \\
@@ -25,10 +25,10 @@ applies the same transforms to the same files; for a fair comparison, also set
 and communication between devices, for N fake CPU devices (--devices=64) or for
 a TPU (--topology=v5e:8x8; needs `pip install libtpu`).
 
-`ops` takes no recipe. It times the operators of detection for one image: ROIAlign
-of 512 boxes, its gradient, and non-maximum suppression in 5 levels of 2000 boxes.
---against=torchvision alternates them with its operators on the CPU, in a process
-of --torch_python.
+`ops` takes no recipe. It times the operators of detection for one image:
+ROIAlign of 512 boxes, with its gradient, and non-maximum suppression in five
+levels of 2000 boxes. --against=torchvision alternates them with torchvision's
+operators on the CPU, run by --torch_python.
 
 All commands print a table, and one JSON object as the last line.
 """
