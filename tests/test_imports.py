@@ -97,6 +97,7 @@ def test_everything_can_be_imported_without_tensorflow():
         "mae_jax.runtime.tensorflow_cpu",
         "mae_jax.data.sources.tfrecord",
         "mae_jax.tools.bench.baselines.torch_mae",
+        "mae_jax.tools.bench.baselines.torchvision_ops",
     )
     code = (
         "import sys\n"

@@ -137,6 +137,22 @@ def parse(argv: list[str], values: flags.FlagValues) -> Any:
     return config
 
 
+def parse_without_recipe(argv: list[str], values: flags.FlagValues) -> None:
+    """Parses the command line (without the program's name) of a command that takes no recipe.
+
+    Raises:
+      UsageError: a flag is mistyped, or there is a recipe.
+    """
+    if any(re.match(r"--?(no)?config\b", word) for word in argv):
+        raise UsageError("this command takes no recipe: leave out --config")
+    try:
+        rest = values(["", *argv])
+    except flags.Error as error:
+        raise UsageError(_describe_failure(error, [])) from error
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}: flags begin with --")
+
+
 def _overridden(argv: list[str]) -> list[str]:
     """Keys that the command line overrides.
 

@@ -1,4 +1,4 @@
-"""Benchmarks the train step and the input pipeline, and analyzes compiled steps.
+"""Benchmarks steps, the input pipeline and operators; analyzes compiled steps.
 
 Examples:
   python -m mae_jax.tools.bench step --config=configs/vit_b.py \\
@@ -8,6 +8,7 @@ Examples:
   python -m mae_jax.tools.bench data --config=configs/folder.py \\
       --config.data.root=DIR --against=pil
   python -m mae_jax.tools.bench compile --config=configs/vit_2b.py --devices=64
+  python -m mae_jax.tools.bench ops --image_size=1024 --against=torchvision
 
 `step` times the train step of any recipe on a batch that is already on the
 devices. --against=plain alternates it with the paper's algorithm in plain JAX,
@@ -23,6 +24,11 @@ applies the same transforms to the same files; for a fair comparison, also set
 `compile` compiles the step without running it, and reports its memory, FLOPs
 and communication between devices, for N fake CPU devices (--devices=64) or for
 a TPU (--topology=v5e:8x8; needs `pip install libtpu`).
+
+`ops` takes no recipe. It times the operators of detection for one image:
+ROIAlign of 512 boxes, with its gradient, and non-maximum suppression in five
+levels of 2000 boxes. --against=torchvision alternates them with torchvision's
+operators on the CPU, run by --torch_python.
 
 All commands print a table, and one JSON object as the last line.
 """
@@ -44,6 +50,7 @@ from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.host import keep_freed_memory
 from mae_jax.tools.bench.compile import bench_compile, fake_devices, topology_devices
 from mae_jax.tools.bench.input_pipeline import bench_data
+from mae_jax.tools.bench.ops import bench_ops
 from mae_jax.tools.bench.step import BASELINES, Options, bench_step, make_task
 from mae_jax.tools.bench.table import table
 from mae_jax.tools.bench.variants import bench_rows
@@ -80,7 +87,18 @@ def _compile(config: Any, values: FlagValues) -> dict[str, Any]:
     return bench_compile(config, make_task(config), devices)
 
 
-COMMANDS = {"step": (_step, BASELINES), "data": (_data, ("pil",)), "compile": (_compile, ())}
+def _ops(config: None, values: flags.FlagValues) -> dict[str, Any]:
+    names = ("image_size", "channels", "chunk", "repeats", "against", "torch_python")
+    return bench_ops(**{name: getattr(values, name) for name in names}) | _machine()
+
+
+COMMANDS = {
+    "step": (_step, BASELINES),
+    "data": (_data, ("pil",)),
+    "compile": (_compile, ()),
+    "ops": (_ops, ("torchvision",)),
+}
+WITHOUT_RECIPE = ("ops",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,14 +112,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not words or words[0] not in COMMANDS:
         raise UsageError(f"no command: pass one of {', '.join(COMMANDS)} first (see --help)")
-    config = flags.parse(words[1:], values)
+    if words[0] in WITHOUT_RECIPE:
+        config = command_line.parse_without_recipe(words[1:], values)
+    else:
+        config = command_line.parse(words[1:], values)
     setup_logging()
     command, baselines = COMMANDS[words[0]]
     if values.against not in ("", *baselines):
         allowed = f"must be one of {', '.join(baselines)}" if baselines else "is not supported"
         raise UsageError(f"--against={values.against} {allowed} for `{words[0]}`")
-    if values.repeats < 1 or values.devices < 1:
-        raise UsageError("--repeats and --devices must be at least 1")
+    if min(values.repeats, values.devices, values.channels, values.chunk) < 1:
+        raise UsageError("--repeats, --devices, --channels and --chunk must be at least 1")
+    if values.image_size < 32:
+        raise UsageError("--image_size must be at least 32")
     result = command(config, values)
     print(table(result))
     print(json.dumps(result))
@@ -112,18 +135,25 @@ def _define_flags(values: FlagValues) -> None:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    against = "Baseline: plain, torch or official for step, pil for data; default none."
-    define(DEFINE_string, "against", "", against)
-    define(DEFINE_integer, "repeats", 20, "Number of timed steps or batches; default 20.")
+    against = (
+        "Baseline: plain, torch or official for step, pil for data, torchvision for ops; default "
+        "none."
+    )
+    define(flags.DEFINE_string, "against", "", against)
+    define(flags.DEFINE_integer, "repeats", 20, "Number of timed steps or batches; default 20.")
     largest = "step: use the largest batch that fits into memory."
-    define(DEFINE_bool, "find_batch", False, largest)
-    define(DEFINE_string, "rows", "", "step: file of variants to compare.")
-    python = "step: Python interpreter that has torch; default the current one."
-    define(DEFINE_string, "torch_python", "", python)
-    define(DEFINE_bool, "torch_compile", False, "step: also time torch.compile.")
+    define(flags.DEFINE_bool, "find_batch", False, largest)
+    define(flags.DEFINE_string, "rows", "", "step: file of variants to compare.")
+    python = "Python interpreter that has torch; default the current one."
+    define(flags.DEFINE_string, "torch_python", "", python)
+    define(flags.DEFINE_bool, "torch_compile", False, "step: also time torch.compile.")
     devices = "compile: number of fake CPU devices; default 1."
-    define(DEFINE_integer, "devices", 1, devices)
-    define(DEFINE_string, "topology", "", "compile: TPU to compile for, such as v5e:8x8.")
+    define(flags.DEFINE_integer, "devices", 1, devices)
+    define(flags.DEFINE_integer, "image_size", 1024, "ops: side of the image; default 1024.")
+    channels = "ops: channels of the pyramid; default 256."
+    define(flags.DEFINE_integer, "channels", 256, channels)
+    define(flags.DEFINE_integer, "chunk", 64, "ops: boxes pooled at a time; default 64.")
+    define(flags.DEFINE_string, "topology", "", "compile: TPU to compile for, such as v5e:8x8.")
 
 
 def _machine() -> dict[str, Any]:

@@ -140,7 +140,8 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
     if against in ("torch", "official"):
         for name, compiled in (("torch", False), ("torch_compile", True)):
             if not compiled or options.torch_compile:
-                steps[name] = TorchProcess(task, config, options.torch_python, compiled)
+                sizes = _torch_sizes(task, config, compiled)
+                steps[name] = TorchProcess("torch_mae", sizes, options.torch_python)
     try:
         times = interleave(steps, options.repeats)
     finally:
@@ -153,6 +154,17 @@ def bench_step(config: Any, options: Options) -> dict[str, Any]:
             pairs = zip(times["ours"], times[name], strict=True)
             result[f"speed_up_over_{name}"] = round(statistics.median(b / a for a, b in pairs), 3)
     return result
+
+
+def _torch_sizes(task: Any, config: Any, compiled: bool) -> dict[str, Any]:
+    """Argument of the PyTorch baseline; `compiled` uses `torch.compile`."""
+    return task.fields | {
+        "batch_size": config.batch_size,
+        "ratio": config.mask.ratio,
+        "normalize": config.target.normalize,
+        "dtype": np.dtype(task.model.dtype).name,
+        "compile": compiled,
+    }
 
 
 def _check_comparable(target: Any, against: str) -> None:

@@ -50,6 +50,19 @@ def test_rows_take_turns(capsys, tmp_path):
     assert half["images_per_s"] == pytest.approx(8000 / half["step_ms"], rel=1e-2)
 
 
+def test_operators_are_timed_without_a_recipe(capsys, monkeypatch):
+    names = ("roi_align", "nms")  # gradients take longest to compile
+    monkeypatch.setattr("mae_jax.tools.bench.ops.OPERATORS", names)
+    arguments = ["ops", "--image_size=64", "--channels=2", "--chunk=512", "--repeats=1"]
+    assert bench.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ours = result["ours"]
+    for name in names:
+        assert 0 < ours[f"{name}_min_ms"] <= ours[f"{name}_ms"]
+        assert ours[f"{name}_compile_s"] > 0 and ours[f"{name}_memory_mb"] > 0
+    assert "nms_speed_up" not in result
+
+
 def test_speed_up_is_of_images_round_by_round():
     assert speed_up([1.0, 2.0, 30.0], [0.5, 1.0, 1.0], images=0.5) == 1.0
 
@@ -88,8 +101,8 @@ def test_bad_rows_are_explained(text, message, tmp_path):
             ["data", *tiny_configs.flags(data__augment="none"), "--against=pil"],
             "--against=pil supports only --config.data.augment=crop, not none",
         ),
-        ([], "no command: pass one of step, data, compile"),
-        (["speed"], "no command: pass one of step, data, compile"),
+        ([], "no command: pass one of step, data, compile, ops"),
+        (["speed"], "no command: pass one of step, data, compile, ops"),
         (
             ["step", "--config=configs/demo.py", "--against=pil"],
             "--against=pil must be one of plain, torch, official",
@@ -100,6 +113,16 @@ def test_bad_rows_are_explained(text, message, tmp_path):
             "exited with status 1",
         ),
         (["data", *tiny_configs.flags(), "--against=pil"], "needs image files"),
+        (["ops", "--config=configs/demo.py"], "takes no recipe"),
+        (["ops", "--chanels=3"], "Unknown command line flag 'chanels'"),
+        (["ops", "512"], "unexpected argument '512'"),
+        (["ops", "--chunk=0"], "--chunk must be at least 1"),
+        (["ops", "--image_size=31"], "--image_size must be at least 32"),
+        (["ops", "--against=torch"], "must be one of torchvision for `ops`"),
+        (
+            ["ops", "--image_size=32", "--channels=1", "--against=torchvision"],
+            "--torch_python=",
+        ),
     ],
 )
 def test_bad_command_is_explained(arguments, message):

@@ -4,9 +4,8 @@ r"""A PyTorch train step of the masked autoencoder, written from the paper as a 
 
 Embeds, shuffles and decodes in the paper's order, with what a tuned PyTorch run would use: fused
 `scaled_dot_product_attention`, autocast to bfloat16, fused AdamW and optionally `torch.compile`.
-It runs in a separate process, so that the two programs do not compete for memory or threads. It
-prints one JSON line when it is ready, one per step, which a line on stdin requests, and one at the
-end of stdin.
+It runs in a separate process, so that the two programs do not compete for memory or threads; see
+`torch_process.serve` for the protocol.
 """
 
 import json
@@ -16,6 +15,8 @@ import time
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports] - not a requirement; used only here
+
+from mae_jax.tools.bench.baselines.torch_process import serve
 
 
 def build_mae(sizes: dict[str, Any]) -> Any:
@@ -104,6 +105,8 @@ def build_mae(sizes: dict[str, Any]) -> Any:
 class TorchStep:
     """One optimizer step on a batch that is already on the device."""
 
+    version = torch.__version__
+
     def __init__(self, sizes: dict[str, Any]):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = build_mae(sizes).to(self.device)
@@ -139,17 +142,5 @@ class TorchStep:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
-def main() -> None:
-    """Answers each line of stdin with one line of JSON; see the module's docstring."""
-    start = time.perf_counter()
-    step = TorchStep(json.loads(sys.argv[1]))
-    step()
-    ready = {"compile_s": time.perf_counter() - start, "version": torch.__version__}
-    print(json.dumps(ready), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps({"seconds": step()}), flush=True)
-    print(json.dumps({"memory_mb": step.peak_memory_mb()}), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(lambda: TorchStep(json.loads(sys.argv[1])))

@@ -1,25 +1,43 @@
-"""Runs the PyTorch baseline in a process, as a step that can be timed like ours."""
+"""Runs a PyTorch baseline in a process, as a step that can be timed like ours."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from mae_jax.runtime.errors import UsageError
 
 
-class TorchProcess:
-    """A process that runs `mae_jax.tools.bench.baselines.torch_mae`, one step per call.
+def serve(make_step: Callable[[], Any]) -> None:
+    """The program of such a process.
+
+    Prints one JSON line when the step is ready, one per step, which a line on stdin requests, and
+    one at the end of stdin.
 
     Args:
-      task: the pre-training task, whose sizes the baseline uses.
-      config: its configuration.
+      make_step: returns a step with `version` and `peak_memory_mb()`; calling it returns seconds.
+    """
+    start = time.perf_counter()
+    step = make_step()
+    step()
+    ready = {"compile_s": time.perf_counter() - start, "version": step.version}
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({"seconds": step()}), flush=True)
+    print(json.dumps({"memory_mb": step.peak_memory_mb()}), flush=True)
+
+
+class TorchProcess:
+    """A process that runs a program of `mae_jax.tools.bench.baselines`, one step per call.
+
+    Args:
+      program: torch_mae or torchvision_ops.
+      sizes: its argument, as JSON.
       python: Python interpreter that has torch; "" for the current one.
-      compiled: use `torch.compile`.
 
     Attributes:
       compile_s: seconds until the first step finished.
@@ -29,25 +47,18 @@ class TorchProcess:
       UsageError: torch is not installed, or the baseline failed.
     """
 
-    def __init__(self, task: Any, config: Any, python: str, compiled: bool):
+    def __init__(self, program: str, sizes: dict[str, Any], python: str):
         if not python and importlib.util.find_spec("torch") is None:
             raise UsageError(
                 "the PyTorch baseline needs torch: pass a Python interpreter that has it as "
-                "--torch_python=, or use --against=plain"
+                "--torch_python=, or change --against="
             )
-        sizes = task.fields | {
-            "batch_size": config.batch_size,
-            "ratio": config.mask.ratio,
-            "normalize": config.target.normalize,
-            "dtype": np.dtype(task.model.dtype).name,
-            "compile": compiled,
-        }
         self.memory_mb = 0
         self._process = subprocess.Popen(
             [
                 python or sys.executable,
                 "-m",
-                "mae_jax.tools.bench.baselines.torch_mae",
+                f"mae_jax.tools.bench.baselines.{program}",
                 json.dumps(sizes),
             ],
             stdin=subprocess.PIPE,
