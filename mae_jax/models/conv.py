@@ -16,6 +16,8 @@ BATCH_NORM_MOMENTUM = 0.1
 GROUPS = 32
 # Kaiming normal for ReLU by the number of outputs ("MSRA fill" in detectron2).
 MSRA = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Kaiming uniform without a gain, by the number of inputs ("Xavier fill" in detectron2).
+XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
