@@ -94,3 +94,11 @@ class FeaturePyramid(nn.Module):
             laterals[i] += conv.upsample(laterals[i + 1], size)
         p2, p3, p4, p5 = (layer(x, "output", i, 3) for x, i in zip(laterals, LEVELS, strict=True))
         return p2, p3, p4, p5, p5[:, ::2, ::2]
+
+
+def pyramid_macs(grid: tuple[int, int], dim: int, width: int = 256) -> float:
+    """Multiply-adds of `FeaturePyramid` for one image with maps [*grid, dim]."""
+    tokens = grid[0] * grid[1]
+    doubling = 4 * tokens * dim**2
+    positions = sum(tokens * n for n in (16, 4, 1, 0.25))
+    return 6 * doubling + positions * width * (dim + 9 * width)  # p2: 1 + 4 doublings, p3: 1

@@ -45,7 +45,11 @@ def grid_attention(
         return out.astype(row.dtype)
 
     rows = max(query_chunk // width, 1)
-    out = jax.lax.map(attend, (jnp.moveaxis(q, 1, 0), tables), batch_size=min(rows, height))
+    inputs = (jnp.moveaxis(q, 1, 0), tables)
+    if rows < height:
+        out = jax.lax.map(attend, inputs, batch_size=rows)
+    else:  # no loop: compiles faster
+        out = jax.vmap(attend)(inputs)
     return jnp.moveaxis(out, 0, 1)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mae_jax.convert import detectron2
-from mae_jax.models.fpn import Adaptor, FeaturePyramid
+from mae_jax.models.fpn import Adaptor, FeaturePyramid, pyramid_macs
 from mae_jax.models.vitdet import PositionTable, ViTDet, quarter_ends
 from mae_jax.ops.trees import flatten, unflatten
 from tests.parity import official
@@ -103,7 +103,7 @@ def test_shared_tables_match(ref, variables, kind, side):
 
 def test_windowed_blocks_share_one_table_and_global_blocks_the_other(variables):
     """Through remat too; an image of another size, not a multiple of the window."""
-    model = MODEL.clone(global_blocks=(3,), remat="blocks")
+    model = MODEL.clone(depth=2, global_blocks=(1,), remat="blocks")
     images = jax.random.normal(jax.random.key(0), (1, 96, 112, 3))
     grads = jax.jit(jax.grad(lambda params: (model.apply({"params": params}, images) ** 2).sum()))(
         variables[0]
@@ -123,3 +123,15 @@ def test_odd_maps(variables):
     levels = jax.eval_shape(lambda: PYRAMID.apply(variables[1], maps))
     sizes = [x.shape[1:3] for x in levels]
     assert sizes == [(28, 20), (14, 10), (7, 5), (3, 2), (2, 1)]
+
+
+def test_cost_is_that_of_the_kernels(variables):
+    """Multiply-adds of a kernel: its size times the positions it is applied to."""
+    scale = {"2": 16, "3": 4, "4": 1, "5": 0.25}  # positions of a level, for each token
+    scale |= {"adaptor/p2_deconv0": 1, "adaptor/p2_deconv1": 4, "adaptor/p3_deconv": 1}
+    total = 0
+    for name, x in flatten(variables[1]["params"]).items():
+        if name.endswith("/kernel"):
+            place = name.removesuffix("/kernel")
+            total += 64 * x.size * scale.get(place, scale.get(place.split("/")[0][-1], 0))
+    assert pyramid_macs((8, 8), 32, 16) == total
