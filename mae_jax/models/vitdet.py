@@ -1,10 +1,10 @@
 """The plain ViT as a backbone for detection, and its simple feature pyramid (ViTDet, 2203.16527).
 
 Parameters of the ViT are named as in `models.vit`, so that a pre-trained encoder loads by name.
-`ViTDet` has no class token and no final norm, and keeps the class token's row of `pos_embed`
-without using it, like detectron2. New are the tables of relative positions
-`blocks_i/attn/{rel_pos_h,rel_pos_w}` (with `shared_positions`, instead
-`{window_positions,global_positions}/table`).
+`ViTDet` has no class token and no final norm. Like detectron2, it keeps the class token's row of
+`pos_embed` without using it. It adds tables of relative positions: two for each block,
+`blocks_i/attn/{rel_pos_h,rel_pos_w}`, or two for all of them (`shared_positions`),
+`{window_positions,global_positions}/table`.
 
 Levels of a pyramid are p2 to p6, of strides 4 to 64 for patches of 16. `SimpleFeaturePyramid` has
 `p2/{deconv0,norm0,deconv1}`, `p3/deconv0`, and `{lateral,output}/{conv,norm}` in each of p2 to p5.
@@ -100,8 +100,7 @@ class GridBlock(layers.Block):
     def attend(self, x: jax.Array, num_queries: int) -> jax.Array:
         """Attention of the normalized map [B, H, W, D].
 
-        As in detectron2, the padding of windows is not masked: it has the keys and values of a
-        zero input, i.e. the biases.
+        As in detectron2, padding in windows is not masked: its keys and values are the biases.
         """
         del num_queries
         attn = GridAttention(
@@ -139,7 +138,7 @@ class ViTDet(nn.Module):
         global blocks, instead of two for each block.
       drop_path: stochastic depth rate of the last block; increases linearly from 0 in the first.
       dtype: of the arithmetic; parameters are float32.
-      remat: a key of `layers.REMAT`. Attention weights are recomputed in any case.
+      remat: a key of `layers.REMAT`. Attention weights are always recomputed.
       query_chunk: most queries of an image whose attention weights exist at once.
     """
 

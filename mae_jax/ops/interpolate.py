@@ -1,8 +1,8 @@
 """Interpolation as matrix products, with constant matrices of torch's `interpolate`.
 
-The sizes are static, so the matrices are NumPy arrays at trace time and gradients are matrix
-products too. As in torch with `align_corners=False`: half-pixel centers, clamped edges, no
-antialiasing (`jax.image.resize` antialiases when it shrinks, and its cubic kernel is another one).
+Sizes are static, so the matrices are NumPy arrays at trace time, and gradients are matrix products
+too. As in torch with `align_corners=False`: half-pixel centers, clamped edges, no antialiasing.
+(`jax.image.resize` antialiases when it shrinks, and its cubic kernel has another coefficient.)
 """
 
 import jax
@@ -69,7 +69,7 @@ def relative_table(table: jax.Array, size: int) -> jax.Array:
       size: queries and keys.
 
     Returns:
-      [size, size, ...]; entry [q, k] is the one of offset q - k.
+      [size, size, ...]; entry [q, k] is for the offset q - k.
     """
     if table.shape[0] != 2 * size - 1:
         table = resize_axis(table, 0, linear_matrix(table.shape[0], 2 * size - 1))

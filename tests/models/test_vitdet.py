@@ -206,3 +206,26 @@ def test_dtype_is_that_of_the_arithmetic():
 def test_image_size_must_be_a_multiple_of_the_patch():
     with pytest.raises(ValueError, match="width 40 is not divisible by patch size 16"):
         jax.eval_shape(ViTDet(**TINY).init, jax.random.key(0), jnp.zeros((1, 32, 40, 3)))
+
+
+def test_initial_values_are_detectron2s():
+    model = ViTDet(**TINY | {"depth": 1, "global_blocks": ()})
+
+    @jax.jit
+    def init():
+        x = jnp.zeros((1, 2, 2, 32))
+        backbone = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        return backbone["params"], PYRAMID.init(jax.random.key(1), x)["params"]
+
+    backbone, pyramid = init()
+    block = backbone["blocks_0"]
+    for x in (block["attn"]["qkv"]["kernel"], block["mlp"]["fc1"]["kernel"]):
+        assert x.std() == pytest.approx(0.02, rel=0.05)
+    assert not block["attn"]["rel_pos_h"].any() and not block["attn"]["qkv"]["bias"].any()
+    for name, fan_in in (
+        ("p2/deconv0", 4 * 16),
+        ("p4/lateral/conv", 32),
+        ("p4/output/conv", 9 * 16),
+    ):
+        bound = fan_in**-0.5
+        assert 0.9 * bound < np.abs(flatten(pyramid)[f"{name}/kernel"]).max() <= bound
