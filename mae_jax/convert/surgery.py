@@ -11,8 +11,9 @@ import numpy as np
 from mae_jax.convert.param_names import Arrays
 from mae_jax.convert.weights import Weights, make_report
 from mae_jax.models import targets
-from mae_jax.models.pos_embed import resize_matrix, resize_table, sincos_2d
+from mae_jax.models.pos_embed import resize_table, sincos_2d
 from mae_jax.models.vit import BN_EPS, VisionTransformer
+from mae_jax.ops.interpolate import bicubic_matrix
 from mae_jax.ops.patches import grid_size
 from mae_jax.runtime.errors import UsageError
 
@@ -221,7 +222,9 @@ def with_patch_size(model: Weights, patch: tuple[int, int]) -> Weights:
     if patch[0] < was[0] or patch[1] < was[1]:
         raise UsageError(f"--resample_patch={patch} is smaller than the model's {was}")
     # token = sum of kernel * patch; if B enlarges patches, the new kernel is pinv(B^T) kernel.
-    rows, columns = (np.linalg.pinv(resize_matrix(a, b).T) for a, b in zip(was, patch, strict=True))
+    rows, columns = (
+        np.linalg.pinv(bicubic_matrix(a, b).T) for a, b in zip(was, patch, strict=True)
+    )
     kernel = model.params["patch_embed/proj/kernel"].astype(np.float64)
     kernel = np.einsum("Hh,Ww,hwcd->HWcd", rows, columns, kernel).astype(np.float32)
     metadata = copy.deepcopy(model.metadata)

@@ -112,15 +112,15 @@ def drop_path(x: jax.Array, rate: float, noise: jax.Array) -> jax.Array:
     """Stochastic depth: drops a residual branch for some examples (timm's `DropPath`).
 
     Args:
-      x: output of the branch, [B, N, D].
+      x: output of the branch, [B, ...].
       rate: probability of dropping.
       noise: uniform in [0, 1), [B], one value per example.
 
     Returns:
-      [B, N, D]; kept branches are scaled by 1 / (1 - rate).
+      The shape of x; kept branches are scaled by 1 / (1 - rate).
     """
-    keep = jnp.floor(1.0 - rate + noise)[:, None, None].astype(x.dtype)
-    return x / (1.0 - rate) * keep
+    keep = jnp.floor(1.0 - rate + noise).astype(x.dtype)
+    return x / (1.0 - rate) * keep.reshape(-1, *(1 for _ in x.shape[1:]))
 
 
 class Block(nn.Module):
@@ -154,10 +154,14 @@ class Block(nn.Module):
         def branch(y: jax.Array, which: int) -> jax.Array:
             return y if noise is None else drop_path(y, self.drop_path, noise[:, which])
 
-        attn = Attention(self.num_heads, self.dtype, self.attention, self.kernel_init, name="attn")
-        x = x[:, -n:] + branch(attn(layer_norm(self.dtype, "norm1")(x), n), 0)
+        x = x[:, -n:] + branch(self.attend(layer_norm(self.dtype, "norm1")(x), n), 0)
         mlp = Mlp(int(dim * self.mlp_ratio), self.dtype, self.kernel_init, name="mlp")
         return x + branch(mlp(layer_norm(self.dtype, "norm2")(x)), 1)
+
+    def attend(self, x: jax.Array, num_queries: int) -> jax.Array:
+        """Attention of the normalized tokens [B, N, D] -> [B, num_queries, D]."""
+        attn = Attention(self.num_heads, self.dtype, self.attention, self.kernel_init, name="attn")
+        return attn(x, num_queries)
 
 
 # `model.remat`: activations of a block kept for its backward pass; the rest is recomputed.
@@ -168,14 +172,14 @@ REMAT = {
 }
 
 
-def block_class(remat: str) -> Any:
-    """`Block` with the rematerialization policy `remat`, a key of `REMAT`."""
+def block_class(remat: str, block: type[Block] = Block) -> Any:
+    """A class of blocks with the rematerialization policy `remat`, a key of `REMAT`."""
     if remat == "none":
-        return Block
-    return nn.remat(Block, policy=REMAT[remat], static_argnums=(2,))  # 2: num_queries
+        return block
+    return nn.remat(block, policy=REMAT[remat], static_argnums=(2,))  # 2: num_queries
 
 
-def _torch_default(fan_in: int) -> Initializer:
+def torch_default(fan_in: int) -> Initializer:
     """PyTorch's default for a convolution's weight and bias: uniform within 1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
 
@@ -209,7 +213,7 @@ class PatchProjection(nn.Module):
         fan_in = patches.shape[-1]
         channels = fan_in // (self.patch_size[0] * self.patch_size[1])
         shape = (*self.patch_size, channels, self.dim)  # stored as a convolution kernel
-        torch = _torch_default(fan_in)
+        torch = torch_default(fan_in)
         kernel = self.param("kernel", _xavier_patch_kernel if self.xavier else torch, shape)
         kernel = kernel.reshape(fan_in, self.dim)
         bias = self.param("bias", torch, (self.dim,))

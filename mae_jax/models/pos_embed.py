@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from mae_jax.ops.interpolate import bicubic_matrix
+
 
 def _sincos_1d(positions: np.ndarray, dim: int) -> np.ndarray:
     """float64 [N, dim]: the sines of all frequencies, then the cosines (not interleaved)."""
@@ -43,22 +45,7 @@ def resize_table(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) 
     if old == new:
         return table.astype(np.float32)
     grid = table[0, 1:].reshape(*old, -1).astype(np.float64)
-    grid = np.einsum("rh,hwd->rwd", resize_matrix(old[0], new[0]), grid)
-    grid = np.einsum("cw,rwd->rcd", resize_matrix(old[1], new[1]), grid)
+    grid = np.einsum("rh,hwd->rwd", bicubic_matrix(old[0], new[0]), grid)
+    grid = np.einsum("cw,rwd->rcd", bicubic_matrix(old[1], new[1]), grid)
     patches = grid.reshape(1, new[0] * new[1], -1)
     return np.concatenate([table[:, :1], patches], axis=1).astype(np.float32)
-
-
-def resize_matrix(old: int, new: int) -> np.ndarray:
-    """Matrix float64 [new, old] of 1D bicubic interpolation; see `resize_table`."""
-    a = -0.75
-    at = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(at).astype(int)
-    weights = np.zeros((new, old))
-    for offset in range(-1, 3):
-        t = np.abs(at - first - offset)
-        near = ((a + 2) * t - (a + 3)) * t * t + 1
-        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-        columns = np.clip(first + offset, 0, old - 1)
-        np.add.at(weights, (np.arange(new), columns), np.where(t <= 1, near, far))
-    return weights
