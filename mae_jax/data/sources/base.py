@@ -71,6 +71,10 @@ class DetectionSource(Source, Protocol):
 
     category_ids: list[int]
 
+    def image_ids(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+        """The `image_id` of some images."""
+        ...
+
     def coco_json(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
         """Some images and their objects in COCO's format, for pycocotools; reads no image."""
         ...

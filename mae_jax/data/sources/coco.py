@@ -139,8 +139,10 @@ class CocoSource:
         lists = (self._instances.get(image.id, []) for image in self._images)
         return np.array([any(not x.crowd for x in instances) for instances in lists], bool)
 
+    def image_ids(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+        return [self._images[int(index)].id for index in indices]
+
     def coco_json(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
-        """Some images and their objects in COCO's format; reads no image."""
         return coco_format(self, (self._entries(self._images[int(index)]) for index in indices))
 
     def _entries(self, image: Image) -> tuple[dict[str, Any], list[dict[str, Any]]]:

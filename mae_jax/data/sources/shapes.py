@@ -77,11 +77,13 @@ class ShapesSource:
             "crowd": np.zeros(len(scene.classes), bool),
             "segments": tuple(map(segments.encode, scene.masks)),
             "size": self._image_size,
-            "image_id": index + 1,
+            "image_id": self.image_ids([index])[0],
         }
 
+    def image_ids(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+        return [int(index) + 1 for index in indices]
+
     def coco_json(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
-        """Some images and their objects in COCO's format; draws them."""
         return coco_format(self, (self._entries(int(index)) for index in indices))
 
     def _entries(self, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -99,8 +101,8 @@ class ShapesSource:
                 scene.classes, scene.boxes, scene.masks, strict=True
             )
         ]
-        name = self.describe(index)
-        return {"id": index + 1, "file_name": name, "height": height, "width": width}, objects
+        (id,), name = self.image_ids([index]), self.describe(index)
+        return {"id": id, "file_name": name, "height": height, "width": width}, objects
 
     def describe(self, index: int) -> str:
         return f"{self.name}#{index}"
