@@ -63,12 +63,12 @@ def to_coco(segment: Segment) -> Any:
     return [points.ravel().tolist() for points in segment]
 
 
-def compressed(rle: Mapping[str, Any]) -> dict[str, Any]:
+def compressed(rle: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     """An RLE whose `counts` are bytes, from one with bytes, a string or a list of runs."""
-    counts = rle["counts"]
+    counts, size = rle["counts"], [height, width]
     if isinstance(counts, list):
-        return dict(_api().frPyObjects(dict(rle), *rle["size"]))
-    return {"size": rle["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
+        return dict(_api().frPyObjects({"size": size, "counts": counts}, height, width))
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
 def is_valid_rle(rle: Mapping[str, Any], height: int, width: int) -> bool:

@@ -41,7 +41,7 @@ def test_masks_are_encoded_and_decoded_as_in_coco(instances):
         for counts in (str(text), str(text).encode(), runs):
             given = {"size": [60, 80], "counts": counts}
             assert segments.is_valid_rle(given, 60, 80)
-            assert segments.compressed(given) == rle
+            assert segments.compressed(given, 60, 80) == rle
         assert segments.area(rle, 60, 80) == areas[row]
         x, y, width, height = boxes[row]
         if mask.any():

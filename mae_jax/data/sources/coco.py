@@ -31,6 +31,7 @@ from mae_jax.data.sources.listing import (
     restore_or_save,
 )
 from mae_jax.data.storage import is_away, patiently
+from mae_jax.data.transforms.image_headers import MAX_VALUES
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import DataMissing, UsageError, one_line, require
 
@@ -43,7 +44,8 @@ TRAIN = (*splits.TRAIN, "train2017")
 HELD_OUT = (*splits.HELD_OUT, "val2017")
 _NAMED = 5  # examples of each problem in the log
 _TOLERANCE = 1.0  # pixels that boxes may reach out of their image without being reported
-_BAD_POLYGON = "of fewer than 6 or an odd number of coordinates"
+_FAR = 10  # sides of the image; a coordinate further out is a mistake, and slow to rasterize
+_BAD_POLYGON = "of fewer than 6 or an odd number of coordinates, or far outside the image"
 
 
 class Place(NamedTuple):
@@ -398,12 +400,14 @@ def _categories(
     path: str, entries: list[Any], classes: list[str] | None
 ) -> tuple[list[str], list[int]]:
     """Names and ids of the classes, in the order of their numbers."""
-    try:
-        by_id = {int(entry["id"]): str(entry["name"]) for entry in entries}
-    except (TypeError, KeyError, ValueError) as error:
-        raise UsageError(
-            f"{path} is not in COCO's format: its categories need an id and a name"
-        ) from error
+    by_id: dict[int, str] = {}
+    for entry in entries:
+        id = _integer(entry.get("id")) if isinstance(entry, dict) else None
+        if id is None or not isinstance(entry.get("name"), (str, int)):
+            raise UsageError(
+                f"{path} is not in COCO's format: each category needs an integer id and a name"
+            )
+        by_id[id] = str(entry["name"])
     by_name = {text.normalized(name): id for id, name in by_id.items()}
     if not by_id or len(by_name) < len(entries):
         twice = [name for name, n in collections.Counter(by_id.values()).items() if n > 1]
@@ -454,12 +458,15 @@ def _image(entry: Any) -> Image | None:
         return None
     if id is None or not height or not width or min(height, width) < 1:
         return None
+    if height * width > MAX_VALUES:
+        return None
     return Image(id, path.replace("\\", "/"), height, width)
 
 
 def _integer(value: Any) -> int | None:
-    """An integer, also written as 3.0; None for anything else."""
-    return int(value) if _is_number(value) and value == int(value) else None
+    """An integer, also written as 3.0; None for anything else and for huge numbers."""
+    whole = _is_number(value) and value == int(value) and abs(value) < 2**53
+    return int(value) if whole else None
 
 
 def _look_up(table: Mapping[int, _T], value: Any) -> _T | None:
@@ -468,7 +475,9 @@ def _look_up(table: Mapping[int, _T], value: Any) -> _T | None:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return type(value) is int and abs(value) < 2**53  # exact in float64
 
 
 def _instances(
@@ -514,7 +523,7 @@ def _instance(
     given, area = entry.get("segmentation"), entry.get("area")
     segment: segments.Segment = []
     if isinstance(given, list) and given:
-        segment = [np.array(x, np.float64).reshape(-1, 2) for x in given if _is_polygon(x)]
+        segment = [np.array(x, np.float64).reshape(-1, 2) for x in given if _is_polygon(x, image)]
         if not segment:
             problems.add(f"annotations with nothing but polygons {_BAD_POLYGON}", name)
             return None
@@ -524,14 +533,15 @@ def _instance(
         if not segments.is_valid_rle(given, image.height, image.width):
             problems.add("annotations with a damaged RLE, or one of another size", name)
             return None
-        segment = segments.compressed(given)
+        segment = segments.compressed(given, image.height, image.width)
     box = _box(entry.get("bbox"), segment)
     if box is None or min(box[2:]) <= 0:
         problems.add("annotations whose box has no size", name)
         return None
     x0, y0, x1, y1 = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    if x0 >= image.width or y0 >= image.height or x1 <= 0 or y1 <= 0:
-        problems.add("annotations whose box is outside the image", name)
+    outside = x0 >= image.width or y0 >= image.height or x1 <= 0 or y1 <= 0
+    if outside or max(map(abs, box)) > _far(image):
+        problems.add("annotations whose box is outside the image, or reaches far out of it", name)
         return None
     if min(x0, y0, image.width - x1, image.height - y1) < -_TOLERANCE:
         kind = "annotations whose box is partly outside the image"
@@ -543,13 +553,17 @@ def _instance(
     return Instance(number, box, known, bool(entry.get("iscrowd")), segment)
 
 
-def _is_polygon(values: Any) -> bool:
+def _is_polygon(values: Any, image: Image) -> bool:
     return (
         isinstance(values, list)
         and len(values) >= 6
         and len(values) % 2 == 0
-        and all(map(_is_number, values))
+        and all(_is_number(value) and abs(value) <= _far(image) for value in values)
     )
+
+
+def _far(image: Image) -> int:
+    return _FAR * max(image.height, image.width)
 
 
 def _box(given: Any, segment: segments.Segment) -> tuple[float, float, float, float] | None:

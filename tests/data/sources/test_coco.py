@@ -54,14 +54,13 @@ def write_set(folder, images, annotations, *, categories=CATEGORIES, inside="ima
 
 
 def sources(root, workdir=None, objects=True, **config):
-    found = make_sources(
+    return make_sources(
         {"source": "coco", "root": str(root), **config},
         image_size=(8, 8),
         channels=3,
         workdir=str(workdir) if workdir else None,
         objects=objects,
     )
-    return found.train, found.eval
 
 
 def annotation_of(root, index=0, **config):
@@ -104,7 +103,8 @@ def test_an_image_without_objects_is_evaluated_but_not_trained_on(tmp_path, capl
     for split in ("train", "val"):
         write_set(tmp_path / split, images, objects)
     with caplog.at_level(logging.INFO):
-        train, evaluation = sources(tmp_path)
+        train, evaluation = found = sources(tmp_path)
+    assert found.holdout == 0
     assert train.fingerprint()["part"] == "with objects"
     paths = [train.describe(index) for index in range(len(train))]
     assert [path[-5:] for path in paths] == ["1.jpg", "4.jpg"]
@@ -146,14 +146,16 @@ BAD = [
     ({"bbox": [2, 3, 10]}, "annotations whose box has no size, left out: 9"),
     ({"bbox": [2, 3, 10, float("nan")]}, "annotations whose box has no size, left out: 9"),
     ({"bbox": ["2", 3, 10, 10]}, "annotations whose box has no size, left out: 9"),
-    ({"bbox": [30, 3, 9, 9]}, "annotations whose box is outside the image, left out: 9"),
-    ({"bbox": [-9, 3, 9, 9]}, "annotations whose box is outside the image, left out: 9"),
-    ({"bbox": [2, 20, 9, 9]}, "annotations whose box is outside the image, left out: 9"),
+    ({"bbox": [30, 3, 9, 9]}, "annotations whose box is outside the image, or reaches far out of"),
+    ({"bbox": [2, 3, 1e308, 9]}, "annotations whose box is outside the image, or reaches far out"),
+    ({"bbox": [-9, 3, 9, 9]}, "annotations whose box is outside the image, or reaches far out of"),
+    ({"bbox": [2, 20, 9, 9]}, "annotations whose box is outside the image, or reaches far out of"),
     ({"segmentation": [[1, 2, 3, 4]]}, "annotations with nothing but polygons of fewer than 6"),
     ({"segmentation": [SQUARE[:7]]}, "annotations with nothing but polygons of fewer than 6"),
     ({"segmentation": SQUARE}, "annotations with nothing but polygons of fewer than 6"),
     ({"segmentation": [[*SQUARE[:7], "x"]]}, "annotations with nothing but polygons of fewer"),
     ({"segmentation": [[*SQUARE[:7], 1e999]]}, "annotations with nothing but polygons of fewer"),
+    ({"segmentation": [[1e9, 3, 12, 3, 12, 13]]}, "annotations with nothing but polygons of"),
     ({"segmentation": {"counts": [1, 2]}}, "annotations with a damaged RLE"),
     ({"segmentation": {"size": [20, 30], "counts": "abc"}}, "annotations with a damaged RLE"),
     ({"segmentation": {"size": [30, 20], "counts": [600]}}, "annotations with a damaged RLE"),
@@ -190,8 +192,8 @@ def test_what_is_used_in_part_is_named_too(tmp_path, caplog):
     assert found["boxes"][3].tolist() == [2, 0, 4, 10]  # of the RLE: columns 2 and 3
     warnings = [r.getMessage().split(": ", 1)[1] for r in caplog.records if r.levelno > 20]
     assert warnings == [
-        "1 annotations with polygons of fewer than 6 or an odd number of coordinates, others "
-        "kept: 1",
+        "1 annotations with polygons of fewer than 6 or an odd number of coordinates, or far "
+        "outside the image, others kept: 1",
         "2 annotations without a segmentation, their mask is their box: 2, 3",
         "7 annotations whose box is partly outside the image, cut off at its border: 11, 12, 13, "
         "14, 15, ...",
@@ -212,6 +214,7 @@ def test_bad_images_are_left_out_and_named(tmp_path, caplog):
         {"license": 3},
         "10.jpg",
         image(11, file_name="a\nb.jpg"),
+        image(12, height=10**6, width=10**6),
     ]
     images = [
         {k: v for k, v in x.items() if v is not ...} if isinstance(x, dict) else x for x in images
@@ -221,8 +224,8 @@ def test_bad_images_are_left_out_and_named(tmp_path, caplog):
     assert train.image_ids(range(len(train))) == [10]
     warnings = [r.getMessage().split(": ", 1)[1] for r in caplog.records if r.levelno > 20]
     assert warnings == [
-        "5 images without an integer id, a file_name, a height and a width, left out: 2.jpg, "
-        "3.jpg, 4.jpg, number 9, number 10",
+        "6 images without an integer id, a file_name, a height and a width, left out: 2.jpg, "
+        "3.jpg, 4.jpg, number 9, number 10, ...",
         "2 images outside the folder of the images, left out: ../5.jpg, /6.jpg",
         "2 images listed twice, left out: 10 (7.jpg), 80 (1.jpg)",
         "2 images that do not exist, left out: 9.jpg, 'a\\nb.jpg'",
@@ -240,7 +243,10 @@ def test_bad_images_are_left_out_and_named(tmp_path, caplog):
         ('{"images": []}', "no list 'annotations'"),
         ('{"images": [], "annotations": {}}', "no list 'annotations'"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
-        ('{"images": [], "annotations": [], "categories": [1]}', "categories need an id and a"),
+        (
+            '{"images": [], "annotations": [], "categories": [1]}',
+            "category needs an integer id",
+        ),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}',
@@ -353,7 +359,7 @@ def test_coco_json_is_what_was_read_with_annotations_numbered_from_one(tmp_path)
     first, second, third = found["annotations"]
     assert first == things[0] | {"id": 1}
     assert (second["id"], second["iscrowd"], second["area"]) == (2, 1, 20)
-    assert segments.decode(segments.compressed(second["segmentation"])).sum() == 20
+    assert segments.decode(segments.compressed(second["segmentation"], HEIGHT, WIDTH)).sum() == 20
     assert (third["id"], third["area"]) == (3, 100)
     assert json.loads(json.dumps(found)) == found
 
