@@ -45,6 +45,7 @@ HELD_OUT = (*splits.HELD_OUT, "val2017")
 _NAMED = 5  # examples of each problem in the log
 _TOLERANCE = 1.0  # pixels that boxes may reach out of their image without being reported
 _FAR = 10  # sides of the image; a coordinate further out is a mistake, and slow to rasterize
+_NUMBERS = frozenset([int, float])
 _BAD_POLYGON = "of fewer than 6 or an odd number of coordinates, or far outside the image"
 
 
@@ -135,6 +136,10 @@ class CocoSource:
             "size": (image.height, image.width),
             "image_id": image.id,
         }
+
+    def num_objects(self) -> int:
+        """Number of objects and crowds in all images."""
+        return sum(len(self._instances.get(image.id, [])) for image in self._images)
 
     def has_objects(self) -> np.ndarray:
         """Which images have an object that is no crowd, bool [n]."""
@@ -257,13 +262,15 @@ def find(
     """
     if not root:
         raise UsageError("--config.data.root is empty: name a folder with annotations.json")
-    names = TRAIN if split == "train" else (split,)
-    train = _first_place(root, (*names, "") if split == "train" else names)
+    train = _first_place(root, (*TRAIN, "") if split == "train" else (split,))
     if train is None:
-        wanted = f"{root}/annotations.json, {root}/{split or 'train'}/annotations.json"
+        wanted = [f"{root}/annotations.json"] if split in ("", "train") else []
+        if split:
+            wanted += [f"{root}/{split}/annotations.json"]
+            wanted += [f"{root}/annotations/instances_{split}.json"]
         raise DataMissing(
-            f"no annotations in COCO's format: looked for {wanted} and {root}/annotations/"
-            f"instances_{split or 'train'}.json (--config.data.root, --config.data.split)"
+            f"no annotations in COCO's format: looked for {', '.join(wanted)} (--config.data.root, "
+            "--config.data.split)"
         )
     if eval_split:
         evaluation = _first_place(root, (eval_split,))
@@ -273,7 +280,8 @@ def find(
                 f"and no {root}/annotations/instances_{eval_split}.json"
             )
         return train, evaluation
-    return train, _first_place(root, HELD_OUT) if discover else None
+    others = [name for name in HELD_OUT if name != split]
+    return train, _first_place(root, others) if discover else None
 
 
 def _first_place(root: str, names: Iterable[str]) -> Place | None:
@@ -316,12 +324,12 @@ def _source(
     )
     # The annotations, not the folder, decide what belongs to the set.
     listing = restore_or_save(listing, cache_path(workdir, part), place=place.annotations)
+    source = CocoSource(found, listing, base=base, name=place.annotations, part=part)
     log.info(
         "%s: %s images, %s objects of %d classes",
-        *(place.annotations, f"{len(listing.paths):,}"),
-        *(f"{sum(map(len, found.instances.values())):,}", len(found.classes)),
+        *(place.annotations, f"{len(source):,}", f"{source.num_objects():,}", len(found.classes)),
     )
-    return CocoSource(found, listing, base=base, name=place.annotations, part=part)
+    return source
 
 
 def _sizes(place: Place, paths: Sequence[str]) -> tuple[str, list[int | None]]:
@@ -382,24 +390,25 @@ def read_annotations(
                 f"{path} is not in COCO's format: it has no list {key!r} (it needs "
                 f"{', '.join(lists)})"
             )
-    names, ids = _categories(path, data["categories"], classes)
+    categories = _categories(path, data["categories"])
+    names, ids = _numbered(path, categories, classes)
+    number_of = {name: number for number, name in enumerate(map(text.normalized, names))}
+    numbers = {id: number_of[text.normalized(name)] for id, name in categories.items()}
     images = _images(data["images"], problems)
     if not images:
         problems.report()
         raise UsageError(f"{path} lists no image that can be used")
     return AnnotationFile(
         sorted(images.values()),
-        _instances(data["annotations"], images, {id: n for n, id in enumerate(ids)}, problems),
+        _instances(data["annotations"], images, numbers, problems),
         names,
         ids,
         hashlib.sha256(content).hexdigest(),
     )
 
 
-def _categories(
-    path: str, entries: list[Any], classes: list[str] | None
-) -> tuple[list[str], list[int]]:
-    """Names and ids of the classes, in the order of their numbers."""
+def _categories(path: str, entries: list[Any]) -> dict[int, str]:
+    """Names of the categories by id, in the order of the ids; several may have one name."""
     by_id: dict[int, str] = {}
     for entry in entries:
         id = _integer(entry.get("id")) if isinstance(entry, dict) else None
@@ -407,24 +416,34 @@ def _categories(
             raise UsageError(
                 f"{path} is not in COCO's format: each category needs an integer id and a name"
             )
+        if id in by_id:
+            raise UsageError(f"{path} has two categories with the id {id}")
         by_id[id] = str(entry["name"])
-    by_name = {text.normalized(name): id for id, name in by_id.items()}
-    if not by_id or len(by_name) < len(entries):
-        twice = [name for name, n in collections.Counter(by_id.values()).items() if n > 1]
-        problem = f"has a category twice ({', '.join(twice[:3])})" if by_id else "has no categories"
-        raise UsageError(f"{path} {problem}")
+    if not by_id:
+        raise UsageError(f"{path} has no categories")
+    return dict(sorted(by_id.items()))
+
+
+def _numbered(
+    path: str, categories: Mapping[int, str], classes: list[str] | None
+) -> tuple[list[str], list[int]]:
+    """Names and ids of the classes, in the order of their numbers.
+
+    Categories with the same name, which Roboflow writes, are one class with the first id.
+    """
+    id_of: dict[str, int] = {}
+    for id, name in categories.items():
+        id_of.setdefault(text.normalized(name), id)
     if classes is None:
-        ids = sorted(by_id)
-        return [by_id[id] for id in ids], ids
-    extra = by_name.keys() - set(map(text.normalized, classes))
-    if extra:
+        return [categories[id] for id in id_of.values()], list(id_of.values())
+    if extra := id_of.keys() - set(map(text.normalized, classes)):
         raise UsageError(
             f"{path} has categories that the training images or the model do not have: "
             f"{', '.join(sorted(extra)[:5])} (there: {', '.join(classes[:5])})"
         )
     # Classes that the file lacks get ids that it does not use.
-    unused = itertools.count(max(by_id) + 1)
-    ids = [by_name.get(text.normalized(name)) for name in classes]
+    unused = itertools.count(max(categories) + 1)
+    ids = [id_of.get(text.normalized(name)) for name in classes]
     return classes, [next(unused) if id is None else id for id in ids]
 
 
@@ -497,10 +516,11 @@ def _instances(
     found: dict[int, list[Instance]] = collections.defaultdict(list)
     ids: set[str] = set()
     for place, entry in enumerate(entries):
-        name = str(entry.get("id", f"number {place}")) if isinstance(entry, dict) else ""
-        if not name:
+        if not isinstance(entry, dict):
             problems.add("annotations that are no objects of JSON", f"number {place}")
             continue
+        id = entry.get("id")
+        name = f"number {place}" if id is None else str(id)
         if name in ids:
             problems.add("annotations whose id occurs before", name)
             continue
@@ -523,7 +543,9 @@ def _instance(
     given, area = entry.get("segmentation"), entry.get("area")
     segment: segments.Segment = []
     if isinstance(given, list) and given:
-        segment = [np.array(x, np.float64).reshape(-1, 2) for x in given if _is_polygon(x, image)]
+        far = _FAR * max(image.height, image.width)
+        found = [_polygon(values, far) for values in given]
+        segment = [points for points in found if points is not None]
         if not segment:
             problems.add(f"annotations with nothing but polygons {_BAD_POLYGON}", name)
             return None
@@ -540,7 +562,7 @@ def _instance(
         return None
     x0, y0, x1, y1 = box[0], box[1], box[0] + box[2], box[1] + box[3]
     outside = x0 >= image.width or y0 >= image.height or x1 <= 0 or y1 <= 0
-    if outside or max(map(abs, box)) > _far(image):
+    if outside or max(map(abs, box)) > _FAR * max(image.height, image.width):
         problems.add("annotations whose box is outside the image, or reaches far out of it", name)
         return None
     if min(x0, y0, image.width - x1, image.height - y1) < -_TOLERANCE:
@@ -553,17 +575,17 @@ def _instance(
     return Instance(number, box, known, bool(entry.get("iscrowd")), segment)
 
 
-def _is_polygon(values: Any, image: Image) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) >= 6
-        and len(values) % 2 == 0
-        and all(_is_number(value) and abs(value) <= _far(image) for value in values)
-    )
-
-
-def _far(image: Image) -> int:
-    return _FAR * max(image.height, image.width)
+def _polygon(values: Any, far: int) -> np.ndarray | None:
+    """float64 [m, 2]; None if these are no coordinates of a polygon."""
+    if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
+        return None
+    if not _NUMBERS.issuperset(map(type, values)):
+        return None
+    try:
+        points = np.array(values, np.float64).reshape(-1, 2)
+    except OverflowError:
+        return None
+    return points if np.abs(points).max() <= far else None  # False for NaN
 
 
 def _box(given: Any, segment: segments.Segment) -> tuple[float, float, float, float] | None:

@@ -154,7 +154,7 @@ BAD = [
     ({"segmentation": [SQUARE[:7]]}, "annotations with nothing but polygons of fewer than 6"),
     ({"segmentation": SQUARE}, "annotations with nothing but polygons of fewer than 6"),
     ({"segmentation": [[*SQUARE[:7], "x"]]}, "annotations with nothing but polygons of fewer"),
-    ({"segmentation": [[*SQUARE[:7], 1e999]]}, "annotations with nothing but polygons of fewer"),
+    ({"segmentation": [[*SQUARE[:7], 10**400]]}, "annotations with nothing but polygons of fewer"),
     ({"segmentation": [[1e9, 3, 12, 3, 12, 13]]}, "annotations with nothing but polygons of"),
     ({"segmentation": {"counts": [1, 2]}}, "annotations with a damaged RLE"),
     ({"segmentation": {"size": [20, 30], "counts": "abc"}}, "annotations with a damaged RLE"),
@@ -181,12 +181,13 @@ def test_what_is_used_in_part_is_named_too(tmp_path, caplog):
             thing(2, segmentation=...),
             thing(3, segmentation=[], bbox=[4, 5, 6, 7]),
             thing(4, bbox=..., segmentation=RLE),
-            thing(5, bbox=[-0.5, 0, 31, 20]),  # rounded: no reason to report it
+            thing(None, bbox=[-0.5, 0, 31, 20]),  # rounded: no reason to report it
+            thing(None),
             *many,
         ],
     )
     found = annotation_of(root)
-    assert len(found["boxes"]) == 12
+    assert len(found["boxes"]) == 13
     np.testing.assert_array_equal(found["segments"][0][0], np.reshape(SQUARE, (4, 2)))
     np.testing.assert_array_equal(found["segments"][2][0], [[4, 5], [10, 5], [10, 12], [4, 12]])
     assert found["boxes"][3].tolist() == [2, 0, 4, 10]  # of the RLE: columns 2 and 3
@@ -254,8 +255,8 @@ def test_bad_images_are_left_out_and_named(tmp_path, caplog):
         ),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, '
-            '{"id": 2, "name": "a"}]}',
-            r"has a category twice (a)",
+            '{"id": 1, "name": "b"}]}',
+            "has two categories with the id 1",
         ),
     ],
 )
@@ -282,7 +283,7 @@ def test_places(tmp_path):
         path.write_text("{}")
 
     for name, split in (("train", "train"), ("x", "x")):
-        expected = f"{split}/annotations.json and {tmp_path}/annotations/instances_{split}.json"
+        expected = f"{split}/annotations.json, {tmp_path}/annotations/instances_{split}.json"
         with pytest.raises(DataMissing, match=expected):
             places(split=name)
     with pytest.raises(UsageError, match="data.root is empty"):
@@ -303,6 +304,10 @@ def test_places(tmp_path):
     assert places(split="train2017", eval_split="train") == (
         "annotations/instances_train2017.json",
         "train/annotations.json",
+    )
+    assert places(split="valid") == (
+        "valid/_annotations.coco.json",
+        "annotations/instances_val2017.json",
     )
     with pytest.raises(DataMissing, match="eval_split=test: no .*/test/annotations.json"):
         places(eval_split="test")
@@ -342,6 +347,16 @@ def test_classes_are_numbered_by_the_training_set(tmp_path):
     write_set(tmp_path / "val", [image(1)], [thing(1, category_id=4)], categories=others)
     with pytest.raises(UsageError, match="has categories that the training images .* cow"):
         sources(tmp_path)
+
+
+def test_categories_of_one_name_are_one_class(tmp_path):
+    """Roboflow writes a category 0 above the others, often with the name of one of them."""
+    categories = [{"id": 0, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 1, "name": "dog"}]
+    things = [thing(n, category_id=n) for n in range(3)]
+    train, _ = sources(write_set(tmp_path, [image(1)], things, categories=categories))
+    assert (train.classes, train.category_ids) == (["dog", "cat"], [0, 2])
+    assert train.annotation(0)["classes"].tolist() == [0, 0, 1]
+    assert [x["category_id"] for x in train.coco_json([0])["annotations"]] == [0, 0, 2]
 
 
 def test_coco_json_is_what_was_read_with_annotations_numbered_from_one(tmp_path):
