@@ -82,6 +82,8 @@ def pretrain() -> ml_collections.ConfigDict:
     config.data.crop_scale = (0.2, 1.0)  # area relative to the image
     config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height
     config.data.hflip = True  # flip half of the training images
+    config.data.scale_jitter = (0.1, 2.0)  # detection: size relative to the largest that fits
+    config.data.max_objects = 100  # detection: per training image
     config.data.color_jitter = 0.0  # strength; 0: off
     config.data.randaug_magnitude = 0.0  # 0: off
     config.data.randaug_std = 0.5  # standard deviation of the magnitude

@@ -162,10 +162,12 @@ ROWS = (
     Key("tokenizer.kl_weight", Float(0, 1e3),
         "weight of the KL divergence from uniform codes; 1: the ELBO", tasks=TOKENIZER),
     # The data.
-    Key("data.source", Choice(("shapes", "folder", "tfds")), "type of data set"),
+    Key("data.source", Choice(("shapes", "folder", "coco", "tfds")), "type of data set"),
     Key("data.name", Str(), "tfds: name of the data set", aliases="dataset"),
-    Key("data.root", Place(), "folder: directory or list file; tfds: data_dir",
-        resume="harmless", aliases="data_dir data_path dir folder image_dir images path"),
+    Key("data.root", Place(),
+        "folder: directory or list file; coco: folder with annotations.json; tfds: data_dir",
+        resume="harmless",
+        aliases="data_dir data_path dir folder image_dir images path"),
     Key("data.split", Str(), "training split"),
     Key("data.eval_split", Str(), "validation split; empty: the source's own, or `holdout`",
         aliases="val_split validation_split"),
@@ -182,6 +184,10 @@ ROWS = (
     Key("data.crop_ratio", Floats(0.01, 100, lengths=(2,), ordered=True),
         "aspect ratio of crops, width / height", aliases="aspect_ratio"),
     Key("data.hflip", Bool(), "flip half of the training images horizontally"),
+    Key("data.scale_jitter", Floats(0.01, 100, lengths=(2,), ordered=True),
+        "detect: size of training images, relative to the largest that fits", added=(0.1, 2.0)),
+    Key("data.max_objects", Int(1, 10_000),
+        "detect: objects per training image; the largest, if there are more", added=100),
     Key("data.color_jitter", Float(0, 10), "color jitter strength; 0: off", added=0.0),
     Key("data.randaug_magnitude", Float(0, 10), "RandAugment magnitude; 0: off", added=0.0),
     Key("data.randaug_std", Float(0, 10), "standard deviation of the magnitude", added=0.5),
@@ -279,7 +285,11 @@ ROWS = (
 # fmt: on
 KEYS = {key.name: key for key in ROWS}
 GROUPS = sorted({name.split(".")[0] for name in KEYS if "." in name})
-ADDED = {key.name: key.added for key in ROWS if key.added is not None}
+ADDED = {  # as in JSON: `diff.flatten`
+    key.name: list(key.added) if isinstance(key.added, tuple) else key.added
+    for key in ROWS
+    if key.added is not None
+}
 FORMER_NAMES = {key.formerly: key.name for key in ROWS if key.formerly}
 ALIASES = {alias: key.name for key in ROWS for alias in key.aliases.split()}
 

@@ -13,6 +13,7 @@ from mae_jax.data.sources.base import Annotation, Record, Source
 from mae_jax.data.sources.cache import Cached
 from mae_jax.data.storage import StorageWait
 from mae_jax.data.transforms.decode import pixels
+from mae_jax.data.transforms.image_headers import ImageError
 from mae_jax.runtime.errors import StorageUnavailable, UsageError, one_line
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ class Loader:
             try:
                 record = self._read(index)
                 image = self.decode(record, self.source.describe(index))
+                _check_size(image, record.annotation)
                 self.bad.remove(index)
                 return Loaded(index, image, record.annotation)
             except StorageUnavailable:
@@ -181,6 +183,19 @@ class Loader:
     def decode(self, record: Record, name: str = "an image") -> np.ndarray:
         """Pixels [h, w, C] of a record; raises as `decode.to_array`."""
         return pixels(record.data, self._options, channels=self.channels, name=name)
+
+
+def _check_size(image: np.ndarray, annotation: Annotation) -> None:
+    """Raises ImageError if an image does not have the size that its annotation is made for."""
+    height, width = image.shape[:2]
+    expected = annotation.get("size", (height, width))
+    if (height, width) == expected:
+        return
+    turned = ": was it annotated before it was turned? (--config.data.exif_transpose)"
+    raise ImageError(
+        f"{height} x {width} pixels, but its annotation says {expected[0]} x {expected[1]}"
+        f"{turned if (width, height) == expected else ''}"
+    )
 
 
 class Loaded(NamedTuple):

@@ -14,8 +14,10 @@ class DataOptions:
     """`config.data`, checked.
 
     Attributes:
-      source: `shapes` (drawn by the project), `folder` (image files) or `tfds` (a prepared set).
-      root: folder: a directory, or a list file `.txt` / `.csv`. tfds: its data_dir, '' = default.
+      source: `shapes` (drawn by the project), `folder` (image files), `coco` (image files with
+        boxes and masks) or `tfds` (a prepared set).
+      root: folder: a directory, or a list file `.txt` / `.csv`. coco: a directory, see `coco.find`.
+        tfds: its data_dir, '' = default.
       name: tfds: the data set, for example `imagenet2012` or `name/config:version`.
       split: the training split: a folder in root (root itself for '' or if there is no `train`, see
         `splits.find`), or a TFDS split expression such as `train[:90%]`.
@@ -32,6 +34,10 @@ class DataOptions:
       crop_scale: range of the crop's share of the image area.
       crop_ratio: range of the crop's width / height.
       hflip: mirror half of the training images.
+      scale_jitter: for detection, the range of the size of training images relative to the largest
+        that fits into the model's input; what does not fit is cropped.
+      max_objects: for detection, the number of objects of a training image; if there are more, the
+        largest are kept.
       randaug_magnitude: RandAugment's mean magnitude of at most 10 (recipes: 9); 0 = off.
       randaug_std: its standard deviation.
       color_jitter: strength of random brightness, contrast and saturation; 0 = off.
@@ -67,6 +73,8 @@ class DataOptions:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: bool = True
+    scale_jitter: tuple[float, float] = (0.1, 2.0)
+    max_objects: int = 100
     randaug_magnitude: float = 0.0
     randaug_std: float = 0.5
     color_jitter: float = 0.0

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mae_jax.checkpoint import layout
+from mae_jax.data.sources import coco
 from mae_jax.data.sources.folder import check_root
 from mae_jax.runtime import environment
 from mae_jax.runtime.errors import all_of
@@ -24,8 +25,11 @@ def check_places(config: Any, workdir: str) -> None:
       UsageError: names every key whose path does not exist.
     """
     checks: list[Callable[[], object]] = []
-    if config.data.source == "folder":
-        checks.append(lambda: check_root(config.data.root))
+    data = config.data
+    if data.source == "folder":
+        checks.append(lambda: check_root(data.root))
+    if data.source == "coco" and not (workdir and layout.exists(workdir)):
+        checks.append(lambda: coco.find(data.root, split=data.split, eval_split=data.eval_split))
     # A run that continues from its own checkpoints needs neither.
     if workdir and not layout.exists(workdir):
         if config.resume:

@@ -1,14 +1,14 @@
 """The training and held-out images of a task, and their batches."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from mae_jax.checkpoint import layout
-from mae_jax.data import DataOptions, on_device, pipeline
+from mae_jax.data import DataOptions, Transform, on_device, pipeline
 from mae_jax.data.sampler import TrainSampler
 from mae_jax.data.sources import build
 from mae_jax.data.tolerant import TolerantBatches
@@ -27,6 +27,8 @@ class ImageData:
       workdir: folder of the run; "" to write nothing.
       image_size: (H, W) of the model's input.
       make_task: the task of a configuration and a workdir, to choose a batch size.
+      transforms: of a task on objects: makes the rows of training batches (True) and of evaluation
+        batches (False), from images with boxes and masks. None: images and labels.
 
     Attributes:
       train_source, eval_source: the images; `eval_source` is empty if none are held out.
@@ -47,8 +49,9 @@ class ImageData:
         *,
         image_size: tuple[int, int],
         make_task: MakeTask,
+        transforms: Mapping[bool, Transform] | None = None,
     ):
-        self.image_size, self._config = image_size, config
+        self.image_size, self._config, self._transforms = image_size, config, transforms
         self.pixels = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
         self.reading_error: Exception | None = None
         sources = build.make_sources(
@@ -58,6 +61,7 @@ class ImageData:
             workdir=workdir or None,
             resuming=layout.exists(workdir),
             was_there=layout.exists(workdir),
+            objects=transforms is not None,
         )
         adaptation.adapt(
             config,
@@ -87,7 +91,7 @@ class ImageData:
         """This process's rows of each batch after `start_step`: see `pipeline.train_batches`."""
         return self._feed.train_batches(
             self.train_source,
-            **self.options(self._config.batch_size),
+            **self.options(self._config.batch_size, train=True),
             seed=self._config.seed,
             start_step=start_step,
             **_this_process(),
@@ -133,13 +137,14 @@ class ImageData:
         _, indices = sampler.at(np.int64(step - 1) * size + np.arange(size))
         return [source.describe(int(index)) for index in indices]
 
-    def options(self, batch_size: int) -> dict[str, Any]:
-        """Arguments of `pipeline.train_batches` and `eval_batches`."""
+    def options(self, batch_size: int, *, train: bool = False) -> dict[str, Any]:
+        """Arguments of `pipeline.train_batches` or, without `train`, of `eval_batches`."""
         return {
             "data_config": self._config.data,
             "image_size": self.image_size,
             "channels": self._config.model.channels,
             "batch_size": batch_size,
+            "transform": self._transforms[train] if self._transforms else None,
         }
 
     def metadata(self) -> dict[str, Any]:

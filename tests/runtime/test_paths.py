@@ -10,7 +10,15 @@ from mae_jax.config.schema import KEYS
 from mae_jax.data import image_source, load_images, make_sources
 from mae_jax.runtime import filesystem
 from mae_jax.runtime.errors import UsageError
-from mae_jax.tools import compare, convert, evaluate, extract, inspect, reconstruct
+from mae_jax.tools import (
+    compare,
+    convert,
+    evaluate,
+    extract,
+    inspect,
+    prepare_coco,
+    reconstruct,
+)
 from mae_jax.tools.prepare_imagenet import __main__ as prepare_imagenet
 from mae_jax.tools.study import __main__ as study
 from tests.config.test_flags import parse
@@ -43,6 +51,7 @@ def test_what_is_expanded(home, monkeypatch):
         (convert, ["--from", "--to", "--classes"]),
         (evaluate, ["--checkpoint", "--out", "--images", "--classes", "--root"]),
         (extract, ["--checkpoint", "--out", "--images", "--root"]),
+        (prepare_coco, ["--zips", "--out"]),
         (prepare_imagenet, ["--tars", "--out"]),
         (reconstruct, ["--checkpoint", "--out", "--images", "--mask", "--priority"]),
         (study, ["--study"]),

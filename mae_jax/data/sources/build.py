@@ -11,6 +11,7 @@ from mae_jax.data.options import DataOptions
 from mae_jax.data.sampler import fitting_holdout, holdout_split
 from mae_jax.data.sources.base import Record, Source, Subset
 from mae_jax.data.sources.cache import Budget, Cached
+from mae_jax.data.sources.coco import make_coco_sources
 from mae_jax.data.sources.folder import files_source, make_folder_sources
 from mae_jax.data.sources.shapes import make_shapes_sources
 from mae_jax.data.sources.tfds import make_tfds_sources
@@ -18,20 +19,22 @@ from mae_jax.data.storage import patiently
 from mae_jax.data.transforms import decode, resize
 from mae_jax.data.transforms.decode import pixels
 from mae_jax.runtime import filesystem, host
-from mae_jax.runtime.errors import UsageError
+from mae_jax.runtime.errors import UsageError, require
 from mae_jax.runtime.host import available_memory
 
 log = logging.getLogger(__name__)
 # Packages that do part of the work faster than Pillow, and whether they are installed.
 FAST = {"simplejpeg": decode.SIMPLEJPEG, "cykooz-resizer": resize.SIMD}
 # `config.data.source` -> function that takes the checked `DataOptions` and, as keywords,
-# image_size, channels, workdir and resuming of `make_sources` (**_ takes unused ones), and returns
-# the training source and the evaluation source; the latter may be None.
+# image_size, channels, workdir, resuming and objects of `make_sources` (**_ takes unused ones), and
+# returns the training source and the evaluation source; the latter may be None.
 SOURCES: dict[str, Callable[..., tuple[Source, Source | None]]] = {
     "shapes": make_shapes_sources,
     "folder": make_folder_sources,
+    "coco": make_coco_sources,
     "tfds": make_tfds_sources,
 }
+WITH_OBJECTS = ("coco", "shapes")  # those with boxes and masks
 KEPT = ("listing_*.jsonl", "records_*.npz")  # in <workdir>/data
 
 
@@ -49,7 +52,7 @@ class Sources(NamedTuple):
     @property
     def holdout(self) -> int:
         """Number of training images set aside as `eval`; 0 if `eval` is a separate split."""
-        of_one_set = "part" in self.train.fingerprint()  # see `Subset`
+        of_one_set = "held out" in self.train.fingerprint().get("part", "")  # see `Subset`
         return len(self.eval) if of_one_set and self.eval is not None else 0
 
 
@@ -61,6 +64,7 @@ def make_sources(
     workdir: str | None,
     resuming: bool = True,
     was_there: bool = False,
+    objects: bool = False,
 ) -> Sources:
     """Finds the data; reads no image yet. Waits if the storage is unavailable.
 
@@ -71,9 +75,10 @@ def make_sources(
       workdir: where listings and record indices are kept between starts; None keeps nothing.
       resuming: False discards files that an earlier start kept there without reaching a checkpoint.
       was_there: the data are known to exist: if they are missing the storage is unavailable.
+      objects: whether the task needs boxes and masks: the sources are `DetectionSource`s.
 
     Raises:
-      UsageError: the data do not exist, or are not those this run started with.
+      UsageError: the data do not exist, have no objects, or are not those this run started with.
       StorageUnavailable: the storage did not come back within `data.storage_wait`.
     """
     if workdir and not resuming:
@@ -83,7 +88,12 @@ def make_sources(
     options = DataOptions.from_config(data_config)
     options = dataclasses.replace(options, root=filesystem.expand(options.root))
     context = {"image_size": image_size, "channels": channels}
-    context |= {"workdir": workdir, "resuming": resuming}
+    context |= {"workdir": workdir, "resuming": resuming, "objects": objects}
+    require(
+        not objects or options.source in WITH_OBJECTS,
+        f"--config.data.source={options.source} has no boxes and masks: use "
+        f"{' or '.join(WITH_OBJECTS)}",
+    )
     train, evaluation = patiently(
         lambda: SOURCES[options.source](options, **context),
         what="the images",

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,10 @@ class Cached:
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
         return [self._one(int(index)) for index in indices]
 
+    def unwrap(self, indices: np.ndarray) -> tuple[Source, np.ndarray]:
+        """See `base.unwrapped`."""
+        return self._source, indices
+
     def describe(self, index: int) -> str:
         return self._source.describe(index)
 
@@ -94,8 +98,12 @@ class Cached:
         )
 
 
-def _num_bytes(value: bytes | np.ndarray | int) -> int:
+def _num_bytes(value: Any) -> int:
     """Bytes of a part of a record; numbers are part of `OVERHEAD`."""
     if isinstance(value, bytes):
         return len(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):  # outlines of objects
+        return sum(map(_num_bytes, value))
     return value.nbytes if isinstance(value, np.ndarray) else 0

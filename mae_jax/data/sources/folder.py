@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from mae_jax.data.options import DataOptions
 from mae_jax.data.sources import splits
 from mae_jax.data.sources.base import Record
 from mae_jax.data.sources.file_list import read_list
-from mae_jax.data.sources.listing import Listing, file_size, restore_or_save
+from mae_jax.data.sources.listing import (
+    Listing,
+    cache_path,
+    file_size,
+    lacks_eval,
+    restore_or_save,
+)
 from mae_jax.data.sources.scan import scan_folder
 from mae_jax.data.storage import is_away, patiently
 from mae_jax.runtime import text
@@ -79,10 +84,9 @@ def make_folder_sources(
     root = options.root
     check_root(root)
     if _is_folder(root):
-        # A run that started without held-out images does not get any later.
-        without = resuming and _is_kept(workdir, "train") and not _is_kept(workdir, "eval")
+        discover = not (resuming and lacks_eval(workdir))
         train_at, eval_at = splits.find(
-            root, split=options.split, eval_split=options.eval_split, discover=not without
+            root, split=options.split, eval_split=options.eval_split, discover=discover
         )
     else:
         train_at, eval_at = root, _eval_list(options)
@@ -217,16 +221,6 @@ def _is_folder(path: str, flag: str = "--config.data.root") -> bool:
         raise UsageError(f"{flag}={path} cannot be read: {error.strerror}") from error
 
 
-def _is_kept(workdir: str | None, part: str) -> bool:
-    """Whether the workdir already contains a listing."""
-    cache = _cache(workdir, part)
-    return cache is not None and cache.exists()
-
-
-def _cache(workdir: str | None, part: str) -> epath.Path | None:
-    return epath.Path(workdir) / "data" / f"listing_{part}.jsonl" if workdir else None
-
-
 def _eval_list(options: DataOptions) -> str | None:
     if not options.eval_split:
         return None
@@ -243,7 +237,7 @@ def _source(
     is_folder = os.path.isdir(place)
     known = set(map(text.normalized, classes or ()))
     found = scan_folder(place, known=known) if is_folder else read_list(place)
-    found = restore_or_save(found, _cache(workdir, part), place=place)
+    found = restore_or_save(found, cache_path(workdir, part), place=place)
     if part == "eval" and found.classes != classes:
         found = _renumbered(found, classes, place=place)
     base = place if is_folder else os.path.dirname(place)

@@ -78,6 +78,17 @@ def file_sizes(paths: Iterable[str | Path]) -> list[int | None]:
         return list(pool.map(file_size, paths))
 
 
+def cache_path(workdir: str | None, part: str) -> epath.Path | None:
+    """Where a run keeps the listing of its `train` or `eval` images; None without a workdir."""
+    return epath.Path(workdir) / "data" / f"listing_{part}.jsonl" if workdir else None
+
+
+def lacks_eval(workdir: str | None) -> bool:
+    """Whether a run has started without evaluation images, so that it does not get any later."""
+    kept = [path.exists() for part in ("train", "eval") if (path := cache_path(workdir, part))]
+    return kept == [True, False]
+
+
 def restore_or_save(listing: Listing, cache: epath.Path | None, *, place: str) -> Listing:
     """The listing of the run's first start, which fixes the data order, checked against this one.
 

@@ -39,6 +39,7 @@ def test_a_new_source_is_one_function_and_one_entry(monkeypatch):
     found = build.make_sources(config, image_size=(8, 6), channels=3, workdir="w", resuming=False)
     assert asked == {
         "image_size": (8, 6), "channels": 3, "workdir": "w", "resuming": False, "count": 20,
+        "objects": False,
     }  # fmt: skip
     assert (len(found.train), found.holdout) == (16, 4)
     assert found.train.read([3])[0].data.shape == (8, 8, 3)

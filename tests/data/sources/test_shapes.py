@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from mae_jax.data import segments
 from mae_jax.data.sources import shapes_drawing
+from mae_jax.data.sources.shapes import ShapesSource
 from mae_jax.data.sources.shapes_drawing import CLASSES, Scene, draw
 from mae_jax.runtime.errors import UsageError
 
@@ -242,3 +244,32 @@ def test_the_smallest_images_still_show_the_main_object() -> None:
 def test_images_too_small_to_draw_are_refused(size: tuple[int, int], channels: int) -> None:
     with pytest.raises(UsageError, match="shapes: "):
         draw(0, image_size=size, channels=channels)
+
+
+@pytest.mark.parametrize("scenes", ["cluttered", "plain"])
+def test_objects_are_the_visible_pixels_in_scenes_and_in_coco_format(scenes: str) -> None:
+    options = {"image_size": (24, 32), "channels": 3, "scenes": scenes}
+    source = ShapesSource("train", start=5, count=9, objects=True, **options)
+    record = source.read([3])[0]
+    scene = draw(8, image_size=(30, 40), plain=scenes == "plain")  # 1.25 times the size
+    found = record.annotation
+    np.testing.assert_array_equal(record.data, scene.image)
+    np.testing.assert_array_equal(found["classes"], scene.classes, strict=True)
+    assert found["boxes"].dtype == np.float32 and not found["crowd"].any()
+    assert (found["size"], found["image_id"]) == ((30, 40), 4)
+    masks = [segments.decode(rle) for rle in found["segments"]]
+    np.testing.assert_array_equal(masks, scene.masks)
+    for mask, box in zip(masks, found["boxes"], strict=True):
+        assert segments.mask_box(mask) == tuple(box.tolist())
+    content = source.coco_json([3, 0])
+    assert [image["id"] for image in content["images"]] == [4, 1] == source.image_ids([3, 0])
+    assert [x["id"] for x in content["annotations"]] == [*range(1, 1 + len(content["annotations"]))]
+    mine = [x for x in content["annotations"] if x["image_id"] == 4]
+    assert [source.category_ids.index(x["category_id"]) for x in mine] == scene.classes.tolist()
+    corners = np.array([x["bbox"] for x in mine])
+    corners[:, 2:] += corners[:, :2]
+    np.testing.assert_array_equal(corners, found["boxes"])
+    assert [x["area"] for x in mine] == scene.masks.sum(axis=(1, 2)).tolist()
+    plain = ShapesSource("train", start=5, count=9, **options)
+    assert plain.read([3])[0].annotation == {"label": scene.label}
+    assert plain.fingerprint() == source.fingerprint()

@@ -156,7 +156,7 @@ def test_evaluation_equals_pillow_resize_and_center_crop(target):
 )
 def test_the_resizer_is_chosen(resizer, augment, train, exact, monkeypatch):
     monkeypatch.setattr(resize_module, "SIMD", True)
-    monkeypatch.setattr(resize_module, "_simd", lambda image, size: np.zeros((*size, 3), np.uint8))
+    monkeypatch.setattr(resize_module, "_simd", lambda _, size, __: np.zeros((*size, 3), np.uint8))
     options = DataOptions(resizer=resizer, augment=augment, crop_scale=(1, 1), hflip=False)
     transform = crop.view_transform(options, image_size=(32, 32), train=train)
     assert transform(picture(3), draws_for(1)[0]).any() == exact

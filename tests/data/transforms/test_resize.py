@@ -49,6 +49,24 @@ def test_exact_pixels_are_pillows_to_the_bit(simd, shape, size):
     assert np.array_equal(band[..., 0], by_pillow(noise[..., 0], size))
 
 
+@pytest.mark.parametrize(("shape", "size"), SIZES)
+def test_bilinear_pixels_are_pillows(simd, shape, size):
+    image = picture(3, *shape)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    exact = resize.resize(image, size, exact=True, kernel="bilinear")
+    np.testing.assert_array_equal(exact, expected)
+    ours = resize.resize(image, size, kernel="bilinear").astype(int)
+    assert np.abs(ours - expected).max() <= 1
+    floats = resize.resize(image.astype(np.float32), size, kernel="bilinear")
+    assert np.abs(floats - expected).max() < 1.5
+
+
+def test_aliased_bilinear_pixels_are_means_of_the_nearest_four():
+    image = picture(4, 9, 12)
+    half = resize.resize(image, (3, 4), antialias=False, kernel="bilinear")
+    np.testing.assert_array_equal(half, image[1::3, 1::3])  # the center of every 3 x 3 pixels
+
+
 def test_more_bands_and_float_values_are_resized_band_by_band():
     image = np.random.default_rng(1).normal(0, 1000, (20, 30, 5)).astype(np.float32)
     ours = resize.resize(image, (12, 10))
