@@ -6,11 +6,36 @@ import jax
 import jax.numpy as jnp
 
 from mae_jax.config.diff import pair
+from mae_jax.models import conv, fpn, mask_rcnn, vitdet
 from mae_jax.models.mae import MaskedAutoencoder
 from mae_jax.models.targets import PatchSpec
 from mae_jax.models.vit import SIZES, VisionTransformer
 from mae_jax.ops import masking
+from mae_jax.ops.patches import grid_size
 from mae_jax.runtime.errors import UsageError, require
+
+# Fields of a detector: of the backbone, and all others with the size of the image.
+_BACKBONE_FIELDS = (
+    "channels",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "drop_path",
+    "window",
+)
+BACKBONES = ("vitdet", "fpn")
+DETECTOR_FIELDS = (
+    *_BACKBONE_FIELDS,
+    "image_size",
+    "patch_size",
+    "table_grid",
+    "backbone",
+    "width",
+    "hidden_dim",
+    "num_classes",
+    "settings",
+)
 
 
 def compute_dtype(name: str) -> Any:
@@ -128,6 +153,93 @@ def check_vit(config: Any) -> None:
     model = config.model
     fields = encoder_fields(model) | {"num_classes": 0}
     build_vit(fields, dtype=model.dtype, attention=model.attention)
+
+
+def detector_fields(config: Any) -> dict[str, Any]:
+    """Arguments of `build_detector` in a configuration, except `num_classes`, as JSON types.
+
+    Raises:
+      UsageError: the sizes are inconsistent.
+    """
+    detector = config.detector
+    fields = encoder_fields(config.model)
+    size = pair(detector.pretrain_size, "--config.detector.pretrain_size")
+    try:
+        table = grid_size(size, tuple(fields["patch_size"]))
+        grid_size(tuple(fields["image_size"]), tuple(fields["patch_size"]))
+    except ValueError as error:
+        raise UsageError(
+            f"{error} (--config.model.image_size, --config.detector.pretrain_size, "
+            "--config.model.patch_size)"
+        ) from error
+    return fields | {
+        "backbone": detector.backbone,
+        "table_grid": table,
+        "drop_path": config.model.drop_path,
+        "window": detector.window,
+        "width": detector.width,
+        "hidden_dim": detector.hidden_dim,
+        "settings": {key: detector[key] for key in mask_rcnn.Settings._fields if key in detector},
+    }
+
+
+def build_detector(
+    fields: dict[str, Any], *, dtype: str, remat: str = "none"
+) -> mask_rcnn.MaskRCNN:
+    """Builds Mask R-CNN on a plain ViT.
+
+    Args:
+      fields: from `detector_fields` or a checkpoint's metadata, with `num_classes`.
+      dtype, remat: see `build_mae`.
+    """
+    compute = compute_dtype(dtype)
+    own_protocol = fields["backbone"] == "fpn"
+    backbone = vitdet.ViTDet(
+        **{name: tuple(fields[name]) for name in ("image_size", "patch_size", "table_grid")},
+        **{name: fields[name] for name in _BACKBONE_FIELDS},
+        shared_positions=own_protocol,
+        dtype=compute,
+        remat=remat,
+    )
+    pyramid: Any = fpn.FeaturePyramid if own_protocol else vitdet.SimpleFeaturePyramid
+    return mask_rcnn.MaskRCNN(
+        backbone,
+        pyramid(fields["width"], compute),
+        num_classes=fields["num_classes"],
+        width=fields["width"],
+        hidden_dim=fields["hidden_dim"],
+        norm="batch" if own_protocol else "layer",
+        taps=vitdet.quarter_ends(fields["depth"]) if own_protocol else (),
+        settings=mask_rcnn.Settings(**fields["settings"]),
+        dtype=compute,
+    )
+
+
+def check_detector(config: Any) -> None:
+    """Raises UsageError unless the detector of a configuration can be built."""
+    fields = detector_fields(config)
+    require(
+        fields["backbone"] != "fpn" or fields["embed_dim"] % conv.GROUPS == 0,
+        f"--config.model.embed_dim={fields['embed_dim']} must be a multiple of {conv.GROUPS} with "
+        "--config.detector.backbone=fpn, which normalizes groups of channels",
+    )
+    require(
+        fields["backbone"] != "fpn" or fields["depth"] >= 4,
+        f"--config.model.depth={fields['depth']} must be at least 4 with "
+        "--config.detector.backbone=fpn, which reads the last block of each quarter",
+    )
+    rows, columns = fields["patch_size"]
+    require(
+        rows == columns and rows % 4 == 0,
+        f"--config.model.patch_size={(rows, columns)} must be square and a multiple of 4: the "
+        "finest level of the feature pyramid has a quarter of its stride",
+    )
+    require(
+        fields["image_size"][0] == fields["image_size"][1]
+        and fields["image_size"][0] % (2 * rows) == 0,
+        f"--config.model.image_size={fields['image_size']} must be square and a multiple of "
+        f"{2 * rows}, twice --config.model.patch_size",
+    )
 
 
 def visible_patches(model: MaskedAutoencoder, mask: Any) -> int:

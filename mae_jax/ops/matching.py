@@ -20,7 +20,9 @@ def match(
       The index of the matched ground truth, int32 [A], 0 if there is none (the lowest index if
       several overlap equally), and the label, int32 [A]: 1 positive, 0 negative, -1 ignored.
     """
-    iou = jnp.where(valid[:, None], iou, -1)
+    # Computed once: recomputed in another fusion, an overlap may round differently and no longer
+    # equal the maximum that it is.
+    iou = jax.lax.optimization_barrier(jnp.where(valid[:, None], iou, -1))
     best = iou.max(axis=0)
     labels = jnp.where(best >= high, 1, jnp.where(best < low, 0, -1))
     if low_quality:

@@ -90,7 +90,7 @@ def test_three_fine_tuning_steps_match(pool, ref, run, bound):
         b1=0.9,
         b2=0.999,
         weight_decay=0.05,
-        exempt=param_groups.TOKENS_AND_POSITIONS,
+        decays=param_groups.decays_finetuning,
         scale=lambda name: param_groups.layer_scale(name, 3, 0.75),
     )
     params = jax.tree.map(jnp.asarray, official.vit_params(pool))
