@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import optax
 
 from mae_jax.optim.optimizers import adamw, lars
-from mae_jax.optim.schedules import Schedule, absolute_lr, warmup_cosine
+from mae_jax.optim.param_groups import Decays, decays
+from mae_jax.optim.schedules import SCHEDULES, Schedule, absolute_lr
 from mae_jax.runtime.errors import require
 
 
@@ -32,17 +33,17 @@ def make_optimizer(
     batch_size: int,
     epochs: float,
     steps_per_epoch: float,
-    exempt: tuple[str, ...] = (),
+    decays: Decays = decays,
     scale: Callable[[str], float] | None = None,
 ) -> Optimizer:
-    """Builds an optimizer with linear warm-up and cosine decay.
+    """Builds an optimizer with linear warm-up and the decay that `optim.schedule` names.
 
     Args:
       optim: `config.optim`.
       batch_size: global batch size, which scales the learning rate.
       epochs: length of the run.
       steps_per_epoch: may be fractional.
-      exempt, scale: see `adamw`.
+      decays, scale: see `adamw`.
 
     Raises:
       UsageError: the warm-up is too long for the run, the minimum rate is above the peak, or the
@@ -60,12 +61,14 @@ def make_optimizer(
         f"--config.optim.min_lr={optim.min_lr:g} is above the learning rate {lr:.4g} "
         f"(--config.optim.base_lr={optim.base_lr:g} x batch {batch_size} / 256)",
     )
-    schedule = warmup_cosine(
+    schedule = SCHEDULES[optim.schedule](
         lr,
         warmup_epochs=warmup,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         min_lr=optim.min_lr,
+        warmup_start=optim.warmup_start,
+        milestones=tuple(optim.milestones),
     )
     if optim.name == "adamw":
         tx = adamw(
@@ -75,7 +78,7 @@ def make_optimizer(
             mu_dtype=optim.mu_dtype,
             weight_decay=optim.weight_decay,
             grad_clip=optim.grad_clip,
-            exempt=exempt,
+            decays=decays,
             scale=scale,
         )
     else:

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from mae_jax.ops.trees import map_with_names
-from mae_jax.optim.param_groups import decays
+from mae_jax.optim.param_groups import Decays, decays
 from mae_jax.optim.schedules import Schedule
 
 
@@ -19,7 +19,7 @@ def adamw(
     weight_decay: float,
     grad_clip: float = 0.0,
     mu_dtype: str = "float32",
-    exempt: tuple[str, ...] = (),
+    decays: Decays = decays,
     scale: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW as in torch: weight decay times the learning rate, eps 1e-8 outside the square root.
@@ -27,17 +27,17 @@ def adamw(
     Args:
       schedule: learning rate by step.
       b1, b2: decay rates of the first and second moment.
-      weight_decay: decoupled weight decay; see `param_groups.decays` for which parameters.
+      weight_decay: decoupled weight decay.
       grad_clip: maximum global gradient norm; 0 does not clip, as in the paper.
       mu_dtype: dtype of the first moment; bfloat16 halves its memory at lower precision.
-      exempt: names of further parameters without weight decay.
+      decays: selects the parameters with weight decay, by name and number of axes.
       scale: maps a parameter's name to a factor on its learning rate (layer-wise decay). As with
         torch's parameter groups, it also scales the weight decay.
     """
     return optax.chain(
         _clip(grad_clip),
         optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8, mu_dtype=mu_dtype),
-        optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, exempt)),
+        optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decays)),
         *([_scale_by_name(scale)] if scale else []),
         optax.scale_by_learning_rate(schedule),
     )
@@ -82,9 +82,9 @@ def _clip(grad_clip: float) -> optax.GradientTransformation:
     return optax.clip_by_global_norm(grad_clip) if grad_clip > 0 else optax.identity()
 
 
-def decay_mask(params: Any, exempt: tuple[str, ...] = ()) -> Any:
+def decay_mask(params: Any, decays: Decays = decays) -> Any:
     """Tree of bools shaped like `params`: True where weight decay applies."""
-    return map_with_names(params, lambda name, p: decays(name, len(p.shape), exempt))
+    return map_with_names(params, lambda name, p: decays(name, len(p.shape)))
 
 
 def _scale_by_name(scale: Callable[[str], float]) -> optax.GradientTransformation:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from mae_jax.ops import trees
-from mae_jax.optim.param_groups import decays
+from mae_jax.optim.param_groups import Decays, decays
 from mae_jax.runtime.environment import describe
 from mae_jax.runtime.filesystem import write_json
 from mae_jax.train.task import Task
@@ -15,12 +15,12 @@ from mae_jax.train.task import Task
 log = logging.getLogger(__name__)
 
 
-def parameter_counts(params: Any, weight_decay: float, exempt: tuple[str, ...] = ()) -> str:
+def parameter_counts(params: Any, weight_decay: float, decays: Decays = decays) -> str:
     """The number of parameters, and how many of them have weight decay, as text."""
     decayed = total = 0
     for name, leaf in trees.flatten(params).items():
         total += leaf.size
-        decayed += leaf.size * (weight_decay > 0 and decays(name, len(leaf.shape), exempt))
+        decayed += leaf.size * (weight_decay > 0 and decays(name, len(leaf.shape)))
     return f"{total:,}, of which {decayed:,} with weight decay"
 
 

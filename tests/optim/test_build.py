@@ -32,8 +32,7 @@ def test_layers_scales_and_decay_are_the_official_ones(name):
         assert param_groups.layer_id(ours, depth) == want["layer"], parameter
         scale = param_groups.layer_scale(ours, depth, decay)
         assert scale == pytest.approx(want["lr_scale"], rel=1e-12), parameter
-        exempt = param_groups.TOKENS_AND_POSITIONS
-        assert param_groups.decays(ours, len(shape), exempt) == (want["weight_decay"] > 0)
+        assert param_groups.decays_finetuning(ours, len(shape)) == (want["weight_decay"] > 0)
 
 
 def test_an_unknown_parameter_has_no_layer():
