@@ -7,7 +7,7 @@ import numpy as np
 
 from mae_jax.checkpoint import layout, reader
 from mae_jax.config.diff import update_names
-from mae_jax.convert import param_names, readers, surgery
+from mae_jax.convert import detectron2, infer_detector, param_names, readers, surgery
 from mae_jax.convert.hints import Hints
 from mae_jax.convert.infer_architecture import TABLES, add_hints, describe
 from mae_jax.convert.param_names import Arrays
@@ -46,8 +46,9 @@ def load(
         if file.metadata is None:
             return _foreign(path, file, hints, decoder, license)
         update_names(file.metadata.get("config"))
+        read = _detector if infer_detector.is_detector(file.arrays) else _own_file
         try:
-            model = _own_file(file)
+            model = read(file)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
     else:
@@ -106,7 +107,8 @@ def _own_file(file: readers.File) -> Weights:
     arrays = ours.arrays
     if metadata["model"]["kind"] == "mae":
         arrays = _without_tables(arrays)
-    params, statistics = _split(arrays)
+    detector = metadata["model"]["kind"] == "mask_rcnn"
+    params, statistics = (infer_detector.split_statistics if detector else _split)(arrays)
     kind = f"{file.kind} of mae_jax"
     report = make_report(
         params, metadata, kind=kind, unused=ours.unused, notes=_parts(ours.incomplete)
@@ -115,6 +117,11 @@ def _own_file(file: readers.File) -> Weights:
 
 
 def _foreign(path: str, file: readers.File, hints: Hints, decoder: bool, license: str) -> Weights:
+    if infer_detector.is_detector(file.arrays):
+        try:
+            return _detector(file, hints)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
     try:
         arrays, unused, incomplete = param_names.to_ours(file.arrays)
         check_tokens(arrays, unused, file.arrays)
@@ -142,6 +149,19 @@ def _foreign(path: str, file: readers.File, hints: Hints, decoder: bool, license
     if metadata["model"]["kind"] == "mae":
         params = _without_tables(params)
     return Weights(params, statistics, metadata, report, averaged=file.averaged)
+
+
+def _detector(file: readers.File, hints: Hints = NO_HINTS) -> Weights:
+    """Weights of a detector under detectron2's names, with or without our metadata."""
+    try:
+        arrays, unused = detectron2.to_ours(file.arrays)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    metadata: Any = file.metadata or infer_detector.describe_detector(arrays, hints.classes)
+    check_metadata(metadata, num_arrays=len(arrays))
+    params, statistics = infer_detector.split_statistics(arrays)
+    report = make_report(params, metadata, kind="detectron2", unused=unused, notes=file.notes)
+    return Weights(params, statistics, metadata, report)
 
 
 def _without_tables(arrays: Arrays) -> Arrays:

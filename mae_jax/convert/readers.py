@@ -14,13 +14,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mae_jax.checkpoint import released
-from mae_jax.convert import torch_pickle
+from mae_jax.convert import numpy_pickle, torch_pickle
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import UsageError
 from mae_jax.runtime.safe_load import check_npy, check_zip
 
 METADATA = "mae_jax"  # key of checkpoint metadata in our own files
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz", ".pkl")
 # Keys under which training programs store weights, and averages of them, in a PyTorch file.
 _INSIDE = ("model", "state_dict", "module", "model_state_dict", "student")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "teacher")
@@ -38,7 +38,7 @@ class File(NamedTuple):
     """A file or folder of weights.
 
     Attributes:
-      kind: "pth", "safetensors", "npz", "Hugging Face" or "timm".
+      kind: "pth", "pkl", "safetensors", "npz", "Hugging Face" or "timm".
       arrays: by the file's names.
       metadata: as in our checkpoints, if the file has them.
       stated: what the file states about the model, any of: image_size, patch_size, num_heads,
@@ -80,8 +80,8 @@ def read(path: str, *, ema: bool = False) -> File:
     if not os.path.isdir(path) and not os.path.isfile(path):
         raise UsageError(f"{path} is not a regular file")
     kind = "folder" if os.path.isdir(path) else _kind(path)
-    if kind == "pth":
-        return _read_pth(path, ema=ema)
+    if kind in ("pth", "pkl"):
+        return _read_pickle(path, kind, ema=ema)
     if ema:
         raise UsageError(f"--ema: {path} has no averaged weights")
     if kind == "folder":
@@ -93,7 +93,7 @@ def read(path: str, *, ema: bool = False) -> File:
 
 
 def _kind(path: str) -> str:
-    """ "npz", "safetensors", "index" (of Hugging Face) or "pth", by the first bytes of a file."""
+    """The kind of a file by its first bytes; see `File`, or "index" of Hugging Face."""
     with open(path, "rb") as file:
         start = file.read(9)
     if start.startswith(b"PK") and zipfile.is_zipfile(path):
@@ -107,6 +107,8 @@ def _kind(path: str) -> str:
         return "safetensors"
     if start.lstrip().startswith(b"{"):
         return "index"
+    if numpy_pickle.is_pickle(start):
+        return "pkl"
     endings = (".npz", ".safetensors")
     return next((ending[1:] for ending in endings if path.endswith(ending)), "pth")
 
@@ -152,8 +154,8 @@ def _own_metadata(path: str, content: Any) -> dict[str, Any]:
     return metadata
 
 
-def _read_pth(path: str, *, ema: bool = False) -> File:
-    content = torch_pickle.read(path)
+def _read_pickle(path: str, kind: str, *, ema: bool = False) -> File:
+    content = (torch_pickle if kind == "pth" else numpy_pickle).read(path)
     if not isinstance(content, dict):
         raise UsageError(f"{path} has no weights, but a {type(content).__name__}")
     averages = {key: _weights(content.get(key)) for key in _AVERAGES}
@@ -174,7 +176,7 @@ def _read_pth(path: str, *, ema: bool = False) -> File:
     own = content.get(METADATA)
     metadata = _own_metadata(path, own) if own else None
     averaged = bool(arrays and average)
-    return File("pth", average if ema or not arrays else arrays, metadata, stated, notes, averaged)
+    return File(kind, average if ema or not arrays else arrays, metadata, stated, notes, averaged)
 
 
 def _weights(content: Any, nested: int = _NESTED) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mae_jax.checkpoint import checkpointer
-from mae_jax.convert import hugging_face, model_card, param_names, surgery, timm
+from mae_jax.convert import detectron2, hugging_face, model_card, param_names, surgery, timm
 from mae_jax.convert.param_names import Arrays
 from mae_jax.convert.readers import METADATA, SUFFIXES
 from mae_jax.convert.weights import Weights
@@ -22,8 +23,13 @@ from mae_jax.ops.trees import unflatten
 from mae_jax.runtime import disk, filesystem
 from mae_jax.runtime.errors import UsageError
 
+_DETECTORS = ("mae", "npz", "detectron2")  # formats of detectors
 _PIXELS_ONLY = ("hf", "official")  # formats with a decoder, but without other targets
-_ENDINGS = {"official": (".safetensors", ".pth"), "npz": (".npz",)}  # others are folders
+_ENDINGS = {
+    "official": (".safetensors", ".pth"),
+    "npz": (".npz",),
+    "detectron2": (".pth", ".pkl"),
+}  # others are folders
 
 
 def save(model: Weights, path: str, *, format: str = "") -> str:
@@ -42,6 +48,7 @@ def save(model: Weights, path: str, *, format: str = "") -> str:
     format = format or _format_of(path)
     if format not in FORMATS:
         raise UsageError(f"--format={format} is not one of {', '.join(FORMATS)}")
+    _check_kind(model, format)
     missing = model.metadata.get("missing")
     if missing and format not in ("mae", "npz", "official"):
         raise UsageError(f"--format={format} needs all parameters; missing: {missing}")
@@ -59,6 +66,14 @@ def save(model: Weights, path: str, *, format: str = "") -> str:
         raise UsageError(f"--to={path}: --format={format} writes {what}")
     with disk.writing(path) as unfinished:
         return FORMATS[format](model, unfinished)
+
+
+def _check_kind(model: Weights, format: str) -> None:
+    """Refuses formats that have no place for this kind of model."""
+    if model.kind == "mask_rcnn" and format not in _DETECTORS:
+        raise UsageError(f"--format={format} is not for detectors: {', '.join(_DETECTORS)} are")
+    if model.kind != "mask_rcnn" and format == "detectron2":
+        raise UsageError("--format=detectron2 is for detectors: use timm or hf_vit for an encoder")
 
 
 def with_tables(model: Weights) -> Arrays:
@@ -172,6 +187,18 @@ def _folder(model: Weights, path: str, arrays: Arrays, config: dict[str, Any], u
     return f"a folder with {len(arrays)} arrays ({config.get('architectures', ['timm'])[0]})"
 
 
+def _detectron2(model: Weights, path: str) -> str:
+    arrays = detectron2.to_detectron2(model.params | model.statistics)
+    text = json.dumps(model.metadata)
+    if path.endswith(".pth"):
+        _save_pth(arrays, text, path)
+    else:
+        content = {"model": arrays, "__author__": "mae_jax", METADATA: text}
+        with open(path, "wb") as file:
+            pickle.dump(content, file, protocol=4)
+    return f"{len(arrays)} arrays under the names of detectron2"
+
+
 FORMATS: dict[str, Callable[[Weights, str], str]] = {
     "mae": _ours,
     "hf": _hugging_face_mae,
@@ -179,4 +206,5 @@ FORMATS: dict[str, Callable[[Weights, str], str]] = {
     "timm": _timm,
     "official": _official,
     "npz": _npz,
+    "detectron2": _detectron2,
 }

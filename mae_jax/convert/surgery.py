@@ -221,12 +221,7 @@ def with_patch_size(model: Weights, patch: tuple[int, int]) -> Weights:
         )
     if patch[0] < was[0] or patch[1] < was[1]:
         raise UsageError(f"--resample_patch={patch} is smaller than the model's {was}")
-    # token = sum of kernel * patch; if B enlarges patches, the new kernel is pinv(B^T) kernel.
-    rows, columns = (
-        np.linalg.pinv(bicubic_matrix(a, b).T) for a, b in zip(was, patch, strict=True)
-    )
-    kernel = model.params["patch_embed/proj/kernel"].astype(np.float64)
-    kernel = np.einsum("Hh,Ww,hwcd->HWcd", rows, columns, kernel).astype(np.float32)
+    kernel = resample_kernel(model.params["patch_embed/proj/kernel"], patch)
     metadata = copy.deepcopy(model.metadata)
     grid = grid_size(tuple(old["image_size"]), was)
     metadata["model"] |= {
@@ -234,6 +229,21 @@ def with_patch_size(model: Weights, patch: tuple[int, int]) -> Weights:
         "image_size": (grid[0] * patch[0], grid[1] * patch[1]),
     }
     return _changed(model, model.params | {"patch_embed/proj/kernel": kernel}, metadata)
+
+
+def resample_kernel(kernel: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
+    """A patch embedding for larger patches: tokens of enlarged images hardly change (FlexiViT,
+    2212.08013).
+
+    Args:
+      kernel: [ph, pw, C, D].
+      patch: new (ph, pw).
+    """
+    # token = sum of kernel * patch; if B enlarges patches, the new kernel is pinv(B^T) kernel.
+    sides = zip(kernel.shape[:2], patch, strict=True)
+    rows, columns = (np.linalg.pinv(bicubic_matrix(a, b).T) for a, b in sides)
+    wide = kernel.astype(np.float64)
+    return np.einsum("Hh,Ww,hwcd->HWcd", rows, columns, wide).astype(np.float32)
 
 
 def fold_batch_norm(model: Weights) -> Weights:

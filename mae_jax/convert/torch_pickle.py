@@ -143,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
     """An unpickler that knows only `_callables`."""
 
     def __init__(self, file: IO[bytes]):
-        _check_numbering(file)
+        check_numbering(file)
         super().__init__(file, encoding="utf-8")
         self._known = _callables()
         self.namespace = self._known["argparse", "Namespace"]
@@ -168,7 +168,7 @@ class _Unpickler(pickle.Unpickler):
         return self.storages.setdefault(str(key), _Storage(str(key), dtype, int(size)))
 
 
-def _check_numbering(file: IO[bytes]) -> None:
+def check_numbering(file: IO[bytes]) -> None:
     """Refuses memo numbers out of sequence, because Python allocates memory for all lower ones.
 
     Executes nothing, and restores the position in the file.

@@ -11,18 +11,26 @@ from typing import Any
 import numpy as np
 
 from mae_jax.convert.param_names import Arrays
-from mae_jax.models import targets
+from mae_jax.models import factory, targets
 from mae_jax.models.mae import MaskedAutoencoder
+from mae_jax.models.mask_rcnn import Settings
 from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops.patches import grid_size
 from mae_jax.runtime.errors import UsageError
 
-MODELS: dict[Any, Any] = {"mae": MaskedAutoencoder, "vit": VisionTransformer}
+# Names of the fields of each kind of model.
+MODELS: dict[Any, Any] = {
+    "mae": MaskedAutoencoder.__dataclass_fields__.keys(),
+    "vit": VisionTransformer.__dataclass_fields__.keys(),
+    "mask_rcnn": set(factory.DETECTOR_FIELDS),
+}
 _LARGEST = 2**20  # width, side in pixels, number of blocks or patches
 # Names of additional tokens in timm, DINOv2 and DeiT.
 _MORE_TOKENS = re.compile(r"(^|\.)(reg_token|register_tokens?|dist_token|distillation_token)$")
 _ENCODER = ("channels", "embed_dim", "depth", "num_heads")
+_DETECTOR = ("window", "width", "hidden_dim", "num_classes")
 _DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+_COUNTS = {"mae": _DECODER, "mask_rcnn": _DETECTOR}  # besides the encoder's
 
 
 def check_stated(stated: dict[str, Any]) -> None:
@@ -96,7 +104,7 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
         raise _impossible("`model` or `data` is missing")
     kind = model.get("kind")
     _require(isinstance(kind, str) and kind in MODELS, f"kind is {kind!r}")
-    counts = _ENCODER + (_DECODER if kind == "mae" else ())
+    counts = _ENCODER + _COUNTS.get(str(kind), ())
     mask_tokens = model.get("encoder_mask_tokens", False)
     _require(isinstance(mask_tokens, bool), f"encoder_mask_tokens is {mask_tokens!r}")
     for key in counts:
@@ -109,11 +117,13 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
         _require(_is_pair(model.get(key)), f"{key} is {model.get(key)!r}")
     for key in ("mean", "std"):
         _require(_are_numbers(data.get(key)), f"{key} is {data.get(key)!r}")
+    if kind == "mask_rcnn":
+        _check_detector(model)
     pred = model.get("pred_dim", 0)
     _require(pred == 0 or _is_count(pred), f"pred_dim is {pred!r}")
     ratio = model.get("mlp_ratio")
     _require(isinstance(ratio, (int, float)) and 0 < ratio < 1000, f"mlp_ratio is {ratio!r}")
-    unknown = model.keys() - MODELS[kind].__dataclass_fields__.keys() - {"kind", "size"}
+    unknown = model.keys() - MODELS[kind] - {"kind", "size"}
     _require(not unknown, f"the model has {sorted(unknown)}, which this version does not know")
     try:
         patches = math.prod(grid_size(tuple(model["image_size"]), tuple(model["patch_size"])))
@@ -122,6 +132,19 @@ def check_metadata(metadata: dict[str, Any], *, num_arrays: int) -> None:
     _require(patches <= _LARGEST, f"it has {patches:,} patches")
     depth = model["depth"] + model.get("decoder_depth", 0)
     _require(depth <= num_arrays, f"{depth:,} blocks in {num_arrays:,} arrays")
+
+
+def _check_detector(model: dict[str, Any]) -> None:
+    """Checks the fields that only detectors have."""
+    _require(_is_pair(model.get("table_grid")), f"table_grid is {model.get('table_grid')!r}")
+    backbone, settings = model.get("backbone"), model.get("settings")
+    _require(backbone in factory.BACKBONES, f"backbone is {backbone!r}")
+    known = Settings()._asdict()
+    good = isinstance(settings, dict) and all(
+        key in known and isinstance(value, (int, float)) and 0 <= value <= _LARGEST
+        for key, value in settings.items()
+    )
+    _require(good, f"settings are {settings!r}")
 
 
 def check_target(metadata: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

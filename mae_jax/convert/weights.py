@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mae_jax.convert.param_names import Arrays
-from mae_jax.models import mae, vit
+from mae_jax.models import factory, mae, mask_rcnn, vit
 from mae_jax.ops.patches import grid_size
 from mae_jax.ops.trees import flatten, unflatten
 from mae_jax.runtime.errors import UsageError
@@ -68,7 +68,7 @@ class Weights:
 
     Attributes:
       params: by name, float32.
-      statistics: a probe's BatchNorm statistics, `batch_norm/mean` and `batch_norm/var`, or {}.
+      statistics: of BatchNorm, such as `batch_norm/mean` and `batch_norm/var` of a probe, or {}.
       metadata: as in a checkpoint; `model` describes the model, `missing` lists omitted parameters.
       report: how the weights matched the model.
       target: arrays of an autoencoder's target, or {}.
@@ -91,7 +91,7 @@ class Weights:
 
     @property
     def kind(self) -> str:
-        """ "mae" or "vit"."""
+        """ "mae", "vit" or "mask_rcnn"."""
         return self.metadata["model"]["kind"]
 
     @property
@@ -118,6 +118,9 @@ def expected_shapes(metadata: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     if kind == "mae":
         model: Any = mae.MaskedAutoencoder(**arguments)
         init: Any = mae.init_params
+    elif kind == "mask_rcnn":
+        model = factory.build_detector(arguments, dtype="float32")
+        init = mask_rcnn.init_variables
     else:
         model, init = vit.VisionTransformer(**arguments), vit.init_variables
     shapes = jax.eval_shape(lambda: init(model, jax.random.key(0)))

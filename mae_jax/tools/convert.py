@@ -20,6 +20,9 @@ Formats:
   official  official names in .safetensors, or in .pth if torch is installed;
             with --encoder_only, detectron2's ViTDet and mmsegmentation read it
   npz       our names in one .npz file
+  detectron2  detectors: detectron2's names in .pkl, or in .pth with torch
+
+Detectors are written as mae, npz, or detectron2.
 """
 
 import argparse
@@ -91,6 +94,9 @@ def _check_hints(args: argparse.Namespace, model: convert.Weights) -> None:
 
 def _changed(model: convert.Weights, args: argparse.Namespace) -> convert.Weights:
     """The model with the requested changes, in the order in which they depend on each other."""
+    changes = ("encoder_only", "channels", "resample_patch", "resize", "fc_norm")
+    asked = [f"--{name}" for name in changes if getattr(args, name) not in (None, False)]
+    require(not asked or model.kind != "mask_rcnn", f"{', '.join(asked)}: not for detectors")
     if args.encoder_only:
         model = surgery.encoder_only(model)
     if args.channels is not None or args.channel_policy != "error":

@@ -89,7 +89,10 @@ def _contents(model: convert.Weights) -> list[str]:
     """The parts of the model, and of its run."""
     contents = ["encoder"]
     contents += ["decoder"] if model.kind == "mae" else []
-    contents += ["head"] if model.fields.get("num_classes") else []
+    if model.kind == "mask_rcnn":
+        contents += ["feature pyramid", "region proposals", "box head", "mask head"]
+    elif model.fields.get("num_classes"):
+        contents.append("head")
     contents += ["averaged weights"] if model.averaged else []
     return contents + (["optimizer state"] if model.run else [])
 
