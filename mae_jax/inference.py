@@ -10,7 +10,7 @@ views = model.reconstruct(images)     # original, masked, predicted, pasted
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from mae_jax.ops.patches import grid_size, patchify, to_float
 from mae_jax.ops.rng import stream_key
 from mae_jax.runtime import extensions, filesystem
 from mae_jax.runtime.errors import UsageError, require
+
+if TYPE_CHECKING:
+    from mae_jax.tasks.detection_eval import ImageDetections
 
 POOLS = ("mean", "cls", "patches")
 _MAX_DEVIATION = 100.0  # in units of std; no correctly scaled pixel is that far from the mean
@@ -62,6 +65,8 @@ def describe(model: convert.Weights) -> str:
         target = targets.describe(model.metadata["target"])
         return f"{text}; decoder of {fields['decoder_depth']} blocks, target {target}"
     classes = fields["num_classes"]
+    if model.kind == "mask_rcnn":
+        return f"{text}; Mask R-CNN of {classes} classes"
     return f"{text}; {f'{classes} classes, ' * bool(classes)}pool {fields['pool']}"
 
 
@@ -190,6 +195,11 @@ class Pretrained:
 
     @functools.cached_property
     def _encoder(self) -> Any:
+        require(
+            self._model.kind != "mask_rcnn",
+            f"{self._path} is a detector, which has no feature vector of a whole image: use the "
+            "weights it was fine-tuned from",
+        )
         return factory.build_vit(surgery.encoder_only(self._model).fields, dtype=self._dtype)
 
     # Classes.
@@ -237,6 +247,36 @@ class Pretrained:
     def variables(self) -> Any:
         """First argument of `probability_function`."""
         return jax.device_put(self._model.variables())
+
+    # Objects.
+
+    def detect(
+        self, files: str | Path | Sequence[str | Path], *, batch_size: int = 8
+    ) -> list["ImageDetections"]:
+        """Objects in image files of any size, by a detector (docs/detection.md).
+
+        Args:
+          files: see `load_images`.
+          batch_size: images at once.
+
+        Returns:
+          For each readable image, in the order of `load_images`: its index, boxes (x0, y0, x1, y1)
+          in its own pixels, scores, class numbers, and masks as COCO RLE.
+
+        Raises:
+          UsageError: the model is no detector, or there are no images.
+        """
+        from mae_jax.tasks.detection_eval import detect  # only detectors need pycocotools
+
+        require(
+            self._model.kind == "mask_rcnn",
+            f"{self._path} is not a detector: train one first (configs/detection)",
+        )
+        if isinstance(files, (str, Path)):
+            source = data.image_source(str(files))
+        else:
+            source = data.listed_files([str(file) for file in files])
+        return detect(self._model, source, batch_size=batch_size)
 
     # Reconstructions.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mae_jax.config.rules import LARGEST, Bool, Choice, Float, Floats, Int, Place, Rule, Str
 
-TASKS = ("pretrain", "classify", "knn", "tokenizer")
+TASKS = ("pretrain", "classify", "detect", "knn", "tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Key:
 
 
 PRETRAIN, CLASSIFY, TOKENIZER = ("pretrain",), ("classify",), ("tokenizer",)
-TRAINED = ("pretrain", "classify", "tokenizer")
+DETECT, TRANSFER = ("detect",), ("classify", "detect")
+TRAINED = ("pretrain", "classify", "detect", "tokenizer")
 MONITORED = ("pretrain", "knn")
 CHANNELS = r"error|mean|repeat|select:\d{1,6}(,\d{1,6})*"
 AUTO, BY_IMAGES = (-1,), "-1: by the number of images (docs/finetuning.md)"
@@ -75,7 +76,7 @@ ROWS = (
     Key("init_channels", Str(CHANNELS, "error, mean, repeat or select:I,J,..."),
         "how to adapt weights with other channels", resume="harmless", added="error"),
     Key("init_weights", Bool(), "False: use only the sizes and pixel statistics of `init_from`",
-        tasks=CLASSIFY, resume="harmless", added=True),
+        tasks=TRANSFER, resume="harmless", added=True),
     Key("trainable", Choice(("all", "head", "last")), "which parameters are trained",
         tasks=CLASSIFY),
     Key("trainable_blocks", Float(0, 1000), "for `last`: 0.5, or 1 to the number of blocks",
@@ -96,7 +97,7 @@ ROWS = (
     Key("model.channels", Int(0, 1024), "image channels; 0: as in `init_from`",
         aliases="in_chans num_channels"),
     Key("model.embed_dim", Int(0, 2**14), "width; 0: set by `size`",
-        aliases="dim hidden_size width"),
+        aliases="dim hidden_size"),
     Key("model.depth", Int(0, 1000), "number of blocks; 0: set by `size`",
         aliases="layers num_layers"),
     Key("model.num_heads", Int(0, 2**14), "attention heads; 0: set by `size`", aliases="heads"),
@@ -115,9 +116,9 @@ ROWS = (
     Key("model.encoder_mask_tokens", Bool(),
         "feed masked patches to the encoder, as a learned token", tasks=PRETRAIN, added=False),
     Key("model.num_classes", Int(), "number of classes; 0: as in the data",
-        tasks=CLASSIFY, aliases="classes nb_classes"),
+        tasks=TRANSFER, aliases="classes nb_classes"),
     Key("model.drop_path", Float(0, 1, below=True), "stochastic depth rate of the last block",
-        tasks=CLASSIFY, aliases="drop_path_rate"),
+        tasks=TRANSFER, aliases="drop_path_rate"),
     Key("head.pool", Choice(("cls", "mean")), "class token, or mean of the patch tokens",
         tasks=CLASSIFY),
     Key("head.init_std", Float(0, 1e3), "standard deviation of the head's initial weights",
@@ -161,6 +162,26 @@ ROWS = (
         "temperature of the relaxed codes: initial, final", tasks=TOKENIZER),
     Key("tokenizer.kl_weight", Float(0, 1e3),
         "weight of the KL divergence from uniform codes; 1: the ELBO", tasks=TOKENIZER),
+    # Detection.
+    Key("detector.backbone", Choice(("vitdet", "fpn")),
+        "simple feature pyramid, or the paper's own protocol", tasks=DETECT),
+    Key("detector.pretrain_size", Floats(1, 2**14, lengths=(2, 1), whole=True, also=((0, 0),)),
+        "image size whose position table is kept and resized; (0, 0): as in `init_from`",
+        tasks=DETECT),
+    Key("detector.window", Int(1, 1024), "side of attention windows, in patches", tasks=DETECT),
+    Key("detector.width", Int(4, 2**12), "channels of pyramid and heads", tasks=DETECT),
+    Key("detector.hidden_dim", Int(4, 2**14), "hidden width of the box head", tasks=DETECT),
+    Key("detector.anchor_size", Float(1, 2**12),
+        "side of the smallest anchors in pixels, doubled in each level", tasks=DETECT),
+    Key("detector.rpn_batch", Int(2, 2**16), "anchors sampled per image", tasks=DETECT),
+    Key("detector.pre_nms", Int(2, 2**16),
+        "anchors kept per level before suppression; half of it in evaluation", tasks=DETECT),
+    Key("detector.proposals", Int(1, 2**16), "proposals kept per image", tasks=DETECT),
+    Key("detector.roi_batch", Int(4, 2**16), "proposals sampled per image", tasks=DETECT),
+    Key("detector.score_threshold", Float(0, 1), "detections need a higher score",
+        tasks=DETECT, resume="harmless"),
+    Key("detector.detections", Int(1, 2**12), "detections kept per image", tasks=DETECT,
+        resume="harmless"),
     # The data.
     Key("data.source", Choice(("shapes", "folder", "coco", "tfds")), "type of data set"),
     Key("data.name", Str(), "tfds: name of the data set", aliases="dataset"),
@@ -177,6 +198,7 @@ ROWS = (
     Key("data.num_eval", Int(0, 10**8), "shapes: validation images"),
     Key("data.scenes", Choice(("cluttered", "plain")),
         "shapes: overlapping patterned objects, or one large object", added="cluttered"),
+    Key("data.shape_classes", Int(2, 12), "shapes: number of classes", added=12),
     Key("data.augment", Choice(("crop", "crop_once", "crop_fixed", "none")),
         "how training images are cropped"),
     Key("data.crop_scale", Floats(0, 1, above=True, lengths=(2,), ordered=True),
@@ -224,6 +246,16 @@ ROWS = (
     Key("optim.warmup_epochs", Float(also=AUTO),
         f"warmup; a tenth of the run if it is shorter than this; {BY_IMAGES}",
         tasks=TRAINED, aliases="warmup warmup_steps"),
+    Key("optim.schedule", Choice(("cosine", "steps", "linear")), "decay of the learning rate",
+        tasks=TRAINED, added="cosine", aliases="lr_scheduler lr_schedule"),
+    Key("optim.milestones", Floats(0, 1, lengths=(1, 2, 3, 4), ordered=True),
+        "steps: fractions of the run at which the learning rate drops tenfold", tasks=TRAINED,
+        added=(8 / 9, 26 / 27), only_with=("optim.schedule", "steps")),
+    Key("optim.warmup_start", Float(0, 1), "first learning rate, relative to the peak",
+        tasks=TRAINED, added=0.0),
+    Key("optim.decays", Choice(("weights", "vitdet", "all")),
+        "parameters with weight decay: no biases, norms, and positions; as released; all",
+        tasks=DETECT),
     Key("optim.weight_decay", Float(0, 1e3), "decoupled weight decay", tasks=TRAINED, aliases="wd"),
     Key("optim.b1", Float(0, 1, below=True), "adamw: decay of the first moment", tasks=TRAINED),
     Key("optim.b2", Float(0, 1, below=True), "adamw: decay of the second moment", tasks=TRAINED),
@@ -233,7 +265,7 @@ ROWS = (
     Key("optim.grad_clip", Float(), "maximum norm of the gradient; 0: off", tasks=TRAINED,
         aliases="clip_grad max_grad_norm"),
     Key("optim.layer_decay", Float(0, 1),
-        "learning rate decay per block, from the last to the first", tasks=CLASSIFY),
+        "learning rate decay per block, from the last to the first", tasks=TRANSFER),
     Key("optim.ema", Float(0, 1, below=True), "decay of the moving average of the weights; 0: off",
         tasks=CLASSIFY, aliases="ema_decay"),
     # Logging and evaluation.

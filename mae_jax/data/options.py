@@ -28,6 +28,7 @@ class DataOptions:
       num_train, num_eval: size of the two splits of `shapes`.
       scenes: of `shapes`: `cluttered` with overlapping patterned objects, or `plain` with one large
         object each.
+      shape_classes: number of classes of `shapes`.
       augment: `crop` (torchvision's random resized crop), `crop_once` (one draw, cut to the image:
         linear probing), `crop_fixed` (a random place of the image, resized to 256/224 of the size)
         or `none` (the evaluation view, never mirrored).
@@ -69,6 +70,7 @@ class DataOptions:
     num_train: int = 50_000
     num_eval: int = 1_000
     scenes: str = "cluttered"
+    shape_classes: int = 12
     augment: str = "crop"
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -17,6 +17,16 @@ def all_gather(value: int) -> list[int]:
     return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
+def all_gather_bytes(value: bytes) -> list[bytes]:
+    """The bytes of all processes, in order; they may differ in length."""
+    if jax.process_count() == 1:
+        return [value]
+    sizes = all_gather(len(value))
+    padded = np.frombuffer(value.ljust(max(sizes), b"\0"), np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
 def run_on_primary(work: Callable[[], Any]) -> None:
     """Calls `work` on process 0 only; an error there is raised on all processes.
 

@@ -84,7 +84,7 @@ class Classify(ImageTask):
         plan = TrainingPlan(
             config,
             len(data.train_source),
-            exempt=param_groups.TOKENS_AND_POSITIONS,
+            decays=param_groups.decays_finetuning,
             scale=None if decay == 1 else lambda n: param_groups.layer_scale(n, depth, decay),
         )
         super().__init__(config, workdir, data, plan)
@@ -200,11 +200,12 @@ class Classify(ImageTask):
         config, depth = self.config, self.model.depth
         params, _ = jax.eval_shape(self.init_variables)
         trained, frozen = partition(params, self.trainable)
-        exempt, decay = param_groups.TOKENS_AND_POSITIONS, config.optim.weight_decay
         scales = [config.optim.layer_decay ** (depth + 1 - i) for i in range(depth + 2)]
         return {
             "model": f"{config.model.size} {self.fields}",
-            "trained": run_info.parameter_counts(trained, decay, exempt),
+            "trained": run_info.parameter_counts(
+                trained, config.optim.weight_decay, param_groups.decays_finetuning
+            ),
             "frozen": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
             "start": config.init_weights and config.init_from or "from scratch",
             **({"export": _TIMM_ONLY} if config.head.pool == "mean" else {}),

@@ -179,6 +179,43 @@ def coco_results(source: Source, detections: Iterable[ImageDetections]) -> list[
     return results
 
 
+def detections_json(
+    found: Iterable[ImageDetections], classes: Sequence[str], describe: Callable[[int], str]
+) -> dict[str, Any]:
+    """Detections in images that are in no annotation file, as a whole file in COCO's format.
+
+    Annotation tools load it: detections are `annotations` with a `score`.
+
+    Args:
+      found: by image.
+      classes: names.
+      describe: maps the index of an image to its path.
+    """
+    images, annotations = [], []
+    for image in found:
+        entry = {"id": image.index, "file_name": describe(image.index)}
+        for box, score, number, mask in zip(
+            image.boxes.tolist(), image.scores, image.classes, image.masks, strict=True
+        ):
+            height, width = mask["size"]
+            entry |= {"height": height, "width": width}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image.index,
+                    "category_id": int(number) + 1,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "score": float(score),
+                    "segmentation": dict(mask),
+                    "area": float(segments.area(mask, height, width)),
+                    "iscrowd": 0,
+                }
+            )
+        images.append(entry)
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
 def evaluate(
     source: Source,
     indices: Sequence[int] | np.ndarray,

@@ -1,16 +1,30 @@
-"""Initializes a classifier with the encoder of another run (official `main_finetune.py`)."""
+"""Initializes a classifier or a detector with the encoder of another run."""
 
 import logging
 from typing import Any
 
 import numpy as np
 
+from mae_jax.convert.surgery import resample_kernel
 from mae_jax.models.pos_embed import resize_table, sincos_2d
 from mae_jax.models.vit import VisionTransformer
 from mae_jax.ops.patches import grid_size
+from mae_jax.optim.param_groups import BACKBONE
 from mae_jax.runtime import text
 from mae_jax.runtime.errors import require
 from mae_jax.train.task import PretrainedParams
+
+PATCH_KERNEL = "patch_embed/proj/kernel"
+# Parameters of a detector that no encoder has; those that depend on the classes.
+_DETECTOR_ONLY = (
+    "pyramid/",
+    "rpn/",
+    "box_head/",
+    "mask_head/",
+    f"{BACKBONE}window_positions/",
+    f"{BACKBONE}global_positions/",
+)
+_PER_CLASS = ("box_head/scores/", "box_head/deltas/", "mask_head/predictor/")
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +48,61 @@ def warn_of_other_pixels(theirs: dict[str, Any], pixels: dict[str, tuple[float, 
             )
 
 
+def adopt_backbone(
+    fields: dict[str, Any],
+    classes: list[str],
+    weights: dict[str, np.ndarray],
+    metadata: dict[str, Any],
+) -> PretrainedParams:
+    """Selects the weights of an encoder, or of another detector, for a model with a backbone.
+
+    Names are mapped explicitly: the final norm, which a detector does not have, is never used.
+    The position table is resized if the grid differs, and so are patches (14 to 16 pixels for
+    ViT-H). Everything that the encoder does not have starts from scratch.
+
+    Args:
+      fields: of the detector, from `factory.detector_fields`.
+      classes: of the detector.
+      weights: parameters of the other run, by name.
+      metadata: of the other run's checkpoint.
+    """
+    theirs = metadata["model"]
+    check_same_heads(theirs, fields["num_heads"])
+    if theirs["kind"] == "mask_rcnn":
+        return _same_detector(classes, weights, metadata)
+    kept = {f"blocks_{i}" for i in range(theirs["depth"])} | {"patch_embed"}
+    arrays = {name: x for name, x in weights.items() if name.split("/")[0] in kept}
+    grid = grid_size(tuple(theirs["image_size"]), tuple(theirs["patch_size"]))
+    if theirs["kind"] == "mae":
+        table = sincos_2d(theirs["embed_dim"], grid)[None]
+    else:
+        table = weights["pos_embed"]
+    if grid != tuple(fields["table_grid"]):
+        log.info("position table resized from %s to %s patches", grid, fields["table_grid"])
+    arrays["pos_embed"] = resize_table(table, grid, tuple(fields["table_grid"]))
+    patch = tuple(fields["patch_size"])
+    if tuple(theirs["patch_size"]) != patch:
+        log.info("patches resized from %s to %s pixels", tuple(theirs["patch_size"]), patch)
+        arrays[PATCH_KERNEL] = resample_kernel(arrays[PATCH_KERNEL], patch)
+    positions = [f"{BACKBONE}blocks_{i}/attn/rel_pos_" for i in range(theirs["depth"])]
+    return PretrainedParams(
+        {f"{BACKBONE}{name}": x for name, x in arrays.items()},
+        reinitialized=(*_DETECTOR_ONLY, *positions),
+        unused=tuple(sorted(weights.keys() - arrays.keys())),
+    )
+
+
+def _same_detector(
+    classes: list[str], weights: dict[str, np.ndarray], metadata: dict[str, Any]
+) -> PretrainedParams:
+    """All weights of another detector, except the outputs per class if its classes differ."""
+    if text.same_names(metadata["classes"], classes):
+        return PretrainedParams(weights)
+    kept = {name: x for name, x in weights.items() if not name.startswith(_PER_CLASS)}
+    unused = tuple(sorted(weights.keys() - kept.keys()))
+    return PretrainedParams(kept, reinitialized=_PER_CLASS, unused=unused)
+
+
 def adopt_encoder(
     model: VisionTransformer,
     classes: list[str] | None,
@@ -53,6 +122,11 @@ def adopt_encoder(
       metadata: of the other run's checkpoint.
     """
     theirs = metadata["model"]
+    require(
+        theirs["kind"] != "mask_rcnn",
+        "--config.init_from is a detector, whose encoder has windows and relative positions: use "
+        "the weights it was fine-tuned from",
+    )
     check_same_heads(theirs, model.num_heads)
     old_grid = grid_size(tuple(theirs["image_size"]), tuple(theirs["patch_size"]))
     reused = {f"blocks_{i}" for i in range(theirs["depth"])} | {"patch_embed", "cls_token"}

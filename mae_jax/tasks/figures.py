@@ -97,7 +97,7 @@ def image_grid(columns: Sequence[tuple[str, np.ndarray]], caption: str = "") -> 
 
 def contact_sheet(images: np.ndarray, captions: Sequence[str], *, columns: int = 6) -> np.ndarray:
     """uint8 [H, W, 3] grid of images [N, h, w, C], each above its caption."""
-    shown = to_display(_to_unit(images), _to_unit(images))
+    shown = to_display(to_unit(images), to_unit(images))
     rows = -(-len(shown) // columns)
     zoom = max(1, -(-MIN_CELL // min(shown.shape[1:3])))
     cell_h, cell_w = (size * zoom + GAP for size in shown.shape[1:3])
@@ -109,12 +109,13 @@ def contact_sheet(images: np.ndarray, captions: Sequence[str], *, columns: int =
         cell = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)
         canvas.paste(Image.fromarray(cell), (left, top))
         draw.text(
-            (left, top + cell_h - TEXT - GAP), _fitting(draw, caption, cell_w - GAP), fill="black"
+            (left, top + cell_h - TEXT - GAP), fitting(draw, caption, cell_w - GAP), fill="black"
         )
     return np.asarray(canvas)
 
 
-def _to_unit(images: np.ndarray) -> np.ndarray:
+def to_unit(images: np.ndarray) -> np.ndarray:
+    """8-bit images scaled to [0, 1]; others are returned unchanged."""
     return images / np.float32(255) if images.dtype == np.uint8 else images
 
 
@@ -134,7 +135,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+def fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     """As much of a text as fits into a width; what is cut off becomes an ellipsis."""
     text = printable(text)
     if draw.textlength(text) <= width:

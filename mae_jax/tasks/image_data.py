@@ -12,6 +12,8 @@ from mae_jax.data import DataOptions, Transform, on_device, pipeline
 from mae_jax.data.sampler import TrainSampler
 from mae_jax.data.sources import build
 from mae_jax.data.tolerant import TolerantBatches
+from mae_jax.data.transforms.base import Field
+from mae_jax.data.transforms.image_and_label import ImageAndLabel
 from mae_jax.distributed import sharding
 from mae_jax.runtime.errors import require
 from mae_jax.tasks import adaptation
@@ -77,6 +79,15 @@ class ImageData:
         self.train_source = sources.train
         self.eval_source: Any = sources.eval or ()
         self.steps_per_epoch = len(self.train_source) / config.batch_size
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """The arrays of a row of a training batch, besides `index`."""
+        if self._transforms:
+            return self._transforms[True].fields
+        options = DataOptions.from_config(self._config.data)
+        size, channels = self.image_size, self._config.model.channels
+        return ImageAndLabel(options, image_size=size, channels=channels, train=True).fields
 
     def require_held_out(self) -> None:
         """Raises UsageError if held-out images are to be evaluated or drawn but there are none."""

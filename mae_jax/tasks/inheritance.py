@@ -53,6 +53,8 @@ def _inherit_model(config: Any, metadata: dict[str, Any]) -> None:
     for key in ("image_size", "patch_size"):
         if tuple(model[key]) == (0, 0):
             model[key] = tuple(theirs[key])
+    if "detector" in config and tuple(config.detector.pretrain_size) == (0, 0):
+        config.detector.pretrain_size = tuple(theirs["image_size"])
     model.channels = model.channels or theirs["channels"]
     for key in ("mean", "std"):
         data[key] = tuple(data[key]) or tuple(pixels[key])
@@ -67,6 +69,8 @@ def _left_open(config: Any) -> list[str]:
         "model.size": model.size == INHERIT,
         "model.image_size": tuple(model.image_size) == (0, 0),
         "model.patch_size": tuple(model.patch_size) == (0, 0),
+        "detector.pretrain_size": "detector" in config
+        and tuple(config.detector.pretrain_size) == (0, 0),
         "model.channels": model.channels == 0,
         "data.mean": len(data.mean) == 0,
         "data.std": len(data.std) == 0,

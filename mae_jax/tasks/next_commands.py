@@ -49,6 +49,17 @@ def after_classification(config: Any, workdir: str, *, held_out: bool) -> list[s
     return list(map(_line, commands[not held_out :]))
 
 
+def after_detection(config: Any, workdir: str) -> list[str]:
+    """Evaluation and predictions; arguments as for the others."""
+    use = ("--checkpoint", f"{workdir}:best" if config.checkpoint.keep_best else workdir)
+    images = f"{config.data.root}/images" if config.data.source == "coco" else DIR
+    commands = [
+        ("mae_jax.tools.evaluate", *use, "--out", "evaluation"),
+        ("mae_jax.tools.predict", *use, "--images", images, "--out", "predictions"),
+    ]
+    return list(map(_line, commands))
+
+
 def _images(config: Any) -> str:
     return config.data.root if config.data.source == "folder" else DIR
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mae_jax.config.rules import LARGEST
 from mae_jax.optim.build import make_optimizer
+from mae_jax.optim.param_groups import Decays, decays
 from mae_jax.optim.schedules import num_steps
 from mae_jax.runtime.errors import require
 
@@ -20,7 +21,7 @@ class TrainingPlan:
     Args:
       config: the whole configuration, adapted to the data.
       num_images: number of training images.
-      exempt, scale: see `optim.optimizers.adamw`.
+      decays, scale: see `optim.optimizers.adamw`.
 
     Attributes:
       num_steps: from `steps` or `epochs`.
@@ -36,7 +37,7 @@ class TrainingPlan:
         config: Any,
         num_images: int,
         *,
-        exempt: tuple[str, ...] = (),
+        decays: Decays = decays,
         scale: Callable[[str], float] | None = None,
     ):
         self._base_lr = config.optim.base_lr
@@ -47,7 +48,7 @@ class TrainingPlan:
             batch_size=config.batch_size,
             epochs=self.num_steps / self.steps_per_epoch,
             steps_per_epoch=self.steps_per_epoch,
-            exempt=exempt,
+            decays=decays,
             scale=scale,
         )
         self.tx, self.schedule = self._optimizer.tx, self._optimizer.schedule

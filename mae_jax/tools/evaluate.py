@@ -1,14 +1,19 @@
-"""Evaluates a classifier: predictions, per-class accuracy, confusion matrix.
+"""Evaluates a classifier or a detector on held-out or other images.
 
 Examples:
   python -m mae_jax.tools.evaluate --checkpoint runs/finetune/demo --out results
   python -m mae_jax.tools.evaluate --checkpoint runs/finetune/vit_b \\
       --images DIR --out results
+  python -m mae_jax.tools.evaluate --checkpoint runs/detection/folder:best \\
+      --images DIR/images --annotations DIR/annotations.json --out results
 
-The checkpoint is a classification run, one of its steps, or the weights of any
-classifier (docs/weights.md). It is evaluated on the run's held-out images, or
-with --images on all images of a folder. predictions.csv, per_class.csv and
-confusion.png are written to --out.
+The checkpoint is a run, one of its steps, or weights (docs/weights.md). It is
+evaluated on the run's held-out images, or with --images on all images of a
+folder. What is written into --out depends on the model:
+
+  classifier   predictions.csv, per_class.csv, confusion.png
+  detector     detections.json (COCO's format), per_class.csv, per_image.csv,
+               worst.png: the images with the most mistakes
 """
 
 import os
@@ -17,17 +22,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 
 from mae_jax import convert
-from mae_jax.data import Source, eval_batches, evaluation_folder, make_sources
+from mae_jax.data import Source, eval_batches, evaluation_folder
 from mae_jax.distributed import sharding
 from mae_jax.models import factory
 from mae_jax.runtime import disk, filesystem, text
 from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import require
-from mae_jax.tasks import figures
+from mae_jax.tasks import detection_eval, detection_report, figures
 from mae_jax.tasks.classification_eval import Predictions, Predictor
+from mae_jax.tasks.held_out import held_out
+
+BATCH_SIZE = 256
 
 
 def evaluate(
@@ -36,7 +43,7 @@ def evaluate(
     images: str = "",
     classes: Sequence[str] | None = None,
     root: str = "",
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[dict[str, float], Predictions, Source]:
     """Evaluates the checkpoint at `path` on its held-out images, or on those of a folder.
 
@@ -62,7 +69,7 @@ def evaluate(
         "configs/linprobe)",
     )
     models = {"": model} | ({"ema_": average} if average else {})  # the averaged weights last
-    source = _images(images, classes, root, model, path)
+    source = _class_folders(images, classes, root, model, path)
     classes = list(source.classes or ())
     vit = factory.build_vit(fields, dtype=metadata["config"]["model"]["dtype"])
     mesh = sharding.make_mesh()
@@ -85,7 +92,7 @@ def evaluate(
     return metrics, predictions, source
 
 
-def _images(
+def _class_folders(
     images: str, class_names: Sequence[str] | None, root: str, model: convert.Weights, path: str
 ) -> Source:
     """The requested folder, or the held-out images of the run."""
@@ -98,27 +105,12 @@ def _images(
         names = classes if class_names is None else list(class_names)
         return evaluation_folder(images, names, number=number)
     require(class_names is None, "--classes needs --images, whose folders it names")
-    require(bool(model.run), f"{path} belongs to no run with held-out images: pass --images DIR")
-    data = ml_collections.ConfigDict(model.metadata["config"]["data"])
-    data.root = root or data.root
-    fields = model.fields
-    # Uses the list of files that the run saved, if there is one.
-    sources = make_sources(
-        data, image_size=fields["image_size"], channels=fields["channels"], workdir=model.run
-    )
-    old, new = model.metadata["data"]["source"], sources.train.fingerprint()
-    changed = [key for key in old if key != "root" and old[key] != new.get(key)]
+    source = held_out(model, path, root)
     require(
-        not changed and sources.eval is not None,
-        f"the run's images have changed ({', '.join(changed) or 'none held out'}): "
-        "pass --images DIR",
-    )
-    assert sources.eval is not None
-    require(
-        text.same_names(sources.eval.classes, classes),
+        text.same_names(source.classes, classes),
         "the classes of the held-out images differ from those the checkpoint was trained on",
     )
-    return sources.eval
+    return source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,21 +127,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = "text file that names these folders, one per line, in the order of the model's head"
     add("--classes", **path, metavar="FILE", help=names)
     add("--root", **folder, help="new location of the run's data, if they have moved")
-    size = "images per batch, across all devices (default: %(default)s)"
-    add("--batch_size", type=int, default=256, metavar="N", help=size)
+    boxes = "detectors: JSON file in COCO's format with the objects of --images"
+    add("--annotations", **path, metavar="FILE", help=boxes)
+    size = "images per batch, across all devices (default: 256, or 8 for detectors)"
+    add("--batch_size", type=int, default=0, metavar="N", help=size)
     args = parser.parse_args(argv)
     setup_logging()
+    require(
+        not args.annotations or bool(args.images),
+        "--annotations needs --images, the folder that its images are in",
+    )
+    if detection_eval.is_detector(args.checkpoint):
+        require(not args.classes, "--classes is for classifiers")
+        scores, files = detection_report.evaluate(
+            args.checkpoint,
+            out=args.out,
+            images=args.images,
+            annotations=args.annotations,
+            root=args.root,
+            batch_size=args.batch_size or detection_eval.BATCH_SIZE,
+        )
+        say(*(f"{name:<16} {value:.6g}" for name, value in scores.metrics.items()), *files)
+        return 0
+    require(not args.annotations, "--annotations is for detectors")
     metrics, predictions, source = evaluate(
         args.checkpoint,
         images=args.images,
         classes=text.lines(args.classes) if args.classes else None,
         root=args.root,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or BATCH_SIZE,
     )
+    return _write_classification(metrics, predictions, source, args.out)
+
+
+def _write_classification(
+    metrics: dict[str, float], predictions: Predictions, source: Source, out: str
+) -> int:
     image = figures.confusion_matrix(predictions.confusion(), predictions.classes)
-    with disk.translate_errors(args.out):
-        files = predictions.write(args.out, source.describe)
-        files.append(os.path.join(args.out, "confusion.png"))
+    with disk.translate_errors(out):
+        files = predictions.write(out, source.describe)
+        files.append(os.path.join(out, "confusion.png"))
         figures.save_png(files[-1], image)
     for name, value in metrics.items():
         say(f"{name:<10} {value:.6g}")

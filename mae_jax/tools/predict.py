@@ -11,11 +11,14 @@ written into --out depends on the model:
 
   classifier   predictions.csv  the five likeliest classes of each image
                predictions.png  images with their likeliest class
+  detector     detections.json  objects and their masks, in COCO's format
+               detections.png   images with the objects found in them
   autoencoder  features.npz     a feature vector for each image
                reconstructions.png  images, masked and reconstructed
 """
 
 import csv
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,17 +27,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from mae_jax import inference
+from mae_jax import convert, inference
 from mae_jax.data import Source, eval_batches, files_source
 from mae_jax.distributed import sharding
 from mae_jax.runtime import disk, filesystem
 from mae_jax.runtime.cli import make_parser, run_command, say, setup_logging
 from mae_jax.runtime.errors import STOPPED, require
-from mae_jax.tasks import figures
+from mae_jax.tasks import coco_eval, detection_eval, detection_figures, figures
 from mae_jax.tools import extract, reconstruct
 from mae_jax.train import evaluate as evaluation
 
 TOP = 5
+COLUMNS = 4  # images in a row of detections.png
 
 
 def classify(
@@ -136,6 +140,42 @@ def encode(
     return [features, grid]
 
 
+def find_objects(
+    path: str, source: Source, out: str, *, batch_size: int, num_shown: int
+) -> list[str]:
+    """Writes the objects in all images, and a figure of the first few.
+
+    Arguments and result are those of `classify`, but for:
+
+    Args:
+      path: of a detector's checkpoint.
+    """
+    model = convert.load(path)
+    model.report.check()
+    # Unreadable images are listed; none of them is a reason to stop.
+    found = detection_eval.detect(model, source, batch_size=batch_size, max_bad_fraction=1.0)
+    bad = sorted(set(range(len(source))) - {image.index for image in found})
+    say(*(f"could not be read: {source.describe(i)}" for i in bad), error=True)
+    classes, data = model.metadata["classes"], model.metadata["config"]["data"]
+    table = os.path.join(out, "detections.json")
+    with disk.translate_errors(out):
+        os.makedirs(out, exist_ok=True)
+        content = coco_eval.detections_json(found, classes, source.describe)
+        filesystem.write(table, json.dumps(content).encode())
+    cells = []
+    for image in found[:num_shown]:
+        pixels, _ = detection_figures.read_image(source, image.index, data)
+        drawing = detection_figures.predicted(image, detection_figures.MIN_SCORE)
+        name = os.path.basename(source.describe(image.index))
+        cells.append((name, detection_figures.draw(pixels, drawing, classes)))
+    if not cells:
+        return [table]
+    sheet = os.path.join(out, "detections.png")
+    with disk.translate_errors(sheet):
+        figures.save_png(sheet, detection_figures.sheet(cells, columns=COLUMNS))
+    return [table, sheet]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = make_parser("tools.predict", __doc__)
@@ -153,8 +193,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     setup_logging()
     require(args.batch_size > 0, f"--batch_size={args.batch_size} must be positive")
-    model = inference.load(args.checkpoint, ema=args.ema)
     source = files_source(args.images)
+    if detection_eval.is_detector(args.checkpoint):
+        require(not args.ema, "--ema: detectors have no averaged weights")
+        batch_size = min(args.batch_size, detection_eval.BATCH_SIZE)
+        options = {"batch_size": batch_size, "num_shown": args.num_shown}
+        files = find_objects(args.checkpoint, source, args.out, **options)
+        say(*(f"{path}: written" for path in files))
+        return 0
+    model = inference.load(args.checkpoint, ema=args.ema)
     write = classify if model.class_names else encode
     try:
         files = write(model, source, args.out, batch_size=args.batch_size, num_shown=args.num_shown)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from mae_jax.distributed import sharding
@@ -29,10 +28,11 @@ def planned_bytes(compiled: Any) -> int:
 def abstract_batch(task: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a global batch."""
     where = sharding.batch_sharding(mesh)
-    shape = (batch_size, *task.model.image_size, task.model.channels)
-    image = jax.ShapeDtypeStruct(shape, task.config.data.dtype, sharding=where)
-    number = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=where)
-    return {"image": image, "label": number, "index": number}
+    fields = {name: (field.shape, field.dtype) for name, field in task.data.fields.items()}
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
+        for name, (shape, dtype) in (fields | {"index": ((), "int32")}).items()
+    }
 
 
 def compile_step(config: Any, task: Any, mesh: Mesh) -> Any:

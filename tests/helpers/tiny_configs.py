@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from configs import demo, tokenizer
+from configs.detection import demo as detection_demo
 from mae_jax.distributed import sharding
 from mae_jax.runtime import preemption
 from mae_jax.train.state import abstract_state, create_state
@@ -81,6 +82,46 @@ def classify_config(kind: str = "finetune", **changes: Any) -> ml_collections.Co
     """configs/<kind>/demo.py, tiny; `changes` use `__` for a dot."""
     out = importlib.import_module(f"configs.{kind}.demo").get_config()
     small = {k: v for k, v in CHANGES.items() if "decoder" not in k}
+    wanted = {key.replace("__", "."): value for key, value in changes.items()}
+    out.update_from_flattened_dict(small | wanted)
+    return out
+
+
+def detect_config(**changes: Any) -> ml_collections.ConfigDict:
+    """configs/detection/demo.py, tiny: a batch takes a fraction of a second."""
+    out = detection_demo.get_config()
+    small = {k: v for k, v in CHANGES.items() if "decoder" not in k} | {
+        "steps": 12,
+        "batch_size": 8,
+        "init_from": "",
+        "model.size": "Ti",
+        "model.channels": 3,
+        "model.image_size": (32, 32),
+        "model.patch_size": (8, 8),
+        "model.embed_dim": 16,
+        "data.mean": (0.5, 0.5, 0.5),
+        "data.std": (0.25, 0.25, 0.25),
+        "data.dtype": "uint8",
+        "data.shape_classes": 12,
+        "data.max_objects": 4,
+        "optim.base_lr": 0.03,
+        "optim.layer_decay": 1.0,
+        "data.num_train": 24,
+        "data.num_eval": 13,
+        "log_every": 1,
+        "eval_images": 0,
+        "detector.pretrain_size": (32, 32),
+        "detector.window": 2,
+        "detector.width": 8,
+        "detector.hidden_dim": 16,
+        "detector.anchor_size": 8.0,
+        "detector.rpn_batch": 16,
+        "detector.pre_nms": 16,
+        "detector.proposals": 8,
+        "detector.roi_batch": 8,
+        "detector.detections": 5,
+        "detector.score_threshold": 0.0,
+    }
     wanted = {key.replace("__", "."): value for key, value in changes.items()}
     out.update_from_flattened_dict(small | wanted)
     return out

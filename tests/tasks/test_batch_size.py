@@ -8,7 +8,7 @@ import pytest
 from configs import folder
 from mae_jax.distributed import consistency, sharding
 from mae_jax.runtime.errors import UsageError
-from mae_jax.tasks import TASKS, adaptation, batch_size
+from mae_jax.tasks import TASKS, adaptation, batch_size, presets
 from mae_jax.tasks.classify import Classify
 from mae_jax.tasks.pretrain import Pretrain
 from mae_jax.train import largest_batch
@@ -162,13 +162,18 @@ def test_too_few_images_and_nothing_to_train_are_refused(compiled, memory):
 
 @pytest.mark.parametrize("kind", sorted(TASKS.keys() - {"knn"}))
 def test_every_task_can_be_compiled_for_it(kind, memory, monkeypatch):
-    make = {"classify": tiny_configs.classify_config, "tokenizer": tiny_configs.tokenizer_config}
-    config = make.get(kind, tiny_configs.config)(batch_size=0, steps=7)
+    make = {
+        "classify": tiny_configs.classify_config,
+        "detect": tiny_configs.detect_config,
+        "tokenizer": tiny_configs.tokenizer_config,
+    }
+    config = make.get(kind, tiny_configs.config)(batch_size=0, steps=7, data__num_train=96)
+    largest = presets.largest_batch(config)
     if kind != "classify":  # which has the most to divide; the others are only traced
         monkeypatch.setattr(batch_size, "compile_step", traced)
         monkeypatch.setattr(batch_size, "planned_bytes", lambda batch: batch)
     task = TASKS[kind](config, "")
-    assert config.batch_size == 96 == len(task.data.train_source)
+    assert config.batch_size == min(96, largest) and len(task.data.train_source) == 96
 
 
 def traced(config, task, mesh):

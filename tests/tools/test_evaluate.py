@@ -83,6 +83,14 @@ def test_a_folder_with_other_classes_is_refused(run, tmp_path):
     (run[1] / "elsewhere").rename(listing)
 
 
+def test_a_classifier_has_no_annotations(run, tmp_path):
+    arguments = ["--checkpoint", str(run[1]), "--out", str(tmp_path), "--annotations", "a.json"]
+    with pytest.raises(UsageError, match="--annotations needs --images"):
+        evaluate.main(arguments)
+    with pytest.raises(UsageError, match="--annotations is for detectors"):
+        evaluate.main([*arguments, "--images", str(run[0])])
+
+
 def test_a_pre_training_run_is_not_a_classifier(tmp_path):
     config = tiny_configs.config(steps=1)
     loop.run(Pretrain(config, str(tmp_path)), config, str(tmp_path))

@@ -24,7 +24,7 @@ from mae_jax.data.sources.listing import (
 from mae_jax.data.sources.scan import scan_folder
 from mae_jax.data.storage import is_away, patiently
 from mae_jax.runtime import text
-from mae_jax.runtime.errors import DataMissing, UsageError
+from mae_jax.runtime.errors import DataMissing, UsageError, require
 
 log = logging.getLogger(__name__)
 
@@ -136,15 +136,27 @@ def files_source(where: str) -> FolderSource:
     if os.path.isdir(where) or (where.lower().endswith(_LISTS) and os.path.exists(where)):
         return _patient_source(where, part="all")
     paths = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
-    found = [(path, size) for path in paths if (size := file_size(path)) is not None]
-    if not found:
+    paths = [path for path in paths if file_size(path) is not None]
+    if not paths:
         raise UsageError(
             f"--images={where!r} is no folder, no list, and no file matches it (quote a pattern)"
         )
-    paths, sizes = map(list, zip(*found, strict=True))
-    unknown = np.full(len(paths), -1, np.int32)
-    listing = Listing(paths, np.array(sizes, np.int64), unknown, None)
-    return FolderSource(listing, base="", name=where, part="all")
+    return listed_files(paths, name=where)
+
+
+def listed_files(paths: Sequence[str], *, name: str = "a list of files") -> FolderSource:
+    """These image files, in this order.
+
+    Raises:
+      UsageError: there are none, or one (named) does not exist.
+    """
+    sizes = [(path, file_size(path)) for path in paths]
+    missing = [path for path, size in sizes if size is None]
+    require(not missing, f"there is no file {', '.join(missing[:3])}")
+    require(bool(sizes), "no image files")
+    unknown = np.full(len(sizes), -1, np.int32)
+    listing = Listing(list(paths), np.array([size for _, size in sizes], np.int64), unknown, None)
+    return FolderSource(listing, base="", name=name, part="all")
 
 
 def evaluation_folder(place: str, classes: list[str] | None, *, number: int) -> FolderSource:

@@ -14,6 +14,8 @@ from mae_jax.runtime.errors import UsageError
 if TYPE_CHECKING:
     from mae_jax.data.sources.shapes_drawing import Scene
 
+ALL_CLASSES = 12
+
 
 class ShapesSource:
     """The embedded set: example i of a split is drawn from its number whenever it is read.
@@ -36,12 +38,13 @@ class ShapesSource:
         image_size,
         channels: int,
         scenes: str = "cluttered",
+        num_classes: int = ALL_CLASSES,
         objects: bool = False,
     ):
         from mae_jax.data.sources import shapes_drawing
 
         self.name = f"shapes/{split}"
-        self.classes: list[str] | None = list(shapes_drawing.CLASSES)
+        self.classes: list[str] | None = list(shapes_drawing.CLASSES[:num_classes])
         self.category_ids = [number + 1 for number in range(len(self.classes))]
         self._draw = shapes_drawing.draw
         self._start = start
@@ -65,6 +68,7 @@ class ShapesSource:
             seed=0,
             channels=self._channels,
             plain=self._scenes == "plain",
+            classes=len(self.category_ids),
         )
 
     def _annotation(self, index: int, scene: "Scene") -> Annotation:
@@ -109,6 +113,8 @@ class ShapesSource:
 
     def fingerprint(self) -> dict[str, Any]:
         kind = "" if self._scenes == "cluttered" else f", {self._scenes}"
+        if len(self.category_ids) < ALL_CLASSES:
+            kind += f", {len(self.category_ids)} classes"
         return {
             "kind": "shapes",
             "name": "shapes",
@@ -137,6 +143,7 @@ def make_shapes_sources(
         "image_size": image_size,
         "channels": channels,
         "scenes": options.scenes,
+        "num_classes": options.shape_classes,
         "objects": objects,
     }
     train = ShapesSource("train", start=0, count=options.num_train, **common)

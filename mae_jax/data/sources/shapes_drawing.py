@@ -193,18 +193,18 @@ def _plan_object(
 _Plan = tuple[_Paint, _Object, list[_Object], list[_Object]]
 
 
-def _plan_plain(rng: Generator, height: float, width: float) -> _Plan:
+def _plan_plain(rng: Generator, height: float, width: float, classes: int) -> _Plan:
     """A plan with nothing but a large main object in front of a smooth background."""
     light, spread = rng.uniform((0.25, 0.03), (0.75, 0.12)).tolist()
     hues = rng.uniform(0, _TURN, 2).tolist()
     ground = _paint(rng, ("gradient",), 1.0, [light - spread, light + spread], hues[0], _DULL)
-    kind, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.3, 0.46)
+    kind, radius = int(rng.integers(classes)), rng.uniform(0.3, 0.46)
     y, x = (radius + rng.uniform() * (side - 2 * radius) for side in (height, width))
     main = _plan_object(rng, kind, (y, x, radius), light, hues[1], ("solid", "gradient"))
     return ground, main, [], []
 
 
-def _plan(rng: Generator, height: float, width: float) -> _Plan:
+def _plan(rng: Generator, height: float, width: float, classes: int) -> _Plan:
     """The ground's paint, the main object, and the objects behind and in front of it.
 
     Positions are drawn as fractions of the frame, so a wider frame only spreads the scene.
@@ -213,7 +213,7 @@ def _plan(rng: Generator, height: float, width: float) -> _Plan:
     lights, hues = [light - spread, light + spread], rng.uniform(0, _TURN, 2).tolist()
     # Dull backgrounds keep the objects in front of them visible.
     ground = _paint(rng, _GROUND_PATTERNS, period, lights, hues[0], _DULL)
-    kind, radius = int(rng.integers(len(CLASSES))), rng.uniform(0.23, 0.41)
+    kind, radius = int(rng.integers(classes)), rng.uniform(0.23, 0.41)
     y, x = (radius + rng.uniform() * (side - 2 * radius) for side in (height, width))
     main = _plan_object(rng, kind, (y, x, radius), light, hues[1])
     behind, front = list[_Object](), list[_Object]()
@@ -225,7 +225,7 @@ def _plan(rng: Generator, height: float, width: float) -> _Plan:
         place = (rng.uniform(0.04, 0.96) * height, rng.uniform(0.04, 0.96) * width, size)
         if number == 0:  # one lies on the main object's edge, the others anywhere
             place = (y + gap * math.sin(angle), x + gap * math.cos(angle), size)
-        other = int(kind + rng.integers(1, len(CLASSES))) % len(CLASSES)
+        other = int(kind + rng.integers(1, classes)) % classes
         # A hue apart from the main object's keeps both outlines recognizable where they overlap.
         thing = _plan_object(rng, other, place, light, hues[1] + rng.uniform(1.6, 4.6))
         back, apart = rng.uniform() < 0.5, math.hypot(thing.y - y, thing.x - x)
@@ -295,11 +295,13 @@ def draw(
     seed: int = 0,
     channels: int = 3,
     plain: bool = False,
+    classes: int = len(CLASSES),
 ) -> Scene:
     """Scene number `index` (0 or more) of the infinite set defined by `seed` (0 or more).
 
     `image_size` is (height, width) in pixels. An index shows the same scene at every size with the
-    same proportions; a longer side spreads the objects out, but keeps their shape and size.
+    same proportions; a longer side spreads the objects out, but keeps their shape and size. Only
+    the first `classes` of CLASSES are drawn.
     """
     height, width = image_size
     if min(height, width) < _MIN_SIDE or channels < 1:
@@ -309,7 +311,7 @@ def draw(
     scale = min(height, width)
     rng = np.random.default_rng([seed, index])
     plan = _plan_plain if plain else _plan
-    ground, main, behind, front = plan(rng, height / scale, width / scale)
+    ground, main, behind, front = plan(rng, height / scale, width / scale, classes)
     v = (np.arange(height, dtype=np.float32)[:, None] + (0.5 - height / 2)) / scale
     u = (np.arange(width, dtype=np.float32) + (0.5 - width / 2)) / scale
     first, second = ground.colors[:, :, None, None]
@@ -322,10 +324,10 @@ def draw(
         _draw_object(image, owner, things[mark], mark)
     masks = owner == np.arange(len(things), dtype=np.int8)[:, None, None]
     kept = masks.any(axis=(1, 2))
-    masks, classes = masks[kept], np.array([thing.kind for thing in things], np.int32)[kept]
+    masks, kinds = masks[kept], np.array([thing.kind for thing in things], np.int32)[kept]
     rows, columns = masks.any(axis=2), masks.any(axis=1)
     starts = rows.argmax(axis=1), columns.argmax(axis=1)
     ends = height - rows[:, ::-1].argmax(axis=1), width - columns[:, ::-1].argmax(axis=1)
     boxes = np.stack((*starts, *ends), axis=1).astype(np.float32)
     levels = (_mix(image, channels) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
-    return Scene(np.ascontiguousarray(levels), main.kind, boxes, classes, masks)
+    return Scene(np.ascontiguousarray(levels), main.kind, boxes, kinds, masks)

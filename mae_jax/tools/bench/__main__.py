@@ -87,7 +87,7 @@ def _compile(config: Any, values: FlagValues) -> dict[str, Any]:
     return bench_compile(config, make_task(config), devices)
 
 
-def _ops(config: None, values: flags.FlagValues) -> dict[str, Any]:
+def _ops(config: None, values: FlagValues) -> dict[str, Any]:
     names = ("image_size", "channels", "chunk", "repeats", "against", "torch_python")
     return bench_ops(**{name: getattr(values, name) for name in names}) | _machine()
 
@@ -113,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] not in COMMANDS:
         raise UsageError(f"no command: pass one of {', '.join(COMMANDS)} first (see --help)")
     if words[0] in WITHOUT_RECIPE:
-        config = command_line.parse_without_recipe(words[1:], values)
+        config = flags.parse_without_recipe(words[1:], values)
     else:
-        config = command_line.parse(words[1:], values)
+        config = flags.parse(words[1:], values)
     setup_logging()
     command, baselines = COMMANDS[words[0]]
     if values.against not in ("", *baselines):
@@ -139,21 +139,21 @@ def _define_flags(values: FlagValues) -> None:
         "Baseline: plain, torch or official for step, pil for data, torchvision for ops; default "
         "none."
     )
-    define(flags.DEFINE_string, "against", "", against)
-    define(flags.DEFINE_integer, "repeats", 20, "Number of timed steps or batches; default 20.")
+    define(DEFINE_string, "against", "", against)
+    define(DEFINE_integer, "repeats", 20, "Number of timed steps or batches; default 20.")
     largest = "step: use the largest batch that fits into memory."
-    define(flags.DEFINE_bool, "find_batch", False, largest)
-    define(flags.DEFINE_string, "rows", "", "step: file of variants to compare.")
+    define(DEFINE_bool, "find_batch", False, largest)
+    define(DEFINE_string, "rows", "", "step: file of variants to compare.")
     python = "Python interpreter that has torch; default the current one."
-    define(flags.DEFINE_string, "torch_python", "", python)
-    define(flags.DEFINE_bool, "torch_compile", False, "step: also time torch.compile.")
+    define(DEFINE_string, "torch_python", "", python)
+    define(DEFINE_bool, "torch_compile", False, "step: also time torch.compile.")
     devices = "compile: number of fake CPU devices; default 1."
-    define(flags.DEFINE_integer, "devices", 1, devices)
-    define(flags.DEFINE_integer, "image_size", 1024, "ops: side of the image; default 1024.")
+    define(DEFINE_integer, "devices", 1, devices)
+    define(DEFINE_integer, "image_size", 1024, "ops: side of the image; default 1024.")
     channels = "ops: channels of the pyramid; default 256."
-    define(flags.DEFINE_integer, "channels", 256, channels)
-    define(flags.DEFINE_integer, "chunk", 64, "ops: boxes pooled at a time; default 64.")
-    define(flags.DEFINE_string, "topology", "", "compile: TPU to compile for, such as v5e:8x8.")
+    define(DEFINE_integer, "channels", 256, channels)
+    define(DEFINE_integer, "chunk", 64, "ops: boxes pooled at a time; default 64.")
+    define(DEFINE_string, "topology", "", "compile: TPU to compile for, such as v5e:8x8.")
 
 
 def _machine() -> dict[str, Any]:

@@ -85,13 +85,16 @@ class TimedStep:
 
 
 def synthetic_batch(task: Any, batch_size: int) -> dict[str, np.ndarray]:
-    """This process's rows of a batch of random images with labels 0, as the task expects it."""
+    """This process's rows of a batch of random images, as the task expects it; the rest is 0."""
     rows = batch_size // jax.process_count()
-    shape = (rows, *task.model.image_size, task.model.channels)
-    images = np.random.default_rng(jax.process_index()).integers(0, 256, shape, dtype=np.uint8)
-    images = images.astype(task.config.data.dtype, copy=False)
-    number = np.arange(rows, dtype=np.int32)
-    return {"image": images, "label": np.zeros_like(number), "index": number}
+    batch = {
+        name: np.zeros((rows, *field.shape), field.dtype)
+        for name, field in task.data.fields.items()
+    }
+    random = np.random.default_rng(jax.process_index())
+    image = batch["image"]
+    batch["image"] = random.integers(0, 256, image.shape, np.uint8).astype(image.dtype)
+    return batch | {"index": np.arange(rows, dtype=np.int32)}
 
 
 def make_task(config: Any, kind: Any = None) -> Any:
