@@ -5,8 +5,8 @@ A recipe starts from the keys of pre-training, or from another recipe:
     config = common.pretrain()
     config.model.size = "L"
 
-`classify`, `knn`, and `tokenizer` convert it to those tasks. docs/configuration.md lists the
-allowed values of every key.
+`classify`, `detect`, `knn`, and `tokenizer` convert it to those tasks. docs/configuration.md lists
+the allowed values of every key.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "encoder_m
 def pretrain() -> ml_collections.ConfigDict:
     """All keys of pre-training."""
     config = ml_collections.ConfigDict()
-    config.task = "pretrain"  # or classify, knn, tokenizer: see below
+    config.task = "pretrain"  # or classify, detect, knn, tokenizer: see below
     config.seed = 0  # seed of all random numbers
     config.epochs = 100.0  # passes over the training images
     config.steps = 0  # number of updates; 0: use `epochs`
@@ -61,6 +61,9 @@ def pretrain() -> ml_collections.ConfigDict:
     config.optim.base_lr = 1.5e-4  # learning rate per 256 images
     config.optim.min_lr = 0.0  # final learning rate
     config.optim.warmup_epochs = 10.0
+    config.optim.warmup_start = 0.0  # first learning rate, relative to the peak
+    config.optim.schedule = "cosine"  # or steps, linear
+    config.optim.milestones = (8 / 9, 26 / 27)  # steps: the rate drops tenfold there
     config.optim.weight_decay = 0.05  # decoupled
     config.optim.b1 = 0.9  # adamw: decay of the first moment
     config.optim.b2 = 0.95  # adamw: decay of the second moment
@@ -78,6 +81,7 @@ def pretrain() -> ml_collections.ConfigDict:
     config.data.num_train = 50_000  # shapes: training images
     config.data.num_eval = 1_000  # shapes: validation images
     config.data.scenes = "cluttered"  # shapes; or plain: one large object
+    config.data.shape_classes = 12  # shapes
     config.data.augment = "crop"  # or crop_once (probing), crop_fixed, none (as in evaluation)
     config.data.crop_scale = (0.2, 1.0)  # area relative to the image
     config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height
@@ -166,6 +170,33 @@ def classify(config: ml_collections.ConfigDict) -> None:
     config.optim.ema = 0.0  # decay of averaged weights, which are evaluated too; 0: off
 
 
+def detect(config: ml_collections.ConfigDict) -> None:
+    """Converts a pre-training recipe to detection and instance segmentation, in place."""
+    _without_decoder(config)
+    del config.mask, config.target, config.eval
+    config.task = "detect"
+    config.init_weights = True  # False: use only the sizes and pixel statistics of init_from
+    config.model.num_classes = 0  # 0: as in the data
+    config.model.drop_path = 0.0  # stochastic depth rate of the last block
+
+    config.detector = ml_collections.ConfigDict()
+    config.detector.backbone = "vitdet"  # or fpn, the protocol of the MAE paper
+    config.detector.pretrain_size = (224, 224)  # of the position table; (0, 0): as in init_from
+    config.detector.window = 14  # patches; four blocks attend globally
+    config.detector.width = 256  # channels of pyramid and heads
+    config.detector.hidden_dim = 1024  # of the box head
+    config.detector.anchor_size = 32.0  # pixels, on the finest level
+    config.detector.rpn_batch = 256  # anchors sampled per image
+    config.detector.pre_nms = 2000  # anchors kept per level; half of it in evaluation
+    config.detector.proposals = 1000  # kept per image
+    config.detector.roi_batch = 512  # proposals sampled per image, up to a quarter positive
+    config.detector.score_threshold = 0.05
+    config.detector.detections = 100  # kept per image
+
+    config.optim.layer_decay = 1.0  # learning rate decay per block, from last to first
+    config.optim.decays = "vitdet"  # parameters with weight decay
+
+
 def knn(config: ml_collections.ConfigDict) -> None:
     """Converts a pre-training recipe to kNN classification, which trains nothing; in place."""
     _without_decoder(config)
@@ -216,7 +247,6 @@ def own_labels(config: ml_collections.ConfigDict, setting: str) -> None:
       config: the recipe, changed in place.
       setting: "full"; or "quick", 300 updates after configs/folder.py:quick.
     """
-    check_setting(setting, "full", "quick")
     as_pretrained(config)
     by_images(config)
     config.init_from = "runs/folder" if setting == "full" else "runs/folder_quick"
@@ -232,7 +262,10 @@ def own_labels(config: ml_collections.ConfigDict, setting: str) -> None:
 
 
 def check_setting(setting: str, *known: str) -> None:
-    """Raises ValueError unless a recipe knows this setting (`--config=FILE:SETTING`)."""
+    """Raises ValueError unless a recipe knows this setting (`--config=FILE:SETTING`).
+
+    Each recipe with settings calls it itself: that is how they are found without running the file.
+    """
     if setting not in known:
         raise ValueError(f"unknown setting {setting!r}: {' or '.join(known)}")
 

@@ -27,6 +27,7 @@ from configs.finetune import vit_b
 
 def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     """The recipe; `setting` is "full" or "quick"."""
+    common.check_setting(setting, "full", "quick")
     config = vit_b.get_config()
     common.own_labels(config, setting)
     config.head.pool = "cls"

@@ -57,6 +57,7 @@ def use(config: ml_collections.ConfigDict, pretraining: ml_collections.ConfigDic
     for key in pretraining.model:
         if key in config.model:
             config.model[key] = pretraining.model[key]
-    copied = ("source", "name", "root", "num_train", "num_eval", "scenes", "holdout", "mean", "std")
+    shapes = ("num_train", "num_eval", "scenes", "shape_classes")
+    copied = ("source", "name", "root", *shapes, "holdout", "mean", "std")
     for key in copied:
         config.data[key] = pretraining.data[key]

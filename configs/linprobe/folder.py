@@ -21,6 +21,7 @@ from configs.linprobe import vit_b
 
 def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     """The recipe; `setting` is "full" or "quick"."""
+    common.check_setting(setting, "full", "quick")
     config = vit_b.get_config()
     common.own_labels(config, setting)
     # LARS takes steps of a fixed fraction of the weights: with a few hundred steps it stays at the

@@ -14,11 +14,13 @@ top-1 30.5 % (one seed).
 
 import ml_collections
 
+from configs import common
 from configs.finetune import folder
 
 
 def get_config(setting: str = "full") -> ml_collections.ConfigDict:
     """The recipe; `setting` is "full" or "quick", as in configs/finetune/folder.py."""
+    common.check_setting(setting, "full", "quick")
     config = folder.get_config(setting)
     config.trainable = "last"
     config.trainable_blocks = 1.0
