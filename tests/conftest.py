@@ -32,6 +32,7 @@ os.environ |= {
 LONG_FILES = (
     "e2e/test_main.py",
     "tasks/test_classify.py",
+    "tasks/test_detect.py",
     "e2e/test_ablations.py",
     "train/test_loop.py",
     "tools/study/test_main.py",
@@ -39,6 +40,7 @@ LONG_FILES = (
     "tools/test_convert.py",
     "test_configs.py",
     "models/test_mae.py",
+    "models/test_mask_rcnn.py",
     "models/targets/test_tokens.py",
     "launch/test_local.py",
     "tasks/test_loss_on.py",

@@ -13,8 +13,9 @@ from mae_jax.data.options import DataOptions
 from mae_jax.data.sources import build, folder
 from mae_jax.data.sources.shapes import ShapesSource
 from mae_jax.data.transforms import crop
-from mae_jax.models import layers, targets, vit
+from mae_jax.models import factory, layers, targets, vit
 from mae_jax.ops import masking
+from mae_jax.optim import param_groups, schedules
 from mae_jax.runtime.errors import UsageError
 from mae_jax.tasks import TASKS
 from tests.helpers import tiny_configs
@@ -28,7 +29,7 @@ def test_recipes_keep_to_the_rules(name):
 
 def test_the_table_has_the_keys_of_the_recipes_and_no_others():
     used = {"pretrain": "vit_l", "classify": "finetune.vit_b", "knn": "knn.vit_b"}
-    used["tokenizer"] = "tokenizer"
+    used |= {"detect": "detection.vitdet_b", "tokenizer": "tokenizer"}
     for task, name in used.items():
         config = importlib.import_module(f"configs.{name}").get_config()
         others = (
@@ -47,6 +48,9 @@ def test_the_table_has_the_names_that_code_looks_up():
         "model.attention": layers.ATTENTION,
         "model.remat": layers.REMAT,
         "mask.kind": masking.MASKS,
+        "detector.backbone": factory.BACKBONES,
+        "optim.decays": param_groups.DECAYS,
+        "optim.schedule": schedules.SCHEDULES,
         "data.augment": crop.AUGMENTS,
         "data.source": build.SOURCES,
         "target.kind": targets.TARGETS,
@@ -72,6 +76,12 @@ def test_the_documentation_has_the_table():
         ("epochs", [-2.0, math.nan, math.inf, -math.inf, 1e300, "1", True, None, (1.0,)]),
         ("optim.b1", [1.0, -0.1, 1, math.nan]),
         ("mask.ratio", [1.0, -0.1, math.inf]),
+        ("optim.milestones", [(0.9, 0.8), (), (1.1,), (0.1, 0.2, 0.3, 0.4, 0.5)]),
+        ("optim.decays", ["", "none"]),
+        ("detector.window", [0, 1.0]),
+        ("detector.pretrain_size", [(), (0, 224), (1, 2, 3)]),
+        ("detector.score_threshold", [-0.1, 1.1]),
+        ("data.scale_jitter", [(2.0, 0.1), (1.0,), (0.0, 1.0)]),
         ("model.mlp_ratio", [0.0, -1.0]),
         ("model.size", ["", "XL", "l", None, 3, ("L",)]),
         ("model.image_size", [(), (1, 2, 3), (0, 1), (1.0, 2.0), ("a", "b"), "ab", (True, 1), -1]),
@@ -104,6 +114,8 @@ def test_values_out_of_range_are_refused_in_one_line_with_the_range(key, bad):
     [
         ("epochs", [0, 0.5, 1600.0, 3]),
         ("seed", [0, 2**32 - 1]),
+        ("detector.pretrain_size", [224, (224, 224), (0, 0)]),
+        ("optim.milestones", [(0.5,), (8 / 9, 26 / 27)]),
         ("model.image_size", [224, (224,), (224, 192), [224, 192]]),
         ("data.mean", [(0.5,), [0.1] * 12, (0, 0, 0), (-3e4,)]),
         ("init_channels", ["error", "mean", "repeat", "select:0", "select:3,2,1"]),
@@ -127,6 +139,7 @@ def test_values_within_the_range_are_taken(key, good):
         ("data.mean[0]", "; did you mean --config.data.mean?"),
         ("data.path", "; did you mean --config.data.root?"),
         ("lr", "; did you mean --config.optim.base_lr?"),
+        ("windw", "; did you mean --config.detector.window?"),
         ("optim.lr", "; did you mean --config.optim.base_lr?"),
         ("Learning-Rate", "; did you mean --config.optim.base_lr?"),
         ("mask_ratio", "; did you mean --config.mask.ratio?"),
@@ -303,16 +316,17 @@ def test_a_key_that_was_renamed_is_compared_under_its_present_name():
 
 
 def test_common_has_every_key_and_what_earlier_runs_did_as_its_default():
-    pretraining, classification, knn, tokens = (common.pretrain() for _ in range(4))
+    pretraining, classification, detection, knn, tokens = (common.pretrain() for _ in range(5))
     common.classify(classification)
+    common.detect(detection)
     common.knn(knn)
     common.tokenizer(tokens)
-    for config in (pretraining, classification, knn, tokens):
+    for config in (pretraining, classification, detection, knn, tokens):
         validate.check_values(config)
         later = {k: v for k, v in flatten(config).items() if k in schema.ADDED}
         assert later.items() <= schema.ADDED.items()
-    keys = [flatten(x).keys() for x in (pretraining, classification, tokens)]
-    assert keys[0] | keys[1] | keys[2] == schema.KEYS.keys()
+    keys = [flatten(x).keys() for x in (pretraining, classification, detection, tokens)]
+    assert set().union(*keys) == schema.KEYS.keys()
     data = flatten(dataclasses.asdict(DataOptions()))
     assert {k: v for k, v in flatten(pretraining.data).items() if k in data} == data
 

@@ -1,5 +1,6 @@
 """Storage that is unavailable for a while is waited for; a single lost file is not."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -58,8 +59,17 @@ def run(source, make=train_batches, steps=5, **config):
 
 def test_closing_does_not_wait_for_storage():
     """At the end of a run nobody waits for batches that were to be read ahead."""
-    source = FailingSource(lambda index, reads: errno.EIO if reads > 16 else 0)
+    away = threading.Event()
+    source = FailingSource(lambda *_: errno.EIO if away.is_set() else 0)
     _, batches = run(source, steps=1, storage_wait=1000.0)
+    away.set()
+
+    def read_on():
+        with contextlib.suppress(StorageUnavailable, StopIteration):
+            while True:
+                next(batches)
+
+    threading.Thread(target=read_on, daemon=True).start()
     while not batches._loader.storage.waiting:
         time.sleep(0.01)
     closing = threading.Thread(target=batches.close, daemon=True)

@@ -31,6 +31,7 @@ def fail():
     assert index == 0
     raise UsageError("no images")
 
+print("bytes", collectives.all_gather_bytes([b"", b"a\\0b\\0"][index]))
 found = collectives.broadcast_arrays(work, like)
 print("found", {name: x.tolist() for name, x in sorted(found.items())})
 try:
@@ -61,22 +62,25 @@ def test_arrays_of_process_0_are_those_of_both():
         "a": (np.arange(6, dtype=np.float32).reshape(2, 3) / 7).tolist(),
         "b": np.float32([-1e-30]).tolist(),
     }
-    begin = ("found", "error", "one", "gone")
+    begin = ("bytes", "found", "error", "one", "gone")
     lines = [[x for x in out.splitlines() if x.startswith(begin)] for out in (first, second)]
     other = "error process 0 failed; see its log above"
     one = f"one {CheckpointPath('/run/checkpoints/3', '/run', 3)}"
     gone = "gone /run/checkpoints/3 no longer exists: another process could not read it"
+    gathered = f"bytes {[b'', b'a' + bytes(1) + b'b' + bytes(1)]}"  # of different lengths
     assert lines[0] == [
+        gathered,
         f"found {expected}",
         "error no images",
         one,
         f"{gone}: see its log above",
     ]
-    assert lines[1] == [f"found {expected}", other, one, "gone 3 is not there"]
+    assert lines[1] == [gathered, f"found {expected}", other, one, "gone 3 is not there"]
 
 
 def test_one_process_has_what_it_makes():
     made = {"a": np.ones(3)}
+    assert collectives.all_gather_bytes(b"x") == [b"x"]
     assert collectives.broadcast_arrays(lambda: made, {}) is made
     with pytest.raises(ZeroDivisionError):
         collectives.broadcast_arrays(lambda: 1 / 0, {})
